@@ -1,0 +1,107 @@
+"""What a measurement returns: scores of every document, or a failure with a kind. Never NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents of each task, by their number in the task. A value: equal ids give an equal digest."""
+
+    ids: Mapping[str, tuple[int, ...]]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the tasks and their document ids."""
+        text = ";".join(f"{task}:{','.join(map(str, ids))}" for task, ids in sorted(self.ids.items()))
+        return sha256(text.encode()).hexdigest()
+
+    @property
+    def count(self) -> int:
+        """Number of documents over all tasks."""
+        return sum(map(len, self.ids.values()))
+
+
+@dataclass(frozen=True)
+class Score:
+    """One objective on some documents, in the metric's own direction.
+
+    Attributes:
+        value: what lm-eval's aggregation makes of the documents (usually their mean); finite.
+        standard_error: of `value`; None where the aggregation has no closed form.
+        documents: (n,) float64, one score per document in the order of the document ids. For metrics whose
+            document result is a tuple (perplexities), its first entry.
+    """
+
+    value: float
+    standard_error: float | None
+    documents: Floats
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an evaluation took. Seconds are wall time; `forward_seconds` is the part inside the model."""
+
+    seconds: float = 0.0
+    merge_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    forward_cpu_seconds: float = 0.0
+    tokens: int = 0
+    documents: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished measurement.
+
+    Attributes:
+        scores: one per objective name.
+        tie_breaks: a smooth stand-in per objective name where there is one (mean margin of the right choice in
+            nats per document); used inside optimizers only, never reported as a score.
+    """
+
+    documents_digest: str
+    scores: Mapping[str, Score]
+    tie_breaks: Mapping[str, float] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        for name, score in self.scores.items():
+            if not math.isfinite(score.value) or not np.isfinite(score.documents).all():
+                raise ValueError(f"score of {name} is not finite: a failure must be reported as Failure")
+
+
+class FailureKind(StrEnum):
+    """Why a candidate has no evaluation."""
+
+    NON_FINITE = "non_finite"  # logits or scores that are NaN or infinite
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMED_OUT = "timed_out"
+    METRIC_ERROR = "metric_error"  # a filter or metric of the task raised
+    MERGE_ERROR = "merge_error"  # the recipe could not be applied
+    WORKER_LOST = "worker_lost"  # the process or its machine died
+    EXCEPTION = "exception"  # anything else
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A measurement that did not come about."""
+
+    kind: FailureKind
+    message: str
+    cost: Cost = field(default_factory=Cost)
+
+
+Outcome: TypeAlias = Evaluation | Failure

@@ -1,0 +1,107 @@
+"""The recipe: everything needed to rebuild one merged model bit for bit."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from search_spaces.canonical import Frozen, canonical_json, digest
+from search_spaces.operators import Linear, Operator, Slerp
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Source(Frozen):
+    """One checkpoint that a recipe reads: a folder or a Hub id, and what was found there."""
+
+    path: str = Field(min_length=1, description="folder or Hub id")
+    revision: str | None = Field(default=None, description="commit of a Hub id")
+    digest: str | None = Field(default=None, description="SHA-256 over the weights and the config")
+
+    @property
+    def identity(self) -> str:
+        """What makes two sources the same: the content when it is known, the place otherwise."""
+        return self.digest or f"{self.path}@{self.revision or ''}"
+
+
+class Block(Frozen):
+    """One operator for the tensors of some layers whose names match one of `tensors`.
+
+    Tensors before the stack of layers (token embeddings) count as layer 0, those after it (final norm, head)
+    as the last layer.
+    """
+
+    layers: tuple[int, int] = Field(description="first layer and one past the last")
+    tensors: tuple[str, ...] = Field(
+        default=("*",), min_length=1, description="shell-style patterns (* ? []) on the tensor's whole name"
+    )
+    operator: Operator
+
+    @model_validator(mode="after")
+    def _layers_not_empty(self) -> Block:
+        first, stop = self.layers
+        if not 0 <= first < stop:
+            raise ValueError(f"layers must be [first, stop) with 0 <= first < stop, got [{first}, {stop})")
+        return self
+
+
+class Blocks(Frozen):
+    """The body of a parameter-space recipe. The first block that matches a tensor decides it."""
+
+    kind: Literal["blocks"] = "blocks"
+    blocks: tuple[Block, ...] = Field(min_length=1)
+    mask_seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the random masks (DARE)")
+
+
+class Recipe(Frozen):
+    """Immutable description of one merged model; see `digest` for its identity."""
+
+    format: Literal["evomerge-recipe-1"] = "evomerge-recipe-1"
+    sources: tuple[Source, ...] = Field(min_length=1)
+    base: int | None = Field(default=0, description="position of the base in sources; none for a plain average")
+    tokenizer: int = Field(default=0, ge=0, description="position of the source that gives tokenizer and config")
+    dtype: Dtype = "bfloat16"
+    body: Blocks
+
+    @property
+    def experts(self) -> tuple[int, ...]:
+        """Positions of the sources that are not the base, in order."""
+        return tuple(i for i in range(len(self.sources)) if i != self.base)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON, with each source named by its content."""
+        value = self.model_dump(mode="json")
+        value["sources"] = [source.identity for source in self.sources]
+        return digest(value)
+
+    def to_json(self) -> str:
+        """Return the canonical JSON; `Recipe.model_validate_json` reads it back."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @model_validator(mode="after")
+    def _positions_exist(self) -> Recipe:
+        count = len(self.sources)
+        for name, position in (("base", self.base), ("tokenizer", self.tokenizer)):
+            if position is not None and not 0 <= position < count:
+                raise ValueError(f"{name} is source {position}, but there are {count} sources (0 to {count - 1})")
+        for block in self.body.blocks:
+            self._check_operator(block.operator)
+        return self
+
+    def _check_operator(self, operator: Operator) -> None:
+        count, experts = len(self.sources), len(self.experts)
+        if isinstance(operator, Slerp):
+            if len(set(operator.between)) != 2 or not all(0 <= i < count for i in operator.between):
+                raise ValueError(f"slerp is between two different sources of {count}, got {operator.between}")
+            return
+        expected = count if isinstance(operator, Linear) else experts
+        if not isinstance(operator, Linear) and self.base is None:
+            raise ValueError(f"{operator.kind} merges task vectors and needs a base; linear and slerp do not")
+        for name in ("weights", "densities"):
+            values = getattr(operator, name, None)
+            if values is not None and len(values) != expected:
+                kind = "source" if isinstance(operator, Linear) else "expert"
+                raise ValueError(f"{operator.kind} needs one of {name} per {kind} ({expected}), got {len(values)}")

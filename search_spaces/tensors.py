@@ -1,0 +1,40 @@
+"""Which layer a tensor belongs to, from its name alone, and which of a recipe's blocks decides it."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+
+from search_spaces.recipe import Block, Blocks
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
+_BEFORE_THE_STACK = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|wpe|word_embeddings|embed_positions|embeddings)\.")
+
+
+def layer_of(tensor: str, layers: int) -> int:
+    """Return the layer that ``tensor`` counts for in a stack of ``layers``.
+
+    Token and position embeddings count for layer 0; the final norm and the head for the last layer.
+    """
+    if match := _LAYER.search(tensor):
+        return int(match[1])
+    return 0 if _BEFORE_THE_STACK.search(tensor) else layers - 1
+
+
+def matches(tensor: str, patterns: tuple[str, ...]) -> bool:
+    """Whether the whole name of ``tensor`` matches one of the shell-style ``patterns``."""
+    return any(fnmatchcase(tensor, pattern) for pattern in patterns)
+
+
+def block_for(tensor: str, body: Blocks, layers: int) -> Block:
+    """Return the first block of ``body`` that covers ``tensor`` in a stack of ``layers``.
+
+    Raises:
+        ValueError: no block covers it.
+    """
+    layer = layer_of(tensor, layers)
+    for block in body.blocks:
+        first, stop = block.layers
+        if first <= layer < stop and matches(tensor, block.tensors):
+            return block
+    raise ValueError(f"no block of the recipe covers tensor {tensor!r} (layer {layer} of {layers})")
