@@ -1,0 +1,1 @@
+"""How a model is measured: tasks, document splits, the request plan, scoring, statistics."""

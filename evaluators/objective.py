@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Objective(BaseModel):
@@ -28,20 +28,33 @@ class Objective(BaseModel):
         return 1.0 if self.direction == "maximize" else -1.0
 
 
+def _not_empty(text: str) -> str:
+    first, _, stop = text.partition(":")
+    if int(first) >= int(stop):
+        raise ValueError(f"a range of documents is 'first:stop' with first < stop, got {text!r}")
+    return text
+
+
+DocumentRange: TypeAlias = Annotated[str, Field(pattern=r"^\d+:\d+$"), AfterValidator(_not_empty)]
+DocumentChoice: TypeAlias = Annotated[int, Field(ge=1)] | DocumentRange
+"""How many documents of each task, or which ones: ``"first:stop"`` in the task's own order, stop not included."""
+
+
 class EvaluationSettings(BaseModel):
     """The `evaluation` section of a search file. Document counts are per task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    search_documents: int = Field(default=400, ge=1)
-    validation_documents: int = Field(default=200, ge=1)
-    test_documents: int = Field(default=400, ge=1)
+    search_documents: DocumentChoice = Field(default=400, description="number per task, or a range first:stop")
+    validation_documents: DocumentChoice = Field(default=200, description="number per task, or a range first:stop")
+    test_documents: DocumentChoice = Field(default=400, description="number per task, or a range first:stop")
     split_seed: int = Field(default=0, ge=0, description="which documents fall into which split")
     include_path: tuple[str, ...] = Field(default=(), description="folders with the user's own task files")
     trusted_paths: tuple[str, ...] = Field(default=(), description="task folders whose Python may run unsandboxed")
     num_fewshot: int | None = Field(default=None, ge=0, description="overrides the tasks' own number")
     fewshot_seed: int = Field(default=1234, ge=0)
     apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = Field(default=True, description="with a chat template: one turn per example")
     system_instruction: str | None = None
     tokens_per_batch: int = Field(default=8192, ge=1, description="padded tokens in one forward pass")
     max_length: int | None = Field(default=None, ge=2, description="context window; the model's own by default")

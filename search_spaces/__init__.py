@@ -1,0 +1,1 @@
+"""What a recipe is, and where one can search. NumPy and pydantic only."""

@@ -72,9 +72,7 @@ class DareTies(Frozen):
     scale: float = 1.0
 
 
-Operator = Annotated[
-    Linear | Slerp | TaskArithmetic | Ties | DareLinear | DareTies, Field(discriminator="kind")
-]
+Operator = Annotated[Linear | Slerp | TaskArithmetic | Ties | DareLinear | DareTies, Field(discriminator="kind")]
 OPERATORS: dict[str, type[Linear | Slerp | TaskArithmetic | Ties | DareLinear | DareTies]] = {
     "linear": Linear,
     "slerp": Slerp,

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from search_spaces.recipe import Block, Blocks
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
-_BEFORE_THE_STACK = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|wpe|word_embeddings|embed_positions|embeddings)\.")
+_EMBEDDINGS = ("embed_tokens", "embed_in", "wte", "wpe", "word_embeddings", "embed_positions", "embeddings")
+_BEFORE_THE_STACK = re.compile(rf"(?:^|\.)(?:{'|'.join(_EMBEDDINGS)})\.")
 
 
 def layer_of(tensor: str, layers: int) -> int:

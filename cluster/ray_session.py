@@ -1,0 +1,160 @@
+"""This process's connection to Ray: a private cluster on this machine, or an existing one that is joined.
+
+Ray has one connection per process. Whoever opens it here closes it; sessions and pools opened while it is open share
+it. Starting a private cluster takes seconds, so a program that runs several pools one after another holds a session
+around them:
+
+    with RaySession():
+        with closing(RayPool(first)) as pool: ...
+        with closing(RayPool(second)) as pool: ...
+
+A private cluster listens with token authentication, has no dashboard server for browsers, ships no folder to anybody
+and sends no usage statistics. Its workers see the driver's environment and import path. On a cluster that is joined
+the packages must be installed on every node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+# Weights never pass through Ray's object store; scores do, and they are small. Ray refuses less than 75 MiB.
+OBJECT_STORE_BYTES = 100 * 2**20
+
+# Ray caches the token that it read first, so all private clusters of a process use the same one.
+_PROCESS_TOKEN = secrets.token_hex(32)
+_TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+class RaySession:
+    """An open connection to Ray. Leave the context, or call `close`, to end it.
+
+    Args:
+        address: ``host:port`` of a cluster to join, ``"auto"`` for one that runs on this machine, or ``"local"`` for
+            a private one. None takes the variable ``RAY_ADDRESS``, or else ``"local"``.
+        cpus: how many CPUs a private cluster offers; None for as many as the machine has.
+        worker_output: show what workers print in the driver's terminal.
+
+    Raises:
+        ValueError: ``address`` is a URL; those are for submitting jobs.
+        ConnectionError: there is no cluster at ``address``.
+    """
+
+    def __init__(
+        self, address: str | None = None, *, cpus: int | None = None, worker_output: bool = False
+    ) -> None:
+        where = address or os.environ.get("RAY_ADDRESS") or "local"
+        if "://" in where:
+            raise ValueError(
+                f"address: expected host:port of the cluster's head (such as 10.0.0.1:6379), 'auto' or 'local', "
+                f"got {where!r}; URLs are for submitting jobs"
+            )
+        self._undo = contextlib.ExitStack()
+        self._undo.enter_context(_environment(_settings(private=where == "local")))
+        self.ray: Any = importlib.import_module("ray")  # only now: Ray reads its settings when it is imported
+        self.owned = not self.ray.is_initialized()
+        if not self.owned:
+            return
+        options: dict[str, Any] = {"address": where, "log_to_driver": worker_output}
+        if where == "local":
+            options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "num_cpus": cpus}
+        try:
+            with _callers_signal_handlers(), _environment(_private_only(where)):
+                self.ray.init(logging_level=logging.ERROR, configure_logging=True, **options)
+        except BaseException:
+            self._undo.close()
+            raise
+
+    def capacity(self, *, cpus: float, gpus: float) -> int:
+        """Return how many workers of ``cpus`` CPUs and ``gpus`` GPUs each fit on the nodes that are there now."""
+        total = 0
+        for node in self.ray.nodes():
+            if not node["Alive"]:
+                continue
+            offers = node["Resources"]
+            rooms = [
+                int(offers.get(kind, 0.0) / need + 1e-9)  # 0.1 CPU fits ten times, whatever binary floats say
+                for kind, need in (("CPU", cpus), ("GPU", gpus))
+                if need > 0
+            ]
+            total += min(rooms)
+        return total
+
+    def close(self) -> None:
+        """End the connection if this session opened it, and with it a private cluster. Safe to call twice."""
+        if self.owned:
+            self.owned = False
+            self.ray.shutdown()
+        self._undo.close()
+
+    def __enter__(self) -> RaySession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _settings(*, private: bool) -> dict[str, str]:
+    """Return the environment variables that Ray needs while the session is open; what the user set is kept."""
+    wanted = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would ship the current folder to every worker
+    }
+    has_token = any(os.environ.get(name) for name in _TOKEN_VARIABLES) or (Path.home() / ".ray/auth_token").exists()
+    if private and not has_token:
+        wanted["RAY_AUTH_TOKEN"] = _PROCESS_TOKEN  # otherwise Ray writes one into the home folder, readable by all
+    if private or has_token:
+        wanted["RAY_AUTH_MODE"] = "token"  # Ray does so by itself, but not when it joins by address
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def _private_only(where: str) -> dict[str, str]:
+    """Return what the processes of a private cluster inherit."""
+    if where != "local":
+        return {}
+    return {
+        # Workers otherwise get the script's and the current folder, not what the driver added to its path.
+        "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
+        "RAY_process_group_cleanup_enabled": "true",  # what a worker has started dies with it
+    }
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _callers_signal_handlers() -> Iterator[None]:
+    """Give the caller its signal handlers back: `ray.init` replaces the one for SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ray leaves the handlers alone here, and Python would not let us set them
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)

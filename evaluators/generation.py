@@ -1,0 +1,161 @@
+"""Greedy continuation of all prompts of a plan: one batched loop, the head on the last position only.
+
+Rows of different tasks share a batch, each with its own stop strings and length. Answers are those of
+`HFLM.generate_until` with a batch size of one, so they do not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from evaluators.errors import MeasurementFailed
+from evaluators.evaluation import FailureKind
+from evaluators.generation_rules import GenerationRules, rules_of
+from evaluators.head import head_on, last_position
+from evaluators.memory import in_halves
+from evaluators.meter import Meter
+from evaluators.plan import PromptRow
+from evaluators.stopping import MAY_STOP, STOPS, Stopping
+
+# rows leave the batch when at most this share of it is still going: each time costs a copy of the cache
+_COMPACT_BELOW = 0.5
+
+
+def generate(
+    model: Any,
+    batches: Sequence[Sequence[PromptRow]],
+    *,
+    requests: int,
+    stopping: Stopping,
+    meter: Meter,
+) -> list[str]:
+    """Return the answers to ``requests`` numbered requests; call under `torch.inference_mode`.
+
+    Raises:
+        MeasurementFailed: a logit is not finite, the deadline has passed, or the model's generation config asks for
+            what is not supported.
+    """
+    rules = rules_of(model)
+    texts = [""] * requests
+
+    def run(rows: Sequence[PromptRow]) -> None:
+        answers = _Decoding(model, rows, rules=rules, stopping=stopping, meter=meter).run()
+        for row, answer in zip(rows, answers, strict=True):
+            text = stopping.text(tuple(answer), row.prompt.until)
+            for request in row.requests:
+                texts[request] = text
+
+    for batch in batches:
+        in_halves(batch, run)
+    return texts
+
+
+class _Decoding:
+    """One batch on its way. `self._going` maps the rows of the running batch to those of the whole one."""
+
+    def __init__(
+        self, model: Any, rows: Sequence[PromptRow], *, rules: GenerationRules, stopping: Stopping, meter: Meter
+    ) -> None:
+        self._model, self._rows, self._rules = model, rows, rules
+        self._stopping, self._meter = stopping, meter
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._answers: list[list[int]] = [[] for _ in rows]
+        self._over = torch.zeros(len(rows), dtype=torch.bool)
+        self._longest = torch.tensor([row.prompt.max_new_tokens for row in rows])
+        self._going = torch.arange(len(rows))
+        self._table: torch.Tensor | None = None
+        self._stop_sets = list(dict.fromkeys(row.prompt.until for row in rows))
+        self._stop_set = torch.tensor([self._stop_sets.index(row.prompt.until) for row in rows])
+        self._ids, self._mask = self._padded()
+        self._lengths = None if self._mask is None else self._mask.sum(1, keepdim=True)
+        self._history = self._ids if rules.processors else None
+        self._cache: Any = None
+
+    def run(self) -> list[list[int]]:
+        """Return the new tokens of every row, the one that ended it included."""
+        while True:
+            self._meter.check_deadline()
+            logits = self._forward()
+            chosen = self._choose(logits)
+            self._append(chosen.cpu(), vocabulary=logits.shape[-1])
+            going = ~self._over[self._going]
+            if not bool(going.any()):
+                return self._answers
+            if float(going.float().mean()) <= _COMPACT_BELOW and hasattr(self._cache, "batch_select_indices"):
+                chosen = self._compact(going, chosen)
+            self._ids = chosen[:, None]
+            if self._mask is not None:
+                self._mask = torch.cat([self._mask, self._mask.new_ones(len(chosen), 1)], dim=1)
+            if self._history is not None:
+                self._history = torch.cat([self._history, self._ids], dim=1)
+
+    def _padded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Prompts (rows, length) padded on the left, and their mask unless all are equally long."""
+        length = max(len(row.prompt.tokens) for row in self._rows)
+        # padding repeats the first token, which a repetition penalty has seen anyway
+        padded = [[row.prompt.tokens[0]] * (length - len(row.prompt.tokens)) for row in self._rows]
+        ids = torch.tensor([[*pad, *row.prompt.tokens] for pad, row in zip(padded, self._rows, strict=True)])
+        if not any(padded):
+            return ids.to(self._model.device), None
+        mask = torch.tensor([[0] * len(pad) + [1] * (length - len(pad)) for pad in padded])
+        return ids.to(self._model.device), mask.to(self._model.device)
+
+    def _forward(self) -> torch.Tensor:
+        """Logits of the next token: (rows, vocabulary) float32."""
+        options: dict[str, Any] = {"past_key_values": self._cache} if self._cache is not None else {}
+        if self._mask is not None:
+            options["attention_mask"] = self._mask
+            if self._takes_positions:
+                positions = (self._mask.cumsum(1) - 1).clamp_(min=0)
+                options["position_ids"] = positions[:, -self._ids.shape[1] :]
+        with self._meter.forward(self._ids.numel()), head_on(self._model, last_position) as chosen:
+            output = self._model(input_ids=self._ids, use_cache=True, **options)
+            logits: torch.Tensor = chosen(output.logits)[:, -1]
+        self._cache = output.past_key_values
+        return logits.float()
+
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        best, chosen = logits.max(-1)
+        # the largest is NaN if any is NaN
+        if not bool((torch.isfinite(best).cpu() | self._over[self._going]).all()):
+            raise MeasurementFailed(FailureKind.NON_FINITE, "logits are NaN or infinite while generating")
+        if self._rules.processors is not None:
+            chosen = self._rules.processors(self._history, logits).argmax(-1)
+        return chosen
+
+    def _append(self, chosen: torch.Tensor, *, vocabulary: int) -> None:
+        """Add the ``chosen`` tokens (rows,) and mark the rows that are over."""
+        if self._table is None:
+            tables = [
+                self._stopping.table(until, self._rules.end_tokens, vocabulary=vocabulary)
+                for until in self._stop_sets
+            ]
+            self._table = torch.stack(tables)
+        kinds = self._table[self._stop_set[self._going], chosen]
+        for row, token, over in zip(
+            self._going.tolist(), chosen.tolist(), self._over[self._going].tolist(), strict=True
+        ):
+            if not over:
+                self._answers[row].append(token)
+        steps = len(self._answers[int(self._going[~self._over[self._going]][0])])
+        for place in torch.nonzero(kinds == MAY_STOP).flatten().tolist():
+            row = int(self._going[place])
+            if not self._over[row] and self._stopping.is_over(self._answers[row], self._rows[row].prompt.until):
+                kinds[place] = STOPS
+        self._over[self._going] |= (kinds == STOPS) | (self._longest[self._going] <= steps)
+
+    def _compact(self, going: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Take the rows that are over out of the batch."""
+        kept = torch.nonzero(going).flatten()
+        self._going = self._going[kept]
+        kept = kept.to(chosen.device)
+        self._cache.batch_select_indices(kept)
+        if self._mask is not None:
+            self._mask = self._mask[kept]
+        if self._history is not None:
+            self._history = self._history[kept]
+        return chosen[kept]

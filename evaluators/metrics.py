@@ -1,0 +1,64 @@
+"""Which of a task's metrics and filters an objective means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from evaluators.errors import TaskError
+from evaluators.objective import Objective
+
+
+@dataclass(frozen=True)
+class Measure:
+    """An objective with the task's own names for its metric and its filter."""
+
+    objective: Objective
+    metric: str
+    filter: str
+
+    @property
+    def name(self) -> str:
+        """The objective's name."""
+        return self.objective.name
+
+
+def filter_names(task: Any) -> list[str]:
+    """Return the names of the task's filters in order; without a filter list lm-eval has one, called `none`."""
+    listed = task.config.filter_list
+    return [str(entry["name"]) for entry in listed] if listed else ["none"]
+
+
+def resolve(objective: Objective, task: Any) -> Measure:
+    """Return the measure that ``objective`` asks of ``task``.
+
+    Raises:
+        TaskError: the task has no such metric or filter; it has several filters and none is named; it measures the
+            metric in the other direction; or the metric's function was not found.
+    """
+    metric, _, wanted = objective.metric.partition(",")
+    metrics, filters = list(task.aggregation()), filter_names(task)
+    choices = ", ".join(f"{m},{f}" if len(filters) > 1 else m for m in metrics for f in filters)
+    if metric not in metrics or (wanted and wanted not in filters):
+        raise TaskError(f"task {objective.task} has no metric {objective.metric!r}; it has: {choices}")
+    if not wanted and len(filters) > 1:
+        raise TaskError(f"metric {metric!r} of task {objective.task} needs a filter: {choices}")
+    _check_function(task, metric)
+    _check_direction(objective, task, metric)
+    return Measure(objective, metric, wanted or filters[0])
+
+
+def _check_function(task: Any, metric: str) -> None:
+    functions = getattr(task, "_metric_fn_list", {})
+    if metric in functions and functions[metric] is None and task.config.process_results is None:
+        raise TaskError(f"metric {metric!r} of task {task.config.task} is neither lm-eval's nor could it be loaded")
+
+
+def _check_direction(objective: Objective, task: Any, metric: str) -> None:
+    higher = task.higher_is_better().get(metric)
+    if higher is not None and bool(higher) != (objective.direction == "maximize"):
+        right = "maximize" if higher else "minimize"
+        raise TaskError(
+            f"objective {objective.name} has direction {objective.direction!r}, but the task says that "
+            f"{'higher' if higher else 'lower'} {metric} is better; write direction: {right}"
+        )

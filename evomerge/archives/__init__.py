@@ -1,0 +1,1 @@
+"""What is kept of a search: Pareto fronts and their hypervolume."""

@@ -1,0 +1,229 @@
+"""The search file: one section a noun, unknown keys refused with the known ones listed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from evaluators.objective import EvaluationSettings, Objective
+from evomerge.errors import BadSearch
+from evomerge.optimizers.registry import OptimizerSettings
+from search_spaces.parameter_space import ParameterSpaceSettings
+from search_spaces.recipe import Dtype
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+CHANGEABLE = ("budget", "cluster", "storage")  # sections that may change between two runs of one search
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SourceSettings(_Section):
+    """One model: a folder (relative to the search file) or a Hub id, written as text or as a mapping."""
+
+    path: str = Field(min_length=1)
+    revision: str | None = Field(default=None, description="branch, tag or commit of a Hub id")
+    name: str | None = Field(default=None, description="short name in reports; the last part of the path by default")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @property
+    def short_name(self) -> str:
+        """The name that reports and genes use."""
+        return self.name or self.path.rstrip("/").rpartition("/")[2]
+
+
+class SourcesSettings(_Section):
+    """The `sources` section."""
+
+    base: SourceSettings
+    experts: tuple[SourceSettings, ...] = Field(min_length=1)
+    dtype: Dtype = "bfloat16"
+
+    @field_validator("experts")
+    @classmethod
+    def _names_differ(cls, experts: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
+        names = [expert.short_name for expert in experts]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two experts are called {', '.join(twice)}; give each a name of its own ({{path, name}})")
+        return experts
+
+
+class BudgetSettings(_Section):
+    """The `budget` section. It counts new evaluations on search documents, seeds and failures included."""
+
+    evaluations: int = Field(default=1000, ge=1)
+    hours: float | None = Field(default=None, gt=0.0, description="wall time of the search, over all its runs")
+    failures: float = Field(default=0.5, gt=0.0, le=1.0, description="stop when this share of evaluations failed")
+    finalists: int = Field(default=16, ge=1, description="most points of the front that validation measures")
+
+
+class ClusterSettings(_Section):
+    """The `cluster` section."""
+
+    backend: Literal["ray", "in_process"] = "ray"
+    workers: int | Literal["auto"] = "auto"
+    cpus_per_worker: float = Field(default=1.0, gt=0.0)
+    gpus_per_worker: float | None = Field(default=None, ge=0.0, description="1 where there are GPUs, else 0")
+
+    @field_validator("workers")
+    @classmethod
+    def _at_least_one(cls, workers: int | str) -> int | str:
+        if isinstance(workers, int) and workers < 1:
+            raise ValueError("must be auto or at least 1")
+        return workers
+
+
+class BaselineSettings(_Section):
+    """The `baselines` section: what the winner is compared with, besides base, experts and uniform average."""
+
+    single_coefficient: int = Field(default=20, ge=0, description="grid of single-coefficient task arithmetic; 0: off")
+    random_search: bool = Field(default=False, description="a random search with the same budget, under NAME.random")
+
+
+class SearchFile(_Section):
+    """A whole search file."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    sources: SourcesSettings
+    space: ParameterSpaceSettings = Field(default_factory=ParameterSpaceSettings)
+    objectives: tuple[Objective, ...] = Field(min_length=1)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    baselines: BaselineSettings = Field(default_factory=BaselineSettings)
+    budget: BudgetSettings = Field(default_factory=BudgetSettings)
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
+    storage: str = "sqlite:///evomerge.db"
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives_differ(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        names = [objective.name for objective in objectives]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"given twice: {', '.join(twice)}")
+        return objectives
+
+    def fixed_part(self) -> dict[str, Any]:
+        """Return everything that must not change between two runs of one search, as JSON types."""
+        return {key: value for key, value in self.model_dump(mode="json").items() if key not in CHANGEABLE}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+    """Return one line per leaf that differs between two nested mappings: ``a.b: old -> new``."""
+    lines = []
+    for key in sorted({*old, *new}):
+        place = f"{path}.{key}" if path else key
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, place)
+        elif before != after:
+            lines.append(f"{place}: {json.dumps(before)} -> {json.dumps(after)}")
+    return lines
+
+
+def load(path: Path) -> SearchFile:
+    """Read the search file at ``path``; folders in it are relative to the file.
+
+    Raises:
+        BadSearch: it cannot be read, is not YAML, or breaks the schema; every fault is named with its place.
+    """
+    return parse(read_mapping(path), folder=path.resolve().parent, where=str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file that must hold a mapping.
+
+    Raises:
+        BadSearch: it cannot be read, is not YAML, or holds something else.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadSearch(f"{path}: no such file; `evomerge init` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSearch(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise BadSearch(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise BadSearch(f"{path}: expected a mapping of sections (name, sources, objectives, ...), got {_kind(value)}")
+    return value
+
+
+def parse(value: dict[str, Any], *, folder: Path, where: str) -> SearchFile:
+    """Validate a search file's mapping; folders in it become absolute, relative to ``folder``.
+
+    Raises:
+        BadSearch: it breaks the schema.
+    """
+    try:
+        file = SearchFile.model_validate(value)
+    except ValidationError as error:
+        raise BadSearch(f"{where}: {explain(error, SearchFile)}") from None
+    return _with_absolute_paths(file, folder)
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return the faults of ``error`` on one line, each with its place; for unknown keys the known ones."""
+    faults = []
+    for fault in error.errors(include_url=False):
+        place = [str(part) for part in fault["loc"]]
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(model, place[:-1])
+            faults.append(f"unknown key {'.'.join(place)!r}" + (f" (known: {', '.join(known)})" if known else ""))
+        else:
+            faults.append(f"{'.'.join(place) or 'file'}: {fault['msg'].removeprefix('Value error, ')}")
+    return "; ".join(faults)
+
+
+def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:
+    """Field names of the section at ``place``, found through annotations; list positions are skipped."""
+    for part in place:
+        if part.isdigit():
+            continue
+        field = model.model_fields.get(part)
+        inner = field.annotation if field else None
+        candidates = [inner, *getattr(inner, "__args__", ())]
+        model_types = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not model_types:
+            return []
+        model = model_types[0]
+    return list(model.model_fields)
+
+
+def _with_absolute_paths(file: SearchFile, folder: Path) -> SearchFile:
+    def source(value: SourceSettings) -> SourceSettings:
+        return value.model_copy(update={"path": absolute_source(value.path, folder), "name": value.short_name})
+
+    def folders(paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str((folder / Path(path).expanduser()).resolve()) for path in paths)
+
+    sources = file.sources.model_copy(
+        update={"base": source(file.sources.base), "experts": tuple(map(source, file.sources.experts))}
+    )
+    evaluation = file.evaluation.model_copy(
+        update={
+            "include_path": folders(file.evaluation.include_path),
+            "trusted_paths": folders(file.evaluation.trusted_paths),
+        }
+    )
+    return file.model_copy(update={"sources": sources, "evaluation": evaluation})
+
+
+def absolute_source(path: str, folder: Path) -> str:
+    """Return a folder's absolute path; what is no folder and does not look like one is taken for a Hub id."""
+    local = folder / Path(path).expanduser()
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    return str(Path(os.path.normpath(local))) if looks_local or local.is_dir() else path
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a text", type(None): "nothing"}.get(type(value), f"a {type(value).__name__}")

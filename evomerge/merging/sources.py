@@ -1,0 +1,155 @@
+"""Where sources come from (a folder or the Hub), and how one knows that they have not changed since."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from evomerge.errors import BadSource
+from search_spaces.recipe import Source
+
+CACHE_VARIABLE = "EVOMERGE_CACHE"
+_HUB_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*",
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve(path: str, revision: str | None = None) -> Path:
+    """Return the folder of ``path``: a local folder, or a Hub id at ``revision``, downloaded when not cached.
+
+    Raises:
+        BadSource: no such folder, or the Hub does not give the model; the text says what to do.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists() or not _HUB_ID.fullmatch(path):
+        raise BadSource(f"{path}: there is no such model folder, and this is not a Hub id (owner/name)")
+    return _download(path, revision)
+
+
+def _download(path: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors as hub
+
+    where = f"{path}@{revision}" if revision else path
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(_HUB_FILES)))
+    except hub.GatedRepoError:
+        raise BadSource(f"{where}: gated on the Hub; accept its licence there, then run `hf auth login`") from None
+    except hub.RevisionNotFoundError:
+        raise BadSource(f"{where}: the Hub has the model, but not this revision") from None
+    except hub.RepositoryNotFoundError:
+        raise BadSource(f"{where}: no such folder here and no such model on the Hub (private? `hf auth login`)") from None
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
+        raise BadSource(
+            f"{where}: no such folder here, not in the Hub's cache, and the Hub cannot be reached; give a folder, "
+            "or download it first where there is a network (`hf download`)"
+        ) from None
+    except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as error:
+        raise BadSource(f"{where}: cannot be downloaded ({str(error).splitlines()[0]})") from None
+
+
+def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
+    """Return the SHA-256 (hexadecimal) over the names and contents of config.json and every safetensors file.
+
+    Digests of single files are remembered under ``cache`` (default: the folder that EVOMERGE_CACHE names, else the
+    user's cache folder) by path, size and time of modification.
+
+    Raises:
+        BadSource: the folder holds neither, or a file cannot be read.
+    """
+    folder = Path(folder)
+    files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
+    if not files:
+        raise BadSource(f"{folder}: there is nothing to fingerprint (no config.json, no safetensors)")
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.name}\0{_file_digest(file, cache or cache_folder())}\n".encode())
+    return total.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the folder of this user's cache; it need not exist."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge"
+
+
+def pin(source: Source, *, cache: Path | None = None) -> Source:
+    """Return ``source`` with its digest, and for a Hub id with the commit that was found, filled in.
+
+    Raises:
+        BadSource: see `resolve` and `fingerprint`.
+    """
+    folder = resolve(source.path, source.revision)
+    revision = source.revision
+    if not Path(source.path).expanduser().is_dir() and _COMMIT.fullmatch(folder.name):
+        revision = folder.name
+    return source.model_copy(update={"digest": fingerprint(folder, cache=cache), "revision": revision})
+
+
+def verify(source: Source, *, cache: Path | None = None) -> Path:
+    """Return the folder of ``source``, whose content is still what its digest says (when it has one).
+
+    Raises:
+        BadSource: the content has changed; both digests are named.
+    """
+    folder = resolve(source.path, source.revision)
+    if source.digest is not None:
+        found = fingerprint(folder, cache=cache)
+        if found != source.digest:
+            raise BadSource(
+                f"{source.path}: the weights or the config have changed: expected digest {source.digest}, "
+                f"found {found}; restore the files, or start anew with this source"
+            )
+    return folder
+
+
+def _file_digest(file: Path, cache: Path) -> str:
+    try:
+        real = file.resolve(strict=True)
+        stat = real.stat()
+        key = hashlib.sha256(f"{real}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
+        remembered = cache / "fingerprints" / f"{key}.json"
+        if remembered.is_file():
+            try:
+                return str(json.loads(remembered.read_text(encoding="utf-8"))["sha256"])
+            except (ValueError, KeyError, TypeError):
+                remembered.unlink(missing_ok=True)  # damaged by something else: compute it again
+        with real.open("rb") as stream:
+            value = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise BadSource(f"{file}: cannot be read ({error})") from None
+    _remember(remembered, value, real)
+    return value
+
+
+def _remember(remembered: Path, value: str, real: Path) -> None:
+    """Write the digest by rename, so that a reader sees all of it or nothing."""
+    try:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=remembered.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump({"sha256": value, "path": str(real)}, stream)
+        Path(name).replace(remembered)
+    except OSError:
+        return  # a read-only cache costs time, not correctness

@@ -1,0 +1,124 @@
+"""CMA-ES (Hansen 2016), asynchronous: the one adapter of pycma.
+
+Genes are scaled to the unit cube, so one step size fits all. Points come back one at a time, in whatever order, and the
+distribution moves whenever a population's worth of them has come back. It starts at the best
+seed that the space can express. When pycma's own criteria say that a run has converged, a new one starts from a
+fresh point with twice the population (Auger and Hansen 2005).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evomerge.optimizers.contract import Observation
+from evomerge.optimizers.preference import Preference, ranked_values
+from search_spaces.genes import Genes, Genome, Vector
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # pycma tells everybody without matplotlib that it cannot plot
+    import cma
+
+DIAGONAL_FROM = 500  # genes; a full covariance matrix needs about genes^2 evaluations to be learnt
+EDGE = 0.02  # share of the range that a start keeps from the bounds, where half of the first samples would be lost
+
+
+class CmaEs:
+    """One CMA-ES run after another; see the module's text."""
+
+    def __init__(
+        self, genes: Genes, *, weights: Vector, seed: int, sigma: float = 0.2, population: int | None = None
+    ) -> None:
+        """``sigma``: first step size as a share of each gene's range; ``population``: pycma's default if None."""
+        self._genes = genes
+        self._preference = Preference(weights)
+        self._rng = np.random.default_rng(seed)
+        self._sigma = sigma
+        self._population = population or 4 + int(3 * np.log(len(genes)))
+        self._best_seed: tuple[float, Vector] | None = None
+        self._run: Any = None
+        self._drawn: list[Genome] = []
+        self._returned: list[Observation] = []
+
+    def ask(self, count: int) -> list[Genome]:
+        """Return ``count`` genomes inside the bounds."""
+        if self._run is None:
+            start = self._best_seed[1] if self._best_seed else self._unit(self._genes.start)
+            self._run = self._new_run(start)
+        while len(self._drawn) < count:
+            # Whole populations at a time: pycma puts its injected directions into the first points of each call,
+            # and refuses to go on when calls for single points leave some of them over.
+            self._drawn += [self._genome(point) for point in self._run.ask()]
+        asked, self._drawn = self._drawn[:count], self._drawn[count:]
+        return asked
+
+    def tell(self, observations: Sequence[Observation]) -> None:
+        """Take in what came back; the distribution moves once a population's worth is there."""
+        for observation in observations:
+            if observation.seed:
+                self._see_seed(observation)
+            elif observation.genome is not None:
+                self._returned.append(observation)
+        self._move()
+
+    def _see_seed(self, observation: Observation) -> None:
+        if observation.values is None:
+            return
+        self._preference.see_seed(observation.values)
+        if observation.genome is not None:
+            value = float(observation.values @ self._preference.weights)
+            if self._best_seed is None or value > self._best_seed[0]:
+                self._best_seed = (value, self._unit(observation.genome.values))
+
+    def _move(self) -> None:
+        """Update the distribution. With half of a population failed it waits for more points instead of learning
+        from the order of failures."""
+        run = self._run
+        if run is None or len(self._returned) < run.popsize:
+            return
+        if sum(o.values is not None for o in self._returned) < max(run.sp.weights.mu, 2):
+            return
+        points = [self._unit(o.genome.values) for o in self._returned if o.genome is not None]
+        values = ranked_values(self._returned, self._preference)
+        self._returned, self._drawn = [], []  # what is drawn but not asked for belongs to the old distribution
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pycma remarks on points that it did not send in this iteration
+            run.tell(points, [-value for value in values])  # pycma minimises
+        if run.stop():
+            self._population *= 2
+            self._run = self._new_run(self._rng.uniform(EDGE, 1.0 - EDGE, len(self._genes)))
+
+    def _new_run(self, start: Vector) -> Any:
+        # An own generator instead of pycma's, which seeds NumPy's global one. The flat-fitness criteria are off:
+        # accuracies repeat exactly, and the defaults would end a run after one generation.
+        options = {
+            "seed": np.nan,
+            "randn": self._standard_normal,
+            "popsize": self._population,
+            "bounds": [0.0, 1.0],
+            "CMA_diagonal": len(self._genes) > DIAGONAL_FROM,
+            "tolfun": 0,
+            "tolfunhist": 0,
+            "tolflatfitness": 50,
+            "verbose": -9,
+            "verb_log": 0,
+            "verb_disp": 0,
+        }
+        if len(self._genes) == 1:  # pycma refuses one dimension: a second, unused one is carried along
+            start = np.array([start[0], 0.5])
+        return cma.CMAEvolutionStrategy(np.clip(start, EDGE, 1.0 - EDGE), self._sigma, options)
+
+    def _standard_normal(self, *shape: int) -> Any:
+        return self._rng.standard_normal(shape)
+
+    def _unit(self, values: Vector) -> Vector:
+        unit = (values - self._genes.low) / (self._genes.high - self._genes.low)
+        return np.append(unit, 0.5) if len(unit) == 1 else unit
+
+    def _genome(self, point: Vector) -> Genome:
+        low, high = self._genes.low, self._genes.high
+        values = low + np.asarray(point)[: len(self._genes)] * (high - low)
+        return Genome(np.clip(values, low, high))  # rounding may step over a bound by one unit in the last place

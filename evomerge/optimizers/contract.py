@@ -1,0 +1,43 @@
+"""The contract of every optimizer.
+
+An optimizer is pure: no torch, no machines, no clock, one seed. `ask` proposes genomes inside the bounds; `tell`
+takes any subset of what was asked, in any order, and also *seeds*: points that it did not propose. The same
+sequence of asks and tells gives the same genomes, which is how a search continues after a kill: its record is
+replayed. Everything is maximised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from search_spaces.genes import Genome, Vector
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What became of one point.
+
+    Attributes:
+        genome: the point; None for a seed that the space cannot express.
+        values: (objectives,) float64, more is better; None when the candidate failed.
+        tie_break: smooth stand-in that orders points whose values are equal; more is better.
+        seed: whether the point was given rather than asked for.
+    """
+
+    genome: Genome | None
+    values: Vector | None
+    tie_break: float = 0.0
+    seed: bool = False
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """See the module's text."""
+
+    def ask(self, count: int) -> list[Genome]:
+        """Return ``count`` genomes inside the bounds."""
+
+    def tell(self, observations: Sequence[Observation]) -> None:
+        """Take in what became of some points."""

@@ -1,0 +1,156 @@
+"""From a search file to everything that a search stands on, checked before the first second is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evaluators.evaluation import Documents
+from evaluators.splits import Splits
+from evomerge.config import SearchFile, differences
+from evomerge.errors import BadSearch, BadSource
+from evomerge.merging import sources as source_files
+from evomerge.worker import WorkerSpec
+from search_spaces.parameter_space import ParameterSpace
+from search_spaces.recipe import Source
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A search file with its sources pinned, its space laid out and its documents chosen.
+
+    Attributes:
+        folders: one per source, the base first.
+        model_bytes: size of one merged model.
+        suite_digest: SHA-256 over all that defines the scores.
+    """
+
+    file: SearchFile
+    space: ParameterSpace
+    folders: tuple[Path, ...]
+    model_bytes: int
+    splits: Splits
+    suite_digest: str
+
+    @cached_property
+    def objective_names(self) -> tuple[str, ...]:
+        """Names of the objectives, in order."""
+        return tuple(objective.name for objective in self.file.objectives)
+
+    def documents(self, split: str) -> Documents:
+        """The documents of ``split``: search, validation or test."""
+        return {"search": self.splits.search, "validation": self.splits.validation, "test": self.splits.test}[split]
+
+    def plan(self) -> dict[str, Any]:
+        """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
+        return {
+            "sources": [source.model_dump(mode="json") for source in self.space.sources],
+            "expert_names": list(self.space.expert_names),
+            "layers": self.space.layers,
+            "genes": list(self.space.genes.names),
+            "suite": self.suite_digest,
+            "documents": {
+                split: {task: list(ids) for task, ids in self.documents(split).ids.items()}
+                for split in ("search", "validation", "test")
+            },
+        }
+
+    def worker_spec(self, *, device: str, threads: int) -> WorkerSpec:
+        """What a worker needs to make itself."""
+        return WorkerSpec(
+            folders=tuple(map(str, self.folders)),
+            tokenizer=0,
+            dtype=self.file.sources.dtype,
+            objectives=self.file.objectives,
+            evaluation=self.file.evaluation,
+            device=device,
+            threads=threads,
+        )
+
+
+def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
+    """Resolve, fingerprint and check everything that ``file`` names; ``say`` hears what is being done.
+
+    Raises:
+        UserMistake, TaskError, ValueError: what is wrong, on one line.
+    """
+    from evaluators.splits import make_splits
+    from evaluators.tasks import TaskSuite
+    from evomerge.merging import compatibility
+    from evomerge.merging.checkpoint import Checkpoint
+
+    settings = (file.sources.base, *file.sources.experts)
+    names = [source.short_name for source in settings]
+    say("looking at the models")
+    folders = tuple(source_files.resolve(source.path, source.revision) for source in settings)
+    checkpoints = [Checkpoint.open(folder) for folder in folders]
+    compatibility.check(checkpoints, names)
+    say("fingerprinting the models")
+    pinned = tuple(
+        Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))
+        for source, folder in zip(settings, folders, strict=True)
+    )
+    space = make_space(file, pinned, layers=checkpoints[0].layers)
+    say("building the tasks")
+    suite = TaskSuite.load(file.objectives, file.evaluation)
+    splits = make_splits(suite, file.evaluation)
+    return Problem(
+        file=file,
+        space=space,
+        folders=folders,
+        model_bytes=checkpoints[0].bytes,
+        splits=splits,
+        suite_digest=suite.digest,
+    )
+
+
+def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> ParameterSpace:
+    """Return the search space of ``file`` over the pinned sources.
+
+    Raises:
+        BadSearch: the space does not fit the models.
+    """
+    try:
+        return ParameterSpace(
+            settings=file.space,
+            sources=pinned,
+            expert_names=tuple(source.short_name for source in file.sources.experts),
+            layers=layers,
+            dtype=file.sources.dtype,
+            mask_seed=file.optimizer.seed,
+        )
+    except ValueError as error:
+        raise BadSearch(f"space: {error}") from None
+
+
+def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_plan: dict[str, Any]) -> None:
+    """Refuse to continue a search whose file, models, tasks or documents are not what they were.
+
+    Raises:
+        BadSource: a model's files have changed.
+        BadSearch: anything else but budget, cluster and storage has; the difference is shown.
+    """
+    name = problem.file.name
+    fixed = problem.file.fixed_part()
+    changed = differences({key: recorded_file.get(key) for key in fixed}, fixed)
+    if changed:
+        raise BadSearch(
+            f"search {name!r} exists and may change only its budget, cluster and storage; "
+            f"changed: {'; '.join(changed)}. Undo this, or give the search another name"
+        )
+    plan = problem.plan()
+    for before, now in zip(recorded_plan["sources"], plan["sources"], strict=True):
+        if before["digest"] != now["digest"]:
+            raise BadSource(
+                f"{now['path']}: the files have changed since search {name!r} began "
+                f"(was {before['digest'][:12]}, is {now['digest'][:12]}); restore them, or start another search"
+            )
+    if recorded_plan != plan:
+        changed = differences(recorded_plan, plan)
+        places = ", ".join(line.partition(":")[0] for line in changed)
+        raise BadSearch(f"search {name!r}: its tasks or documents have changed since it began ({places})")

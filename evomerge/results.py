@@ -1,0 +1,176 @@
+"""The result of a search as values: its state, its front, and the table of the winner beside its references.
+
+Everything here is computed from the record. The terminal, the report and the dashboard show it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from evaluators.objective import Objective
+from evomerge.config import SearchFile
+from evomerge.records import CandidateRecord, Split
+from evomerge.selection import Chooser, best_single_coefficient, references, winner
+from evomerge.store import SearchRecord
+
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+JOINT = "joint"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; low and high are None where no standard error is known."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the comparison: estimates by objective name, and `joint`, their weighted mean."""
+
+    label: str
+    role: str  # winner, base, expert, uniform average, single coefficient, random search
+    candidate: CandidateRecord
+    estimates: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A search as recorded, with what follows from it."""
+
+    record: SearchRecord
+    file: SearchFile
+    candidates: tuple[CandidateRecord, ...]
+
+    @classmethod
+    def of(cls, record: SearchRecord) -> Results:
+        """Read the record of one search."""
+        return cls(record, SearchFile.model_validate(record.row.file), tuple(record.candidates()))
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Objectives in order."""
+        return self.file.objectives
+
+    @cached_property
+    def chooser(self) -> Chooser:
+        """The scale on which objectives are added up."""
+        return Chooser.of(self.objectives, self.candidates)
+
+    @cached_property
+    def front(self) -> list[CandidateRecord]:
+        """Non-dominated candidates on search documents, the preferred one first."""
+        return self.chooser.front(self.candidates)
+
+    @cached_property
+    def winner(self) -> CandidateRecord | None:
+        """The candidate chosen on validation documents; None before."""
+        return winner(self.chooser, self.candidates)
+
+    @cached_property
+    def references(self) -> list[CandidateRecord]:
+        """Base, experts, uniform average."""
+        return references(self.candidates, self.record.row.plan["expert_names"])
+
+    @property
+    def spent(self) -> int:
+        """New evaluations on search documents."""
+        searched = (c.evaluations.get("search") for c in self.candidates)
+        return sum(e is not None and e.answered_from is None for e in searched)
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Failed evaluations by kind, over all splits."""
+        failures = [e.failure for c in self.candidates for e in c.evaluations.values() if e.failure]
+        return dict(Counter(failure.kind.value for failure in failures))
+
+    @property
+    def state(self) -> str:
+        """Computed from the record: searching, validating, testing or finished."""
+        if self.spent < self.file.budget.evaluations and self.winner is None:
+            return "searching"
+        if self.winner is None:
+            return "validating"
+        return "finished" if "test" in self.winner.evaluations else "testing"
+
+    def candidate(self, number: int) -> CandidateRecord:
+        """Return the candidate with ``number``.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not 0 <= number < len(self.candidates):
+            raise ValueError(
+                f"search {self.record.name!r} has candidates 0 to {len(self.candidates) - 1}, not {number}"
+            )
+        return self.candidates[number]
+
+    def estimate(self, candidate: CandidateRecord, split: Split) -> dict[str, Estimate]:
+        """Return the estimate of every objective, and `joint`, on ``split``; empty without a measurement."""
+        values = candidate.values(split, self.chooser.names)
+        if values is None:
+            return {}
+        measured = candidate.evaluations[split].scores
+        estimates = {}
+        errors = []
+        for objective in self.objectives:
+            score = measured[objective.name]
+            errors.append(score.standard_error)
+            estimates[objective.name] = self._objective_estimate(candidate, split, objective)
+        weights = np.array([objective.weight for objective in self.objectives])
+        estimates[JOINT] = joint(values, errors, weights)
+        return estimates
+
+    def _objective_estimate(self, candidate: CandidateRecord, split: Split, objective: Objective) -> Estimate:
+        from evaluators.statistics import wilson_interval
+
+        evaluation = candidate.evaluations[split]
+        score = evaluation.scores[objective.name]
+        documents = self.record.document_scores(evaluation, objective.name)
+        is_rate = bool(np.isin(documents, (0.0, 1.0)).all()) and math.isclose(
+            documents.mean(), score.value, abs_tol=1e-9
+        )
+        if is_rate:
+            low, high = wilson_interval(int(documents.sum()), len(documents))
+            return Estimate(score.value, low, high)
+        return _normal(score.value, score.standard_error)
+
+    def table(self, others: Sequence[Results] = ()) -> list[Row]:
+        """Return the rows measured on test documents: references, tuned baseline, winners of ``others``, winner."""
+        rows = [(c.label, self._role(c), c, self) for c in self.references]
+        if tuned := best_single_coefficient(self.chooser, self.candidates):
+            rows.append((tuned.label, "single coefficient", tuned, self))
+        for other in others:
+            if other.winner:
+                rows.append((f"best of {other.record.name}", other.file.optimizer.kind, other.winner, other))
+        if self.winner:
+            rows.append((f"winner ({self.winner.label})", "winner", self.winner, self))
+        table = [Row(label, role, c, results.estimate(c, "test")) for label, role, c, results in rows]
+        return [row for row in table if row.estimates]
+
+    def _role(self, candidate: CandidateRecord) -> str:
+        experts = self.record.row.plan["expert_names"]
+        return "expert" if candidate.name in experts else str(candidate.name)
+
+
+def joint(values: Any, errors: Sequence[float | None], weights: Any) -> Estimate:
+    """Return the weighted mean of independent objectives with its 95 % interval."""
+    share = weights / weights.sum()
+    known = [error for error in errors if error is not None]
+    error = float(np.sqrt(((share * np.array(known)) ** 2).sum())) if len(known) == len(errors) else None
+    return _normal(float(values @ share), error)
+
+
+def _normal(value: float, standard_error: float | None) -> Estimate:
+    if standard_error is None:
+        return Estimate(value, None, None)
+    return Estimate(value, value - Z95 * standard_error, value + Z95 * standard_error)

@@ -1,0 +1,193 @@
+"""Running a search here: from a search file to a finished record, and again after any interruption."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from cluster.pool import Pool
+from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
+from evomerge.dispatch import Dispatcher
+from evomerge.errors import NotEnoughRoom
+from evomerge.optimizers.registry import make_optimizer
+from evomerge.problem import Problem, check_unchanged, prepare
+from evomerge.records import CandidateRecord, Split
+from evomerge.results import Results
+from evomerge.search import Search
+from evomerge.selection import conclude
+from evomerge.store import SearchRecord, Store
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
+IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
+
+
+class Watcher(Protocol):
+    """Who is told of a run's progress: a search's `Listener`, with what happens around it."""
+
+    def say(self, what: str) -> None:
+        """Something is being done before or after the evaluations."""
+
+    def search_begins(self, record: SearchRecord, file: SearchFile) -> None:
+        """The following phases belong to this search."""
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """See `evomerge.search.Listener`."""
+
+    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
+        """See `evomerge.search.Listener`."""
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def say(self, what: str) -> None:
+        """Ignore it."""
+
+    def search_begins(self, record: SearchRecord, file: SearchFile) -> None:
+        """Ignore it."""
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """Ignore it."""
+
+    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
+        """Ignore it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What workers of a search run on here."""
+
+    device: str
+    workers: int
+    threads: int
+
+
+def run(file: SearchFile, *, watcher: Watcher | None = None) -> Results:
+    """Run or continue the search of ``file`` until its budget is spent and its winner measured.
+
+    With `baselines.random_search` a random search of the same budget follows, under the name ``NAME.random``.
+
+    Raises:
+        UserMistake, ValueError: what is wrong, on one line; nothing that was measured is lost.
+    """
+    watcher = watcher or Silent()
+    store = Store(file.storage, create=True)
+    files = [file, random_variant(file)] if file.baselines.random_search else [file]
+    with ExitStack() as stack:
+        for each in files:
+            stack.enter_context(store.driving(each.name))
+        problem = prepare(file, say=watcher.say)
+        machine = find_machine(file.cluster, problem)
+        records = [_open_record(store, replace(problem, file=each)) for each in files]
+        watcher.say(f"starting {machine.workers} worker{'s' if machine.workers > 1 else ''}")
+        pool = stack.enter_context(open_pool(file.cluster, problem, machine))
+        for each, record in zip(files, records, strict=True):
+            _drive(replace(problem, file=each), record, pool, watcher)
+    return Results.of(store.search(file.name))
+
+
+def random_variant(file: SearchFile) -> SearchFile:
+    """Return the random search that ``file`` is compared with."""
+    return file.model_copy(
+        update={
+            "name": f"{file.name}.random",
+            "optimizer": file.optimizer.model_copy(update={"kind": "random"}),
+            "baselines": BaselineSettings(single_coefficient=0, random_search=False),
+        }
+    )
+
+
+def _open_record(store: Store, problem: Problem) -> SearchRecord:
+    record = store.find(problem.file.name)
+    if record is None:
+        return store.create(problem.file.name, file=problem.file.model_dump(mode="json"), plan=problem.plan())
+    check_unchanged(problem, record.row.file, record.row.plan)
+    record.update_file(problem.file.model_dump(mode="json"))
+    return store.search(problem.file.name)
+
+
+def _drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) -> None:
+    from evomerge import optuna_view
+
+    weights = np.array([objective.weight for objective in problem.file.objectives])
+    optimizer = make_optimizer(problem.file.optimizer, problem.space.genes, weights)
+    dispatcher = Dispatcher(pool, timeout_seconds=problem.file.evaluation.timeout_seconds)
+    watcher.search_begins(record, problem.file)
+    search = Search(problem, record, optimizer, dispatcher, watcher)
+    search.run()
+    conclude(search)
+    watcher.say("writing the Optuna view")
+    optuna_view.sync(Results.of(record))
+
+
+def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
+    """Return device, number of workers and threads for workers on this machine.
+
+    Raises:
+        NotEnoughRoom: that many workers would not fit into memory.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if cluster.gpus_per_worker != 0 else 0
+    device = "cuda" if gpus else "cpu"
+    threads = max(1, int(cluster.cpus_per_worker))
+    if cluster.workers != "auto":
+        workers = cluster.workers
+    elif cluster.backend == "in_process":
+        workers = 1
+    elif gpus:
+        workers = max(1, int(gpus / (cluster.gpus_per_worker or 1.0)))
+    else:
+        workers = max(1, int(len(os.sched_getaffinity(0)) / cluster.cpus_per_worker))
+    machine = Machine(device=device, workers=workers, threads=threads)
+    if "RAY_ADDRESS" not in os.environ:
+        _check_memory(problem, machine)
+    return machine
+
+
+def worker_bytes(problem: Problem) -> int:
+    """Return the private memory of one worker above its imports, in bytes."""
+    return problem.model_bytes + WORKER_OVERHEAD_BYTES
+
+
+def _check_memory(problem: Problem, machine: Machine) -> None:
+    import psutil
+
+    needed = machine.workers * (worker_bytes(problem) + IMPORTS_BYTES)
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise NotEnoughRoom(
+            f"cluster.workers: {machine.workers} workers need {needed / 2**30:.1f} GiB of memory, "
+            f"{available / 2**30:.1f} GiB are available; ask for fewer workers"
+        )
+
+
+@contextmanager
+def open_pool(cluster: ClusterSettings, problem: Problem, machine: Machine) -> Iterator[Pool]:
+    """Start the workers of a search, and stop them at the end."""
+    spec = problem.worker_spec(device=machine.device, threads=machine.threads)
+    pool: Pool
+    if cluster.backend == "in_process":
+        from cluster.in_process import InProcessPool
+
+        pool = InProcessPool(spec, workers=machine.workers)
+    else:
+        from cluster.ray_pool import RayPool
+
+        gpus = cluster.gpus_per_worker
+        pool = RayPool(
+            spec,
+            workers=machine.workers,
+            cpus_per_worker=cluster.cpus_per_worker,
+            gpus_per_worker=(1.0 if machine.device == "cuda" else 0.0) if gpus is None else gpus,
+        )
+    try:
+        yield pool
+    finally:
+        pool.close()

@@ -1,0 +1,111 @@
+"""Writing search files for people to edit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluators.objective import EvaluationSettings
+from evomerge.config import SearchFile, absolute_source, parse
+from evomerge.errors import BadSearch
+
+HEADER = """\
+# Search file of evomerge. Check it: evomerge check {name}.yaml   Run it: evomerge run {name}.yaml
+# Every key is described in docs/search-file.md; unknown keys are refused.
+"""
+
+
+def search_file(
+    *, base: str | None, experts: Sequence[str], tasks: Sequence[str], include_path: Sequence[str], name: str
+) -> str:
+    """Return the text of a search file for these models and tasks.
+
+    Raises:
+        BadSearch: base, experts or tasks are missing.
+        TaskError: a task is unknown or has no metric.
+    """
+    missing = [flag for flag, given in (("--base", base), ("--expert", experts), ("--task", tasks)) if not given]
+    if missing:
+        raise BadSearch(f"init needs {', '.join(missing)} (or --from-mergekit-evolve)")
+    folders = tuple(str(Path(path).expanduser().resolve()) for path in include_path)
+    value = {
+        "name": name,
+        "sources": {"base": base, "experts": list(experts), "dtype": "bfloat16"},
+        "space": {
+            "kind": "parameter",
+            "operator": "task_arithmetic",
+            "layer_groups": 4,
+            "tensor_groups": ["self_attn", "mlp"],
+            "weight": [0.0, 1.5],
+        },
+        "objectives": objectives(tasks, folders),
+        "evaluation": {"search_documents": 200, "validation_documents": 200, "test_documents": 400}
+        | ({"include_path": list(folders)} if folders else {}),
+        "optimizer": {"kind": "cma_es", "seed": 0},
+        "budget": {"evaluations": 500},
+        "storage": "sqlite:///evomerge.db",
+    }
+    return _checked_text(value, name)
+
+
+def objectives(tasks: Sequence[str], include_path: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Return ``task`` or ``task/metric`` texts as objectives; without a metric the task's first one is taken."""
+    from evaluators.tasks import default_objective
+
+    settings = EvaluationSettings(include_path=tuple(include_path))
+    found = []
+    for text in tasks:
+        task, _, metric = text.partition("/")
+        if metric:
+            found.append({"task": task, "metric": metric})
+        else:
+            objective = default_objective(task, settings)
+            found.append({"task": task, "metric": objective.metric, "direction": objective.direction})
+    return found
+
+
+def from_mergekit_evolve(path: Path) -> str:
+    """Return the text of a search file that does what a mergekit-evolve configuration does.
+
+    Raises:
+        BadSearch: something in it has no counterpart.
+    """
+    from evomerge.mergekit_evolve import convert
+
+    value = convert(path, layers_of=lambda model: _layers(absolute_source(model, path.resolve().parent)))
+    return _checked_text(value, str(value["name"]))
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``.
+
+    Raises:
+        BadSearch: it exists, or its folder cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise BadSearch(f"{path}: exists already; name another file with -o") from None
+    except OSError as error:
+        raise BadSearch(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def dump(file: SearchFile) -> str:
+    """Return a whole search file as YAML, every section written out."""
+    return yaml.safe_dump(file.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
+
+
+def _checked_text(value: dict[str, Any], name: str) -> str:
+    parse(value, folder=Path.cwd(), where="search file")
+    return HEADER.format(name=name) + yaml.safe_dump(value, sort_keys=False, width=110)
+
+
+def _layers(path: str) -> int:
+    from evomerge.merging.checkpoint import Checkpoint
+    from evomerge.merging.sources import resolve
+
+    return Checkpoint.open(resolve(path, None)).layers

@@ -1,0 +1,310 @@
+"""The loop: ask, dispatch, collect, record, tell.
+
+There is no generation barrier. A candidate is recorded before it is dispatched, and its evaluation is committed
+before the optimizer is told, so a kill between any two steps loses nothing: `Search` starts by replaying the
+record, and dispatches again what was not finished.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from evaluators.evaluation import Evaluation, Failure, Outcome, Score
+from evomerge.dispatch import Dispatcher, Task
+from evomerge.errors import BadSearch
+from evomerge.optimizers.contract import Observation, Optimizer
+from evomerge.problem import Problem
+from evomerge.records import CandidateRecord, EvaluationRecord, Origin, Split
+from evomerge.store import SearchRecord
+from search_spaces.genes import Genome
+from search_spaces.recipe import Recipe
+from search_spaces.seeds import seeds
+
+POLL_SECONDS = 1.0
+FEWEST_FOR_FAILURE_BUDGET = 20
+MOST_ANSWERS_IN_A_ROW = 1000  # an optimizer that only repeats itself has converged
+
+
+class Listener(Protocol):
+    """Who is told of progress."""
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """A phase begins: ``total`` evaluations, ``done`` of them recorded already."""
+
+    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
+        """A candidate came back."""
+
+
+@dataclass
+class _Progress:
+    """What the record says about where the search stands."""
+
+    sequence: int = 0  # next number for an ask or a tell
+    spent: int = 0  # new evaluations on search documents
+    failed: int = 0
+
+
+class Search:
+    """One driver's run of one search; see the module's text. Use it while holding the search's lock."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        record: SearchRecord,
+        optimizer: Optimizer,
+        dispatcher: Dispatcher,
+        listener: Listener,
+    ) -> None:
+        self.problem = problem
+        self.record = record
+        self._optimizer = optimizer
+        self._dispatcher = dispatcher
+        self._listener = listener
+        self._progress = _Progress()
+        self._waiting: deque[CandidateRecord] = deque()
+        self.candidates: dict[int, CandidateRecord] = {c.number: c for c in record.candidates()}
+        self._by_recipe: dict[str, int] = {}
+        self._replay()
+        self._add_seeds()
+
+    # ---------------------------------------------------------------- the search
+
+    def run(self) -> None:
+        """Search until the budget is spent.
+
+        Raises:
+            BadSearch: too large a share of the evaluations failed.
+        """
+        budget = self.problem.file.budget
+        self._listener.phase("search", budget.evaluations, self._progress.spent)
+        answers = 0
+        clock = _Clock(self.record)
+        try:
+            while True:
+                while self._dispatcher.free > 0 and self._may_start(clock) and answers < MOST_ANSWERS_IN_A_ROW:
+                    answers = answers + 1 if self._start_next() else 0
+                if self._dispatcher.in_flight == 0:
+                    return
+                for task, outcome in self._dispatcher.collect(POLL_SECONDS):
+                    self._finish(task.candidate, outcome)
+                clock.save()
+        finally:
+            clock.save(force=True)
+
+    def _may_start(self, clock: _Clock) -> bool:
+        budget = self.problem.file.budget
+        in_time = budget.hours is None or clock.seconds < budget.hours * 3600.0
+        return in_time and self._progress.spent + self._dispatcher.in_flight < budget.evaluations
+
+    def _start_next(self) -> bool:
+        """Dispatch one candidate, or answer it from the record; return whether it was answered."""
+        candidate = self._waiting.popleft() if self._waiting else self._ask()
+        equal = self._by_recipe.get(candidate.recipe_digest)
+        if equal is not None and equal != candidate.number:
+            self._answer(candidate, self.candidates[equal])
+            return True
+        self._dispatcher.send(Task(candidate, "search", self.problem.splits.search))
+        return False
+
+    def _ask(self) -> CandidateRecord:
+        genome = self._optimizer.ask(1)[0]
+        recipe = self.problem.space.decode(genome)
+        return self._add(recipe, origin="optimizer", genome=genome, asked_at=self._next_in_sequence())
+
+    def _answer(self, candidate: CandidateRecord, equal: CandidateRecord) -> None:
+        """Give ``candidate`` the search evaluation of a candidate with the same recipe."""
+        source = equal.evaluations["search"]
+        self._record_and_tell(candidate, self._recorded_outcome(source), answered_from=source.id)
+
+    def _recorded_outcome(self, evaluation: EvaluationRecord) -> Outcome:
+        if evaluation.failure:
+            return evaluation.failure
+        scores = {
+            name: Score(m.value, m.standard_error, self.record.document_scores(evaluation, name))
+            for name, m in evaluation.scores.items()
+        }
+        ties = {name: m.tie_break for name, m in evaluation.scores.items() if m.tie_break is not None}
+        return Evaluation(evaluation.documents_digest, scores, ties)
+
+    def _finish(self, candidate: CandidateRecord, outcome: Outcome) -> None:
+        self._progress.spent += 1
+        self._progress.failed += isinstance(outcome, Failure)
+        self._record_and_tell(candidate, outcome)
+        self._check_failure_budget()
+
+    def _record_and_tell(
+        self, candidate: CandidateRecord, outcome: Outcome, *, answered_from: int | None = None
+    ) -> None:
+        digest = self.problem.splits.search.digest
+        candidate = self.record.add_evaluation(
+            candidate,
+            "search",
+            outcome,
+            documents_digest=digest,
+            told_at=self._next_in_sequence(),
+            answered_from=answered_from,
+        )
+        self._keep(candidate)
+        self._optimizer.tell([self._observation(candidate)])
+        self._listener.evaluated(candidate, "search")
+
+    def _observation(self, candidate: CandidateRecord) -> Observation:
+        """What the optimizer learns: every objective maximised, and the weighted mean of their tie-breaks."""
+        objectives = self.problem.file.objectives
+        signs = np.array([objective.sign for objective in objectives])
+        values = candidate.values("search", self.problem.objective_names)
+        tie = 0.0
+        if values is not None:
+            measured = candidate.evaluations["search"].scores
+            pairs = [(o.weight, measured[o.name].tie_break) for o in objectives]
+            known = [(weight, value) for weight, value in pairs if value is not None]
+            tie = sum(w * v for w, v in known) / sum(w for w, _ in known) if known else 0.0
+        return Observation(
+            genome=candidate.genome,
+            values=None if values is None else values * signs,
+            tie_break=tie,
+            seed=candidate.origin == "seed",
+        )
+
+    def _check_failure_budget(self) -> None:
+        failed, spent = self._progress.failed, self._progress.spent
+        share = self.problem.file.budget.failures
+        if spent < FEWEST_FOR_FAILURE_BUDGET or failed <= share * spent:
+            return
+        failures = [c.evaluations["search"].failure for c in self.candidates.values() if c.state == "failed"]
+        kinds = Counter(failure.kind.value for failure in failures if failure)
+        last = next(failure for failure in reversed(failures) if failure)
+        raise BadSearch(
+            f"search {self.record.name!r} stopped: {failed} of {spent} evaluations failed "
+            f"({', '.join(f'{kind}: {count}' for kind, count in kinds.most_common())}); the last: {last.message}. "
+            f"Remove the cause and run it again (budget.failures, now {share:g}, sets the limit)"
+        )
+
+    # ---------------------------------------------------------------- the record
+
+    def _add(
+        self,
+        recipe: Recipe,
+        *,
+        origin: Origin,
+        name: str | None = None,
+        genome: Genome | None = None,
+        asked_at: int | None = None,
+    ) -> CandidateRecord:
+        number = len(self.candidates)
+        candidate = self.record.add_candidate(
+            number, recipe, origin=origin, name=name, genome=genome, asked_at=asked_at
+        )
+        self.candidates[number] = candidate
+        return candidate
+
+    def _keep(self, candidate: CandidateRecord) -> None:
+        self.candidates[candidate.number] = candidate
+        if "search" in candidate.evaluations:
+            self._by_recipe.setdefault(candidate.recipe_digest, candidate.number)
+
+    def _next_in_sequence(self) -> int:
+        self._progress.sequence += 1
+        return self._progress.sequence - 1
+
+    def _add_seeds(self) -> None:
+        known = {candidate.name for candidate in self.candidates.values() if candidate.origin == "seed"}
+        for seed in seeds(self.problem.space):
+            if seed.name not in known:
+                added = self._add(seed.recipe, origin="seed", name=seed.name, genome=seed.genome)
+                self._waiting.append(added)
+
+    def _replay(self) -> None:
+        """Bring the optimizer to where the record stands by repeating its asks and tells in their order."""
+        events: list[tuple[int, str, CandidateRecord]] = []
+        for candidate in self.candidates.values():
+            self._keep(candidate)
+            evaluation = candidate.evaluations.get("search")
+            if candidate.asked_at is not None:
+                events.append((candidate.asked_at, "ask", candidate))
+            if evaluation and evaluation.told_at is not None:
+                events.append((evaluation.told_at, "tell", candidate))
+                fresh = evaluation.answered_from is None
+                self._progress.spent += fresh
+                self._progress.failed += fresh and evaluation.failure is not None
+            elif candidate.origin != "baseline":
+                self._waiting.append(candidate)
+        for expected, (sequence, event, candidate) in enumerate(sorted(events, key=lambda e: e[0])):
+            if sequence != expected:
+                raise BadSearch(
+                    f"search {self.record.name!r}: the record has a gap at step {expected}; it was changed by hand"
+                )
+            self._repeat(event, candidate)
+        self._progress.sequence = len(events)
+
+    def _repeat(self, event: str, candidate: CandidateRecord) -> None:
+        if event == "tell":
+            self._optimizer.tell([self._observation(candidate)])
+            return
+        genome = self._optimizer.ask(1)[0]
+        if genome != candidate.genome:
+            raise BadSearch(
+                f"search {self.record.name!r} cannot be continued: repeating it, the optimizer proposes another genome "
+                f"for candidate {candidate.number} than is recorded. Was it made with other versions of evomerge, "
+                "cma or numpy? Use those, or start another search"
+            )
+
+    # ---------------------------------------------------------------- other documents
+
+    def measure(self, candidates: Iterable[CandidateRecord], split: Split) -> list[CandidateRecord]:
+        """Measure ``candidates`` on the documents of ``split``, those not yet measured on them; return them all."""
+        wanted = [c.number for c in candidates]
+        documents = self.problem.documents(split)
+        missing = deque(n for n in dict.fromkeys(wanted) if not self._is_measured(n, split, documents.digest))
+        self._listener.phase(split, len(set(wanted)), len(set(wanted)) - len(missing))
+        while missing or self._dispatcher.in_flight:
+            while missing and self._dispatcher.free > 0:
+                self._dispatcher.send(Task(self.candidates[missing.popleft()], split, documents))
+            for task, outcome in self._dispatcher.collect(POLL_SECONDS):
+                done = self.record.add_evaluation(
+                    self.candidates[task.candidate.number], split, outcome, documents_digest=documents.digest
+                )
+                self._keep(done)
+                self._listener.evaluated(done, split)
+        return [self.candidates[number] for number in wanted]
+
+    def _is_measured(self, number: int, split: Split, digest: str) -> bool:
+        evaluation = self.candidates[number].evaluations.get(split)
+        return evaluation is not None and evaluation.documents_digest == digest
+
+    def baseline(self, name: str, recipe: Recipe) -> CandidateRecord:
+        """Return the baseline candidate called ``name``, added if it is not there."""
+        for candidate in self.candidates.values():
+            if candidate.origin == "baseline" and candidate.name == name:
+                return candidate
+        return self._add(recipe, origin="baseline", name=name)
+
+
+class _Clock:
+    """Wall time of the search over all its runs, saved now and then."""
+
+    SAVE_EVERY_SECONDS = 10.0
+
+    def __init__(self, record: SearchRecord) -> None:
+        self._record = record
+        self._before = record.row.seconds
+        self._started = time.monotonic()
+        self._saved = self._started
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent so far."""
+        return self._before + time.monotonic() - self._started
+
+    def save(self, *, force: bool = False) -> None:
+        """Add the time since the last save to the record, if that is long enough ago."""
+        now = time.monotonic()
+        if force or now - self._saved > self.SAVE_EVERY_SECONDS:
+            self._record.add_seconds(now - self._saved)
+            self._saved = now

@@ -1,0 +1,135 @@
+"""What the read commands print: tables for people, JSON types for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.records import CandidateRecord
+from evomerge.results import JOINT, Estimate, Results, Row
+from evomerge.schema import masked
+
+
+def interval(estimate: Estimate | None) -> str:
+    """Return ``0.873 [0.851, 0.893]``, or a dash without a value."""
+    if estimate is None:
+        return "-"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def comparison_table(rows: Sequence[Row], names: Sequence[str]) -> Table:
+    """Test scores with 95 % intervals, one model a row; the joint score first."""
+    table = Table(title="Held-out test documents, 95 % intervals", title_justify="left")
+    table.add_column("model")
+    for name in ([JOINT, *names] if len(names) > 1 else names):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        columns = [JOINT, *names] if len(names) > 1 else list(names)
+        cells = [interval(row.estimates.get(name)) for name in columns]
+        table.add_row(Text(row.label), *cells, style="bold" if row.role == "winner" else None)
+    return table
+
+
+def front_table(results: Results) -> Table:
+    """The front on search documents, with validation where it was measured."""
+    table = Table(title=f"Pareto front of {results.record.name} (search documents)", title_justify="left")
+    for column in ("candidate", *results.chooser.names, "preference", "validation"):
+        table.add_column(column, justify="left" if column == "candidate" else "right")
+    chosen = results.winner.number if results.winner else None
+    for candidate in results.front:
+        values = candidate.values("search", results.chooser.names)
+        numbers = [] if values is None else [f"{value:.3f}" for value in values]
+        validation = results.chooser.number(candidate, "validation")
+        cells = [*numbers, f"{results.chooser.number(candidate, 'search'):.3f}"]
+        cells.append(f"{validation:.3f}" if candidate.values("validation", results.chooser.names) is not None else "-")
+        style = "bold" if candidate.number == chosen else None
+        table.add_row(Text(f"{candidate.number} {candidate.name or ''}".strip()), *cells, style=style)
+    return table
+
+
+def status_lines(results: Results) -> list[str]:
+    """Return what `evomerge status` prints."""
+    file = results.file
+    lines = [
+        f"search      {results.record.name}: {results.state}",
+        f"evaluations {results.spent} of {file.budget.evaluations} ({results.record.row.seconds:.0f} s)",
+        f"candidates  {len(results.candidates)}, {len(results.front)} on the front",
+        f"failures    {', '.join(f'{k}: {v}' for k, v in results.failures.items()) or 'none'}",
+        f"storage     {masked(results.record.store.storage)}",
+    ]
+    if results.winner:
+        lines.append(f"winner      candidate {results.winner.number}")
+    return lines
+
+
+def status_json(results: Results) -> dict[str, Any]:
+    """Return the same as JSON types."""
+    return {
+        "search": results.record.name,
+        "state": results.state,
+        "evaluations": results.spent,
+        "budget": results.file.budget.evaluations,
+        "seconds": results.record.row.seconds,
+        "candidates": len(results.candidates),
+        "front": [candidate.number for candidate in results.front],
+        "failures": results.failures,
+        "winner": results.winner.number if results.winner else None,
+    }
+
+
+def candidate_json(results: Results, candidate: CandidateRecord) -> dict[str, Any]:
+    """Return one candidate with all its evaluations as JSON types."""
+    evaluations: dict[str, Any] = {}
+    for split, evaluation in candidate.evaluations.items():
+        if evaluation.failure:
+            evaluations[split] = {
+                "failure": evaluation.failure.kind.value,
+                "message": evaluation.failure.message,
+            }
+            continue
+        estimates = results.estimate(candidate, split)
+        evaluations[split] = {
+            name: {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+            for name, estimate in estimates.items()
+        }
+    return {
+        "number": candidate.number,
+        "origin": candidate.origin,
+        "name": candidate.name,
+        "state": candidate.state,
+        "genome": candidate.genome.values.tolist() if candidate.genome else None,
+        "recipe_digest": candidate.recipe_digest,
+        "evaluations": evaluations,
+    }
+
+
+def candidate_table(results: Results, candidate: CandidateRecord) -> Table:
+    """One candidate's scores on every split that was measured."""
+    table = Table(title=f"{candidate.label} ({candidate.origin}, {candidate.state})", title_justify="left")
+    table.add_column("objective")
+    for split in candidate.evaluations:
+        table.add_column(split, justify="right")
+    estimates = {split: results.estimate(candidate, split) for split in candidate.evaluations}
+    for name in (*results.chooser.names, JOINT):
+        table.add_row(Text(name), *[interval(of.get(name)) for of in estimates.values()])
+    for split, evaluation in candidate.evaluations.items():
+        if evaluation.failure:
+            table.caption = Text(f"{split}: {evaluation.failure.kind.value}: {evaluation.failure.message}")
+    return table
+
+
+def gene_table(results: Results, candidate: CandidateRecord) -> Table:
+    """The genome by gene name."""
+    table = Table(title="genome", title_justify="left")
+    table.add_column("gene")
+    table.add_column("value", justify="right")
+    names = results.record.row.plan["genes"]
+    values = candidate.genome.values.tolist() if candidate.genome else []
+    for name, value in zip(names, values, strict=False):
+        table.add_row(Text(name), f"{value:.4f}")
+    return table

@@ -1,0 +1,75 @@
+"""The worker: keeps the sources resident, applies a recipe in memory, evaluates. A plain class; pools wrap it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evaluators.evaluation import Documents, Failure, FailureKind, Outcome
+from evaluators.objective import EvaluationSettings, Objective
+from evomerge.errors import CandidateFailed
+from search_spaces.recipe import Dtype, Recipe
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All that a worker needs to make itself, on whatever machine; calling it does.
+
+    Attributes:
+        folders: one per source of every recipe, in the recipes' order.
+        tokenizer: position of the source that gives tokenizer and config.
+        threads: CPU threads for tensor work.
+    """
+
+    folders: tuple[str, ...]
+    tokenizer: int
+    dtype: Dtype
+    objectives: tuple[Objective, ...]
+    evaluation: EvaluationSettings
+    device: str = "cpu"
+    threads: int = 1
+
+    def __call__(self) -> Worker:
+        """Return a new worker."""
+        return Worker(self)
+
+
+class Worker:
+    """One resident model and the tasks that measure it."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        import torch
+        from transformers import AutoTokenizer
+
+        from evaluators.evaluator import LmEvalEvaluator
+        from evaluators.tasks import TaskSuite
+        from evomerge.merging.checkpoint import Checkpoint
+        from evomerge.merging.resident import ResidentModel
+
+        torch.set_num_threads(spec.threads)
+        checkpoints = [Checkpoint.open(Path(folder)) for folder in spec.folders]
+        self._resident = ResidentModel(checkpoints, tokenizer=spec.tokenizer, dtype=spec.dtype, device=spec.device)
+        tokenizer = AutoTokenizer.from_pretrained(spec.folders[spec.tokenizer], trust_remote_code=False)
+        suite = TaskSuite.load(spec.objectives, spec.evaluation)
+        self._evaluator = LmEvalEvaluator(suite, tokenizer, settings=spec.evaluation)
+
+    def evaluate(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]]) -> Outcome:
+        """Merge ``recipe_json`` into the resident model and measure it on the documents ``ids`` of each task."""
+        started, cpu = time.perf_counter(), time.process_time()
+        try:
+            self._resident.apply(Recipe.model_validate_json(recipe_json))
+        except CandidateFailed as error:
+            return Failure(FailureKind.MERGE_ERROR, str(error))
+        merged = time.perf_counter() - started
+        outcome = self._evaluator.evaluate(self._resident.model, Documents(dict(ids)))
+        return replace(
+            outcome,
+            cost=replace(
+                outcome.cost,
+                merge_seconds=merged,
+                seconds=time.perf_counter() - started,
+                cpu_seconds=time.process_time() - cpu,
+            ),
+        )

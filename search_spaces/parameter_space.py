@@ -1,0 +1,258 @@
+"""Parameter space: one operator whose parameters differ by expert, layer group and tensor group.
+
+Follows the parameter-space search of Akiba et al. 2025 (Nature Machine Intelligence 7:195) and generalises the
+genome of mergekit-evolve; `search_spaces.presets` reproduces both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+from pydantic import AfterValidator, Field, model_validator
+
+from search_spaces.canonical import Frozen
+from search_spaces.genes import Gene, Genes, Genome
+from search_spaces.operators import (
+    DareLinear,
+    DareTies,
+    Linear,
+    Operator,
+    Slerp,
+    TaskArithmetic,
+    Ties,
+)
+from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
+
+OperatorKind = Literal["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
+    "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),
+    "mlp": ("*.mlp.*", "*.feed_forward.*", "*.block_sparse_moe.*"),
+    "norms": ("*norm*", "*.ln_1.*", "*.ln_2.*", "*.ln_f.*"),
+    "embeddings": ("*embed*", "*.wte.*", "*.wpe.*", "lm_head.*", "*.lm_head.*"),
+}
+REST = "rest"
+SPARSE: frozenset[str] = frozenset({"ties", "dare_linear", "dare_ties"})
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds must be [low, high] with low < high, got {list(bounds)}")
+    return bounds
+
+
+def _share(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] < 0.0 or bounds[1] > 1.0:
+        raise ValueError(f"must lie within [0, 1], got {list(bounds)}")
+    return bounds
+
+
+Bounds = Annotated[tuple[float, float], AfterValidator(_ordered)]
+ShareBounds = Annotated[tuple[float, float], AfterValidator(_ordered), AfterValidator(_share)]
+
+
+class ParameterSpaceSettings(Frozen):
+    """The `space` section of a search file for ``kind: parameter``."""
+
+    kind: Literal["parameter"] = "parameter"
+    operator: OperatorKind = "task_arithmetic"
+    layer_groups: int = Field(default=1, ge=1, description="groups of consecutive layers with genes of their own")
+    tensor_groups: tuple[str | dict[str, tuple[str, ...]], ...] = Field(
+        default=(), description="self_attn, mlp, norms, embeddings or {name: [patterns]}; the rest is a group too"
+    )
+    smooth: bool = Field(default=False, description="layer groups are knots, interpolated linearly over depth")
+    weight: Bounds = (0.0, 1.5)
+    weight_start: float | None = None
+    density: ShareBounds = (0.1, 1.0)
+    density_start: float | None = None
+    t: ShareBounds = (0.0, 1.0)
+    normalize: bool = Field(default=False, description="divide by the sum of the weights")
+    scale: float = Field(default=1.0, description="fixed factor on the merged task vector (mergekit's lambda)")
+    rescale: bool = Field(default=True, description="DARE: undo the loss of length by dropping")
+
+    @model_validator(mode="after")
+    def _groups_are_known(self) -> ParameterSpaceSettings:
+        list(_named_groups(self))
+        return self
+
+
+class TensorGroup(NamedTuple):
+    """A name and the patterns of the tensors in it."""
+
+    name: str
+    patterns: tuple[str, ...]
+
+
+def _named_groups(settings: ParameterSpaceSettings) -> Iterator[TensorGroup]:
+    seen = set()
+    for entry in settings.tensor_groups:
+        pairs = entry.items() if isinstance(entry, dict) else ((entry, TENSOR_GROUPS.get(entry, ())),)
+        for name, patterns in pairs:
+            if not patterns:
+                known = ", ".join(TENSOR_GROUPS)
+                raise ValueError(f"tensor group {name!r} is not known ({known}); give patterns: {{{name}: ['*.x.*']}}")
+            if name in seen or name == REST:
+                raise ValueError(f"tensor group {name!r} is given twice or is the name of the remainder")
+            seen.add(name)
+            yield TensorGroup(name, tuple(patterns))
+
+
+class Knob(NamedTuple):
+    """One kind of gene: its name, bounds and start, and the experts that have one each (none: one for all)."""
+
+    name: str
+    low: float
+    high: float
+    start: float
+    experts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ParameterSpace:
+    """Genes for every (layer group, tensor group, knob, expert), in that order, and the way to a recipe.
+
+    Attributes:
+        sources: base first, then the experts.
+        expert_names: short names, used in gene names.
+        layers: number of layers of the models.
+    """
+
+    settings: ParameterSpaceSettings
+    sources: tuple[Source, ...]
+    expert_names: tuple[str, ...]
+    layers: int
+    dtype: Dtype = "bfloat16"
+    mask_seed: int = 0
+
+    def __post_init__(self) -> None:
+        experts = len(self.sources) - 1
+        if experts != len(self.expert_names) or experts < 1:
+            raise ValueError(f"{experts} experts need {experts} names (at least one), got {list(self.expert_names)}")
+        if self.settings.layer_groups > self.layers:
+            raise ValueError(f"layer_groups is {self.settings.layer_groups}, but the models have {self.layers} layers")
+        if self.settings.operator == "slerp" and experts != 2:
+            raise ValueError(f"slerp merges exactly two experts, got {experts}; use task_arithmetic or ties for more")
+
+    @cached_property
+    def tensor_groups(self) -> tuple[TensorGroup, ...]:
+        """Named groups in the order given, then everything that they leave."""
+        named = tuple(_named_groups(self.settings))
+        return (*named, TensorGroup(REST if named else "all", ("*",)))
+
+    @cached_property
+    def layer_ranges(self) -> tuple[tuple[int, int], ...]:
+        """[first, stop) of each layer group; sizes differ by at most one."""
+        edges = np.linspace(0, self.layers, self.settings.layer_groups + 1).round().astype(int)
+        return tuple((int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
+
+    @cached_property
+    def knobs(self) -> tuple[Knob, ...]:
+        """The operator's parameters that are searched."""
+        settings = self.settings
+        if settings.operator == "slerp":
+            return (Knob("t", *settings.t, _inside(0.5, settings.t), ()),)
+        start = settings.weight_start
+        if start is None:
+            start = max(1.0 / len(self.expert_names), 0.5)
+        weight = Knob("weight", *settings.weight, _inside(start, settings.weight), self.expert_names)
+        if settings.operator not in SPARSE:
+            return (weight,)
+        start = 0.7 if settings.density_start is None else settings.density_start
+        return (weight, Knob("density", *settings.density, _inside(start, settings.density), self.expert_names))
+
+    @cached_property
+    def genes(self) -> Genes:
+        """Names read ``knob/expert/layers/tensors``; parts that are not searched are left out."""
+        return Genes(tuple(self._make_genes()))
+
+    def _make_genes(self) -> Iterator[Gene]:
+        for position, (first, stop) in enumerate(self.layer_ranges):
+            where = f"knot-{position}" if self.settings.smooth else f"layers-{first}-{stop - 1}"
+            for group in self.tensor_groups:
+                for knob in self.knobs:
+                    for expert in knob.experts or ("",):
+                        parts = [knob.name, expert]
+                        parts += [where] if self.settings.layer_groups > 1 else []
+                        parts += [group.name] if len(self.tensor_groups) > 1 else []
+                        yield Gene("/".join(p for p in parts if p), knob.low, knob.high, knob.start)
+
+    def decode(self, genome: Genome) -> Recipe:
+        """Return the recipe of ``genome``.
+
+        Raises:
+            ValueError: the genome has the wrong length or leaves the bounds.
+        """
+        values = self.genes.check(genome).values
+        width = sum(max(len(knob.experts), 1) for knob in self.knobs)
+        table = values.reshape(len(self.layer_ranges), len(self.tensor_groups), width)
+        blocks = []
+        for layers, row in self._rows(table):
+            for group, numbers in zip(self.tensor_groups, row, strict=True):
+                blocks.append(Block(layers=layers, tensors=group.patterns, operator=self._operator(numbers)))
+        return self.recipe(tuple(blocks))
+
+    def _rows(self, table: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """Yield ([first, stop), (tensor groups, width) values): one per layer group, or per layer when smooth."""
+        if not self.settings.smooth or len(table) == 1:
+            yield from zip(self.layer_ranges, table, strict=True)
+            return
+        depth = np.linspace(0.0, len(table) - 1.0, self.layers)
+        for layer, at in enumerate(depth):
+            lower = min(int(at), len(table) - 2)
+            share = at - lower
+            yield (layer, layer + 1), (1.0 - share) * table[lower] + share * table[lower + 1]
+
+    def _operator(self, numbers: np.ndarray) -> Operator:
+        settings, values = self.settings, tuple(float(v) for v in numbers)
+        experts = len(self.expert_names)
+        weights, densities = values[:experts], values[experts:]
+        makers: dict[str, Callable[[], Operator]] = {
+            "slerp": lambda: Slerp(between=(1, 2), t=values[0]),
+            "linear": lambda: Linear(weights=(0.0, *weights), normalize=settings.normalize),
+            "task_arithmetic": lambda: TaskArithmetic(
+                weights=weights, normalize=settings.normalize, scale=settings.scale
+            ),
+            "ties": lambda: Ties(
+                weights=weights, densities=densities, normalize=settings.normalize, scale=settings.scale
+            ),
+            "dare_linear": lambda: DareLinear(
+                weights=weights,
+                densities=densities,
+                normalize=settings.normalize,
+                rescale=settings.rescale,
+                scale=settings.scale,
+            ),
+            "dare_ties": lambda: DareTies(
+                weights=weights,
+                densities=densities,
+                normalize=settings.normalize,
+                rescale=settings.rescale,
+                scale=settings.scale,
+            ),
+        }
+        return makers[settings.operator]()
+
+    def recipe(self, blocks: tuple[Block, ...]) -> Recipe:
+        """Return a recipe over this space's sources with ``blocks`` as its body."""
+        return Recipe(
+            sources=self.sources,
+            base=0,
+            tokenizer=0,
+            dtype=self.dtype,
+            body=Blocks(blocks=blocks, mask_seed=self.mask_seed),
+        )
+
+    def constant(self, weights: tuple[float, ...], density: float = 1.0) -> Genome | None:
+        """Return the genome with these expert weights in every group, or None where the bounds exclude it."""
+        if self.settings.operator == "slerp":
+            return None
+        numbers = [*weights, *([density] * len(weights) if self.settings.operator in SPARSE else [])]
+        genome = Genome(np.tile(numbers, len(self.layer_ranges) * len(self.tensor_groups)))
+        return genome if self.genes.contains(genome) else None
+
+
+def _inside(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])
