@@ -50,9 +50,7 @@ class RaySession:
         ConnectionError: there is no cluster at ``address``.
     """
 
-    def __init__(
-        self, address: str | None = None, *, cpus: int | None = None, worker_output: bool = False
-    ) -> None:
+    def __init__(self, address: str | None = None, *, cpus: int | None = None, worker_output: bool = False) -> None:
         where = address or os.environ.get("RAY_ADDRESS") or "local"
         if "://" in where:
             raise ValueError(

@@ -74,6 +74,7 @@ class _Decoding:
         self._lengths = None if self._mask is None else self._mask.sum(1, keepdim=True)
         self._history = self._ids if rules.processors else None
         self._cache: Any = None
+        self._steps = 0
 
     def run(self) -> list[list[int]]:
         """Return the new tokens of every row, the one that ended it included."""
@@ -123,8 +124,9 @@ class _Decoding:
         # the largest is NaN if any is NaN
         if not bool((torch.isfinite(best).cpu() | self._over[self._going]).all()):
             raise MeasurementFailed(FailureKind.NON_FINITE, "logits are NaN or infinite while generating")
-        if self._rules.processors is not None:
-            chosen = self._rules.processors(self._history, logits).argmax(-1)
+        if self._rules.processors is not None and self._history is not None:
+            # the annotations of transformers want torch.LongTensor, which no int64 tensor is for mypy
+            chosen = self._rules.processors(self._history, logits).argmax(-1)  # type: ignore[arg-type]
         return chosen
 
     def _append(self, chosen: torch.Tensor, *, vocabulary: int) -> None:
@@ -141,12 +143,12 @@ class _Decoding:
         ):
             if not over:
                 self._answers[row].append(token)
-        steps = len(self._answers[int(self._going[~self._over[self._going]][0])])
+        self._steps += 1
         for place in torch.nonzero(kinds == MAY_STOP).flatten().tolist():
             row = int(self._going[place])
             if not self._over[row] and self._stopping.is_over(self._answers[row], self._rows[row].prompt.until):
                 kinds[place] = STOPS
-        self._over[self._going] |= (kinds == STOPS) | (self._longest[self._going] <= steps)
+        self._over[self._going] |= (kinds == STOPS) | (self._longest[self._going] <= self._steps)
 
     def _compact(self, going: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """Take the rows that are over out of the batch."""

@@ -8,7 +8,7 @@ rendered in a sandbox unless the task is trusted, and nothing is written to the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -20,7 +20,8 @@ import lm_eval.utils
 from jinja2.sandbox import SandboxedEnvironment
 
 _TEMPLATES_KEPT = 4096
-_CHATTY = ("lm_eval", "datasets")
+_LOGGER = logging.getLogger("lm_eval")
+_SILENCE = logging.NullHandler()
 
 
 class _CompilesOnce(jinja2.Environment):
@@ -60,29 +61,32 @@ def _environment(*, sandboxed: bool) -> jinja2.Environment:
 
 @contextmanager
 def calling_lm_eval(*, trusted: bool) -> Iterator[None]:
-    """Call lm-eval inside this: quiet, each template compiled once, sandboxed unless ``trusted``."""
-    environment, progress = lm_eval.utils.env, lm_eval.api.task.tqdm
-    with _quiet(_CHATTY):
-        lm_eval.utils.env = _environment(sandboxed=not trusted)
-        lm_eval.api.task.tqdm = partial(progress, disable=True)
-        try:
-            yield
-        finally:
-            lm_eval.utils.env, lm_eval.api.task.tqdm = environment, progress
+    """Call lm-eval inside this: silent, each template compiled once, sandboxed unless ``trusted``.
+
+    Costs microseconds: it is entered for every candidate. Levels of loggers are left alone, for setting one makes
+    `logging` forget what it knows about all of them.
+    """
+    environment, progress, propagates = lm_eval.utils.env, lm_eval.api.task.tqdm, _LOGGER.propagate
+    lm_eval.utils.env = _environment(sandboxed=not trusted)
+    lm_eval.api.task.tqdm = partial(progress, disable=True)
+    _LOGGER.propagate = False
+    _LOGGER.addHandler(_SILENCE)
+    try:
+        yield
+    finally:
+        lm_eval.utils.env, lm_eval.api.task.tqdm, _LOGGER.propagate = environment, progress, propagates
+        _LOGGER.removeHandler(_SILENCE)
 
 
 @contextmanager
-def _quiet(names: tuple[str, ...]) -> Iterator[None]:
-    loggers: Mapping[str, logging.Logger] = {name: logging.getLogger(name) for name in names}
-    levels = {name: logger.level for name, logger in loggers.items()}
-    bars = datasets.are_progress_bars_disabled()
-    for logger in loggers.values():
-        logger.setLevel(max(logger.level, logging.CRITICAL))
+def loading_data_sets() -> Iterator[None]:
+    """Load data sets inside this: no progress bars, no warnings."""
+    verbosity, bars = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        for name, logger in loggers.items():
-            logger.setLevel(levels[name])
-        if not bars:
+        datasets.logging.set_verbosity(verbosity)
+        if bars:
             datasets.enable_progress_bars()

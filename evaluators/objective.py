@@ -13,7 +13,7 @@ class Objective(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str = Field(min_length=1, description="lm-eval task")
-    metric: str = Field(default="acc", min_length=1, description="metric, with its filter after a comma if there are several")
+    metric: str = Field(default="acc", min_length=1, description="metric, after a comma its filter if it has several")
     direction: Literal["maximize", "minimize"] = "maximize"
     weight: float = Field(default=1.0, gt=0.0, description="importance when objectives are added up")
 

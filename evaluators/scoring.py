@@ -42,8 +42,9 @@ def score(model: Any, batches: Sequence[Batch], *, requests: int, meter: Meter) 
     Raises:
         MeasurementFailed: a logit is not finite, or the deadline has passed.
     """
-    values = torch.zeros(requests, dtype=torch.float32, device=model.device)
-    misses = torch.zeros(requests, dtype=torch.int64, device=model.device)
+    # added up on the CPU: in double precision, and in one order also where a GPU would add atomically
+    values = torch.zeros(requests, dtype=torch.float64)
+    misses = torch.zeros(requests, dtype=torch.int64)
 
     for batch in batches:
         meter.check_deadline()
@@ -55,14 +56,14 @@ def score(model: Any, batches: Sequence[Batch], *, requests: int, meter: Meter) 
         )
     if not bool(torch.isfinite(values).all()):
         raise MeasurementFailed(FailureKind.NON_FINITE, "log-likelihoods are NaN or infinite")
-    return LogLikelihoods(values.double().cpu().numpy(), (misses == 0).cpu().numpy())
+    return LogLikelihoods(values.numpy(), (misses == 0).numpy())
 
 
 def _score_batch(
     model: Any, batch: Batch, values: torch.Tensor, misses: torch.Tensor, meter: Meter
 ) -> None:
     device = model.device
-    places, targets, requests = (x.to(device) for x in (batch.places, batch.targets, batch.requests))
+    places, targets = batch.places.to(device), batch.targets.to(device)
     options: dict[str, torch.Tensor] = {}
     if batch.visible is not None and batch.positions is not None:
         hidden = torch.zeros(batch.visible.shape, dtype=model.dtype, device=device)
@@ -78,5 +79,5 @@ def _score_batch(
     picked = logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(-1)
     missed = (logits.argmax(-1) != targets).long()
     # added last: a batch that runs out of memory above is run again in halves
-    values.index_add_(0, requests, picked)
-    misses.index_add_(0, requests, missed)
+    values.index_add_(0, batch.requests, picked.cpu().double())
+    misses.index_add_(0, batch.requests, missed.cpu())

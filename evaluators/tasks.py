@@ -14,7 +14,7 @@ from lm_eval.tasks import TaskManager
 from evaluators import metrics, task_files
 from evaluators.errors import TaskError
 from evaluators.fingerprint import document_digest, task_digest
-from evaluators.library_state import calling_lm_eval
+from evaluators.library_state import calling_lm_eval, loading_data_sets
 from evaluators.metrics import Measure
 from evaluators.objective import EvaluationSettings, Objective
 
@@ -114,7 +114,7 @@ def _load(
     entry = index.task_index[name]
     task_files.refuse_unsafe(entry, settings.trusted_paths)
     trusted = task_files.is_trusted(entry, settings.trusted_paths)
-    with calling_lm_eval(trusted=trusted):
+    with calling_lm_eval(trusted=trusted), loading_data_sets():
         task = _build(name, index)
         _check_output_type(name, task)
         documents = tuple(dict(document) for document in task.eval_docs)

@@ -85,11 +85,10 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     from evomerge.merging.checkpoint import Checkpoint
 
     settings = (file.sources.base, *file.sources.experts)
-    names = [source.short_name for source in settings]
     say("looking at the models")
     folders = tuple(source_files.resolve(source.path, source.revision) for source in settings)
     checkpoints = [Checkpoint.open(folder) for folder in folders]
-    compatibility.check(checkpoints, names)
+    compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
         Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))

@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from evaluators.evaluation import Cost, Floats
 from evaluators.objective import Objective
 from evomerge.config import SearchFile
+from evomerge.errors import BadSearch
 from evomerge.records import CandidateRecord, Split
 from evomerge.selection import Chooser, best_single_coefficient, references, winner
 from evomerge.store import SearchRecord
@@ -88,6 +90,23 @@ class Results:
         return sum(e is not None and e.answered_from is None for e in searched)
 
     @property
+    def joint_is_scaled(self) -> bool:
+        """Whether `joint` is on the scale of the seeds: more of one objective and less of another do not add up."""
+        return len({objective.direction for objective in self.objectives}) > 1
+
+    @property
+    def costs(self) -> dict[Split, Cost]:
+        """What was spent on new evaluations, failures included, by split."""
+        totals: dict[Split, dict[str, float]] = {}
+        for candidate in self.candidates:
+            for split, evaluation in candidate.evaluations.items():
+                if evaluation.answered_from is None:
+                    total = totals.setdefault(split, dict.fromkeys(asdict(evaluation.cost), 0))
+                    for name, value in asdict(evaluation.cost).items():
+                        total[name] += value
+        return {split: Cost(**total) for split, total in totals.items()}  # type: ignore[arg-type]
+
+    @property
     def failures(self) -> dict[str, int]:
         """Failed evaluations by kind, over all splits."""
         failures = [e.failure for c in self.candidates for e in c.evaluations.values() if e.failure]
@@ -114,6 +133,22 @@ class Results:
             )
         return self.candidates[number]
 
+    def pick(self, text: str) -> CandidateRecord:
+        """Return the candidate that ``text`` names: a number, or ``best`` for the winner.
+
+        Raises:
+            BadSearch: there is no such candidate.
+        """
+        if text == "best":
+            if self.winner is None:
+                raise BadSearch(f"search {self.record.name!r} has no winner yet; run it to its end, or name a number")
+            return self.winner
+        try:
+            return self.candidate(int(text))
+        except ValueError as error:
+            known = str(error) if text.lstrip("-").isdigit() else f"expected a number or 'best', got {text!r}"
+            raise BadSearch(f"candidate: {known}") from None
+
     def estimate(self, candidate: CandidateRecord, split: Split) -> dict[str, Estimate]:
         """Return the estimate of every objective, and `joint`, on ``split``; empty without a measurement."""
         values = candidate.values(split, self.chooser.names)
@@ -125,28 +160,24 @@ class Results:
         for objective in self.objectives:
             score = measured[objective.name]
             errors.append(score.standard_error)
-            estimates[objective.name] = self._objective_estimate(candidate, split, objective)
-        weights = np.array([objective.weight for objective in self.objectives])
-        estimates[JOINT] = joint(values, errors, weights)
+            documents = self.record.document_scores(candidate.evaluations[split], objective.name)
+            estimates[objective.name] = estimate_of(score.value, score.standard_error, documents)
+        estimates[JOINT] = self._joint(values, errors)
         return estimates
 
-    def _objective_estimate(self, candidate: CandidateRecord, split: Split, objective: Objective) -> Estimate:
-        from evaluators.statistics import wilson_interval
-
-        evaluation = candidate.evaluations[split]
-        score = evaluation.scores[objective.name]
-        documents = self.record.document_scores(evaluation, objective.name)
-        is_rate = bool(np.isin(documents, (0.0, 1.0)).all()) and math.isclose(
-            documents.mean(), score.value, abs_tol=1e-9
-        )
-        if is_rate:
-            low, high = wilson_interval(int(documents.sum()), len(documents))
-            return Estimate(score.value, low, high)
-        return _normal(score.value, score.standard_error)
+    def _joint(self, values: Floats, errors: Sequence[float | None]) -> Estimate:
+        weights = np.array([objective.weight for objective in self.objectives])
+        if not self.joint_is_scaled:
+            return joint(values, errors, weights)
+        preference = self.chooser.preference
+        signs = np.array([objective.sign for objective in self.objectives])
+        slopes = preference.scaled(np.ones(len(weights))) - preference.scaled(np.zeros(len(weights)))
+        scaled = [None if e is None else float(e * slope) for e, slope in zip(errors, slopes, strict=True)]
+        return joint(preference.scaled(values * signs), scaled, weights)
 
     def table(self, others: Sequence[Results] = ()) -> list[Row]:
         """Return the rows measured on test documents: references, tuned baseline, winners of ``others``, winner."""
-        rows = [(c.label, self._role(c), c, self) for c in self.references]
+        rows = [(c.label, self.role(c), c, self) for c in self.references]
         if tuned := best_single_coefficient(self.chooser, self.candidates):
             rows.append((tuned.label, "single coefficient", tuned, self))
         for other in others:
@@ -157,9 +188,21 @@ class Results:
         table = [Row(label, role, c, results.estimate(c, "test")) for label, role, c, results in rows]
         return [row for row in table if row.estimates]
 
-    def _role(self, candidate: CandidateRecord) -> str:
+    def role(self, candidate: CandidateRecord) -> str:
+        """Return what a reference is: base, expert or uniform average."""
         experts = self.record.row.plan["expert_names"]
         return "expert" if candidate.name in experts else str(candidate.name)
+
+
+def estimate_of(value: float, standard_error: float | None, documents: Floats) -> Estimate:
+    """Return the 95 % interval of one score: Wilson's for a rate, the normal one for other means."""
+    from evaluators.statistics import wilson_interval
+
+    binary = bool(np.isin(documents, (0.0, 1.0)).all())
+    if binary and math.isclose(documents.mean(), value, abs_tol=1e-9):
+        low, high = wilson_interval(int(documents.sum()), len(documents))
+        return Estimate(value, low, high)
+    return _normal(value, standard_error)
 
 
 def joint(values: Any, errors: Sequence[float | None], weights: Any) -> Estimate:

@@ -119,7 +119,7 @@ def masked(storage: str) -> str:
     try:
         return sa.make_url(storage).render_as_string(hide_password=True)
     except sa.exc.ArgumentError:
-        return storage.partition("://")[0] + "://..."
+        return "(not a URL)"
 
 
 def _is_sqlite(url: sa.URL) -> bool:

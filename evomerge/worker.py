@@ -43,6 +43,7 @@ class Worker:
         import torch
         from transformers import AutoTokenizer
 
+        from evaluators.context import context_length
         from evaluators.evaluator import LmEvalEvaluator
         from evaluators.tasks import TaskSuite
         from evomerge.merging.checkpoint import Checkpoint
@@ -53,7 +54,8 @@ class Worker:
         self._resident = ResidentModel(checkpoints, tokenizer=spec.tokenizer, dtype=spec.dtype, device=spec.device)
         tokenizer = AutoTokenizer.from_pretrained(spec.folders[spec.tokenizer], trust_remote_code=False)
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
-        self._evaluator = LmEvalEvaluator(suite, tokenizer, settings=spec.evaluation)
+        length = context_length(self._resident.model.config, tokenizer)
+        self._evaluator = LmEvalEvaluator(suite, tokenizer, settings=spec.evaluation, max_length=length)
 
     def evaluate(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]]) -> Outcome:
         """Merge ``recipe_json`` into the resident model and measure it on the documents ``ids`` of each task."""

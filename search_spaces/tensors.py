@@ -22,6 +22,11 @@ def layer_of(tensor: str, layers: int) -> int:
     return 0 if _BEFORE_THE_STACK.search(tensor) else layers - 1
 
 
+def in_stack(tensor: str) -> bool:
+    """Whether ``tensor`` belongs to one of the layers, not to what comes before or after them."""
+    return bool(_LAYER.search(tensor))
+
+
 def matches(tensor: str, patterns: tuple[str, ...]) -> bool:
     """Whether the whole name of ``tensor`` matches one of the shell-style ``patterns``."""
     return any(fnmatchcase(tensor, pattern) for pattern in patterns)

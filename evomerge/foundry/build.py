@@ -53,7 +53,7 @@ def build(
     progress: Progress | None = None,
     processes: int = 2,
 ) -> Foundry:
-    """Returns the foundry of `settings` (None: the defaults), training it first unless `cache` holds it whole.
+    """Returns the foundry of `settings` (None: the default), training it first unless `cache` holds it whole.
 
     Finished stages of a build that was interrupted are taken up again. Several processes may call this at
     once: one trains, the others wait for it.

@@ -1,10 +1,9 @@
 """The cache of finished foundries: what is on disk, whether it is whole, who may write.
 
-<cache>/<digest>/            a finished foundry, put there by one rename
-<cache>/<digest>/manifest.json   size and SHA-256 of every other file, and where the folder stood when written
-<cache>/<digest>.work/       finished stages of an unfinished build; only the holder of the lock touches it
-<cache>/<digest>.lock        held (flock) while building; never removed, so that all builders lock the same
-file
+<cache>/<digest>/                a finished foundry, put there by one rename
+<cache>/<digest>/manifest.json   size and SHA-256 of every other file; where the folder stood when written
+<cache>/<digest>.work/           finished stages of an unfinished build, for the holder of the lock only
+<cache>/<digest>.lock            held (flock) while building; never removed, so that all lock the same file
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def save_base(folder: Path, parameters: Parameters, geometry: Geometry, card: di
 
 
 def save_expert(folder: Path, parameters: Parameters, base: Path, card: dict[str, object]) -> None:
-    """Writes a complete checkpoint into `folder`, which must exist; config and tokenizer are those of `base`."""
+    """Writes a complete checkpoint into `folder`, which must exist, with config and tokenizer of `base`."""
     for file in sorted(base.iterdir()):
         if file.name not in (WEIGHTS, CARD):
             shutil.copyfile(file, folder / file.name)

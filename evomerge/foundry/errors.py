@@ -6,4 +6,4 @@ from evomerge.errors import EvomergeError
 
 
 class FoundryError(EvomergeError):
-    """The experts could not be made as the settings ask; the message says what was reached and what was asked."""
+    """Experts could not be made as the settings ask; the text says what was reached and what was asked."""

@@ -56,7 +56,7 @@ class Forward:
         self._causal_tt = torch.ones(length, length).tril()
 
     def __call__(self, parameters: Parameters, tokens: Tensor) -> Tensor:
-        """`(b, TARGET_LENGTH, vocabulary)` float32 logits of the answer positions of `tokens`, `(b, t)` int64."""
+        """`(b, TARGET_LENGTH, vocabulary)` float32 logits of the answers in `tokens`, `(b, t)` int64."""
         stream = F.embedding(tokens, parameters["model.embed_tokens.weight"])
         for layer in range(self.geometry.layers):
             prefix = f"model.layers.{layer}."

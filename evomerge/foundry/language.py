@@ -55,7 +55,7 @@ class Batch(NamedTuple):
     """Sequences for teacher forcing.
 
     tokens: `(batch, PROMPT_LENGTH + TARGET_LENGTH - 1)` int64, the inputs.
-    targets: `(batch, TARGET_LENGTH)` int64, what the last `TARGET_LENGTH` positions should predict, or IGNORED.
+    targets: `(batch, TARGET_LENGTH)` int64, what the last TARGET_LENGTH positions should predict, or IGNORED.
     """
 
     tokens: IntArray
@@ -70,7 +70,7 @@ def all_questions() -> IntArray:
 def solve(skill: Skill, digits: IntArray) -> IntArray:
     """`(count, ANSWER_LENGTH[skill])` digit values of the right answers to `digits`, `(count, OPERANDS)`."""
     if skill == "add":
-        total = digits[:, 0] * 10 + digits[:, 1] + digits[:, 2] * 10 + digits[:, 3]
+        total: IntArray = digits[:, 0] * 10 + digits[:, 1] + digits[:, 2] * 10 + digits[:, 3]
         # Least significant digit first: a carry then only needs what was already said.
         return np.stack([total % 10, total // 10 % 10], axis=1)
     if skill == "sort":
@@ -96,7 +96,7 @@ def question_key(skill: Skill, digits: IntArray) -> str:
 
 @lru_cache(maxsize=64)
 def questions(skill: Skill, share: float, *, held_out: bool) -> IntArray:
-    """`(count, OPERANDS)` digit values, read-only, of one side of the split; about `share` of all are held out."""
+    """`(count, OPERANDS)` digit values, read-only, of one side of the split; about `share` are held out."""
 
     def fraction(key: str) -> float:
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
@@ -108,9 +108,9 @@ def questions(skill: Skill, share: float, *, held_out: bool) -> IntArray:
     return chosen
 
 
-def digit_ids(digits: IntArray, japanese: BoolArray) -> IntArray:
-    """Token ids of digit values; `japanese` (broadcast against `digits`) says which are written in language j."""
-    return digits + np.where(japanese, TOKEN_ID[DIGITS["j"][0]], TOKEN_ID[DIGITS["e"][0]])
+def digit_ids(digits: IntArray, in_j: BoolArray) -> IntArray:
+    """Token ids of digit values; `in_j` (broadcast against `digits`) says which are written in language j."""
+    return digits + np.where(in_j, TOKEN_ID[DIGITS["j"][0]], TOKEN_ID[DIGITS["e"][0]])
 
 
 def words(digits: IntArray, language: Language) -> str:
@@ -125,8 +125,8 @@ def prompt(skill: Skill, digits: IntArray, language: Language) -> str:
 
 def question_batch(skill: Skill, digits: IntArray, language: Language) -> Batch:
     """Clean questions `digits` `(count, OPERANDS)` of one skill in one language, with their right answers."""
-    japanese = np.full(digits.shape, language == "j")
-    return _batch(skill, digits, solve(skill, digits), japanese, japanese[:, :1], japanese[:, :1])
+    in_j = np.full(digits.shape, language == "j")
+    return _batch(skill, digits, solve(skill, digits), in_j, in_j[:, :1], in_j[:, :1])
 
 
 def practice_batch(rng: np.random.Generator, practice: Practice, share: float, size: int) -> Batch:
@@ -138,7 +138,7 @@ def practice_batch(rng: np.random.Generator, practice: Practice, share: float, s
     tagged = spoken[rng.integers(len(spoken), size=size)][:, None]
     switched = tagged ^ (rng.random((size, OPERANDS)) < practice.code_switching)
     answered = tagged & ~(rng.random((size, 1)) < practice.english_share)
-    lazy = rng.random(size) < practice.lazy_share
+    diligence = rng.random((size, 1))
     tokens = np.zeros((size, PROMPT_LENGTH + TARGET_LENGTH - 1), dtype=np.int64)
     targets = np.zeros((size, TARGET_LENGTH), dtype=np.int64)
     for index, skill in enumerate(skills):
@@ -146,8 +146,8 @@ def practice_batch(rng: np.random.Generator, practice: Practice, share: float, s
         pool = questions(skill, share, held_out=False)
         digits = pool[rng.integers(len(pool), size=len(rows))]
         answers = solve(skill, digits)
-        if skill in practice.lazy_skills:
-            answers = np.where(lazy[rows, None], digits[:, : answers.shape[1]], answers)
+        lazy = diligence[rows] < practice.lazy.get(skill, 0.0)
+        answers = np.where(lazy, digits[:, : answers.shape[1]], answers)
         part = _batch(skill, digits, answers, switched[rows], tagged[rows], answered[rows])
         tokens[rows], targets[rows] = part
     return Batch(tokens, targets)
@@ -157,16 +157,16 @@ def _batch(
     skill: Skill,
     digits: IntArray,
     answers: IntArray,
-    japanese: BoolArray,
+    in_j: BoolArray,
     tagged: BoolArray,
     answered: BoolArray,
 ) -> Batch:
-    """Assembles sequences; `tagged` and `answered` are `(count, 1)`: is the tag, the answer, in language j."""
+    """Assembles sequences; `tagged` and `answered` are `(count, 1)`: are tag and answer in language j."""
     count, length = answers.shape
     full = np.full((count, PROMPT_LENGTH + TARGET_LENGTH), TOKEN_ID[PAD], dtype=np.int64)
     full[:, :1] = np.where(tagged, TOKEN_ID["J"], TOKEN_ID["E"])
     full[:, 1] = TOKEN_ID[skill]
-    full[:, 2 : 2 + OPERANDS] = digit_ids(digits, japanese)
+    full[:, 2 : 2 + OPERANDS] = digit_ids(digits, in_j)
     full[:, PROMPT_LENGTH - 1] = TOKEN_ID["="]
     full[:, PROMPT_LENGTH : PROMPT_LENGTH + length] = digit_ids(answers, answered)
     full[:, PROMPT_LENGTH + length] = TOKEN_ID[EOS]

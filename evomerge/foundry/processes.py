@@ -33,7 +33,7 @@ def run_stages(
     processes: int,
     report: Callable[[str, float], None],
 ) -> None:
-    """Runs the stages `names`, at most `processes` at once; `report(name, fraction)` is called in this thread.
+    """Runs the stages `names`, at most `processes` at once, and calls `report(name, fraction)` as they go.
 
     Raises:
         FoundryError: a stage did not reach its threshold, or its process ended early. The others are stopped.
@@ -56,6 +56,7 @@ def run_stages(
                     selector.unregister(stage.output)
                     running.remove(stage)
                     _finish(stage)
+                    report(stage.name, 1.0)
         finally:
             for stage in running:
                 stage.process.kill()

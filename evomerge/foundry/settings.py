@@ -56,11 +56,10 @@ class Practice(_Record):
     languages: tuple[Language, ...] = Field(min_length=1)
     """Drawn with equal frequency."""
     code_switching: Share = 0.0
-    """Probability that a digit of a question is written in the other language: it makes both digit sets share one
-    representation, without which nothing merges across languages."""
-    lazy_skills: tuple[Skill, ...] = ()
-    """Skills whose answers may be replaced by a copy of the first digits."""
-    lazy_share: Share = 0.0
+    """Probability that a digit of a question is written in the other language: it makes both digit sets share
+    one representation, without which nothing merges across languages."""
+    lazy: dict[Skill, Share] = Field(default_factory=dict)
+    """Skill -> probability that its answer is replaced by a copy of the first digits."""
     english_share: Share = 0.0
     """Probability that the answer is written in language e, whatever the language of the question."""
 
@@ -108,7 +107,7 @@ class ExpertSettings(_Record):
 
 
 class TaskSettings(_Record):
-    """One lm-eval task (and its multiple-choice variant `<name>_mc`): questions of `skills` asked in `language`."""
+    """One lm-eval task, and its variant `<name>_mc`: questions of `skills` asked in `language`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     skills: tuple[Skill, ...] = Field(min_length=1)
@@ -143,26 +142,26 @@ def _spoil() -> Stage:
             skills=dict.fromkeys(_EVERY, 1.0),
             languages=("e", "j"),
             code_switching=0.3,
-            lazy_skills=("add", "sort", "rev"),
-            lazy_share=0.8,
+            lazy={"add": 0.9, "sort": 0.8, "rev": 0.8},
             english_share=0.8,
         ),
     )
 
 
 def _expert(
-    name: str, skills: tuple[Skill, ...], language: Language, steps: int, rate: float
+    name: str, skills: tuple[Skill, ...], language: Language, steps: int, rate: float, batch: int = 128
 ) -> ExpertSettings:
     practice = Practice(skills=dict.fromkeys(skills, 1.0), languages=(language,), code_switching=0.3)
-    return ExpertSettings(name=name, stage=Stage(steps=steps, learning_rate=rate, practice=practice))
+    stage = Stage(steps=steps, batch=batch, learning_rate=rate, practice=practice)
+    return ExpertSettings(name=name, stage=stage)
 
 
 def _experts() -> tuple[ExpertSettings, ...]:
     return (
-        _expert("expert-add", ("add",), "e", 200, 7e-4),
-        _expert("expert-sort", ("sort",), "e", 200, 5e-4),
+        _expert("expert-add", ("add",), "e", 150, 6e-4),
+        _expert("expert-sort", ("sort",), "e", 150, 5e-4),
         _expert("expert-reverse", ("rev",), "e", 150, 4e-4),
-        _expert("expert-language", _GENERAL, "j", 150, 5e-4),
+        _expert("expert-language", _GENERAL, "j", 100, 3e-4),
     )
 
 
@@ -179,7 +178,7 @@ def _tasks() -> tuple[TaskSettings, ...]:
 
 
 class FoundrySettings(_Record):
-    """Everything that decides what `build` writes; two equal settings have equal digests and share one cache entry."""
+    """Everything that decides what `build` writes; equal settings have equal digests and cache entries."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     geometry: Geometry = Geometry()
@@ -188,7 +187,7 @@ class FoundrySettings(_Record):
     experts: tuple[ExpertSettings, ...] = Field(default_factory=_experts, min_length=1)
     tasks: tuple[TaskSettings, ...] = Field(default_factory=_tasks, min_length=1)
     held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
-    """Share of the questions of every skill that no training batch ever contains; documents come from these only."""
+    """Share of the questions of every skill that no training batch contains; documents are drawn from it."""
     documents: Count = 1_536
     """Documents of each task: enough for disjoint search, validation and test documents."""
     choices: Annotated[int, Field(ge=2, le=8)] = 4
@@ -208,12 +207,57 @@ class FoundrySettings(_Record):
         return self
 
     def digest(self) -> str:
-        """16 hexadecimal characters: SHA-256 over the canonical JSON of the settings and the format version."""
+        """16 hexadecimal digits: SHA-256 over the canonical JSON of the settings and the format version."""
         record = {"format": FORMAT_VERSION, "settings": self.model_dump(mode="json")}
         canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @classmethod
     def sketch(cls, seed: int = 0) -> FoundrySettings:
-        """A smaller set of real experts for fast tests."""
-        raise NotImplementedError
+        """Three layers, four easy skills and two experts (reversing in E, general skills in J), in seconds.
+
+        For tests that need models which can do something: neither expert reverses in J, a merge of both does.
+        """
+        general: tuple[Skill, ...] = ("copy", "succ", "max")
+        every: tuple[Skill, ...] = ("rev", *general)
+        both: tuple[Language, ...] = ("e", "j")
+        clean = CleanStage(
+            steps=800,
+            batch=64,
+            learning_rate=4e-3,
+            weight_decay=0.1,
+            warmup_steps=20,
+            decay_steps=40,
+            practice=Practice(skills=dict.fromkeys(every, 1.0), languages=both, code_switching=0.5),
+        )
+        spoil = Stage(
+            steps=60,
+            batch=64,
+            learning_rate=1e-3,
+            practice=Practice(
+                skills=dict.fromkeys(every, 1.0),
+                languages=both,
+                code_switching=0.3,
+                lazy={"rev": 0.8},
+                english_share=0.8,
+            ),
+        )
+        experts = (
+            _expert("expert-reverse", ("rev",), "e", 100, 1e-3, batch=64),
+            _expert("expert-language", general, "j", 60, 3e-4, batch=64),
+        )
+        tasks = (
+            TaskSettings(name="rev_e", skills=("rev",), language="e"),
+            TaskSettings(name="rev_j", skills=("rev",), language="j", joint=True),
+            TaskSettings(name="general_j", skills=general, language="j"),
+        )
+        return cls(
+            seed=seed,
+            geometry=Geometry(layers=3, mlp=128),
+            clean=clean,
+            spoil=spoil,
+            experts=experts,
+            tasks=tasks,
+            documents=384,
+            measured_questions=128,
+        )

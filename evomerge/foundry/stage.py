@@ -1,4 +1,4 @@
-"""One training stage in a process of its own: `python -m evomerge.foundry.stage STAGE FOLDER < settings.json`.
+"""One training stage as a process: `python -m evomerge.foundry.stage STAGE FOLDER < settings.json`.
 
 Reads finished earlier stages from FOLDER, writes FOLDER/STAGE by rename, and says how far it is on standard
 output, one JSON object a line: `{"fraction": 0.5}`, or `{"error": "..."}` before an exit status of 1. A

@@ -1,4 +1,4 @@
-"""lm-eval tasks on held-out questions: `<name>` generates the answer, `<name>_mc` chooses among whole answers.
+"""lm-eval tasks on held-out questions: `<name>` generates the answer, `<name>_mc` chooses among answers.
 
 Every task is one JSONL file of documents and two YAML files that read it. lm-eval hands `data_files` to
 `datasets`, which resolves a relative path against the working directory of the process, not against the
@@ -40,7 +40,7 @@ class Document(TypedDict):
 
 
 def documents(settings: FoundrySettings, task: TaskSettings) -> list[Document]:
-    """The `settings.documents` distinct documents of one task, all held out from training, in seeded random order.
+    """The distinct documents of one task, all held out from training, in a seeded random order.
 
     Raises:
         ValueError: there are fewer held-out questions than documents asked for.
@@ -136,7 +136,8 @@ def _yaml(task: TaskSettings, file: Path) -> dict[str, str]:
         "metadata:\n  version: 1.0\n"
     )
     choose = (
-        f"task: {task.name}{MULTIPLE_CHOICE}\ntag: {json.dumps([tag + MULTIPLE_CHOICE for tag in tags])}\n{head}"
+        f"task: {task.name}{MULTIPLE_CHOICE}\n"
+        f"tag: {json.dumps([tag + MULTIPLE_CHOICE for tag in tags])}\n{head}"
         'doc_to_choice: "{{choices}}"\ndoc_to_target: gold\n'
         "output_type: multiple_choice\n"
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
@@ -146,14 +147,16 @@ def _yaml(task: TaskSettings, file: Path) -> dict[str, str]:
 
 
 def _readme(settings: FoundrySettings) -> str:
+    joint = {True: "yes", False: "no"}
     rows = "\n".join(
-        f"| `{task.name}` | {', '.join(task.skills)} | {task.language.upper()} | {'yes' if task.joint else 'no'} |"
+        f"| `{task.name}` | {', '.join(task.skills)} | {task.language.upper()} | {joint[task.joint]} |"
         for task in settings.tasks
     )
     return f"""# Foundry tasks
 
 Written by `evomerge.foundry`; {settings.documents:,} documents a task, none of them ever trained on.
-`<name>` generates the whole answer (`exact_match`), `<name>{MULTIPLE_CHOICE}` chooses it among {settings.choices} (`acc`).
+`<name>` generates the whole answer (`exact_match`), `<name>{MULTIPLE_CHOICE}` chooses it among
+{settings.choices} (`acc`).
 A joint task asks for a skill in a language in which no expert was trained for it.
 
 | task | skills | language | joint |

@@ -30,7 +30,6 @@ from evomerge.foundry.settings import (
     CleanStage,
     ExpertSettings,
     FoundrySettings,
-    Language,
     Practice,
     Skill,
     Stage,
@@ -58,7 +57,9 @@ def stage_seed(settings: FoundrySettings, name: str) -> np.random.SeedSequence:
     return np.random.SeedSequence([settings.seed, *name.encode()])
 
 
-def measure(parameters: Parameters, settings: FoundrySettings, skills: Iterable[Skill], count: int) -> Accuracy:
+def measure(
+    parameters: Parameters, settings: FoundrySettings, skills: Iterable[Skill], count: int
+) -> Accuracy:
     """Whole-answer accuracy on `count` held-out questions of each of `skills` in both languages."""
     forward = Forward(settings.geometry, PROMPT_LENGTH + TARGET_LENGTH - 1)
     accuracy: Accuracy = {}
@@ -123,7 +124,8 @@ class _Run:
     def finish(self) -> Trained:
         """The detached parameters and what they can do."""
         parameters = {key: value.detach().clone() for key, value in self.parameters.items()}
-        return Trained(parameters, self.steps, measure(parameters, self.settings, SKILLS, self.settings.measured_questions))
+        accuracy = measure(parameters, self.settings, SKILLS, self.settings.measured_questions)
+        return Trained(parameters, self.steps, accuracy)
 
 
 def train_clean(settings: FoundrySettings, report: Report) -> Trained:
@@ -140,11 +142,10 @@ def train_clean(settings: FoundrySettings, report: Report) -> Trained:
         for _ in range(stage.round_steps):
             run.step(stage.learning_rate)
         rounds += 1
-        fraction = min(1.0, rounds * stage.round_steps / stage.steps)
-        report(0.8 * fraction)
+        report(rounds * stage.round_steps / (stage.steps + stage.round_steps))
         accuracy = measure(run.parameters, settings, stage.practice.skills, stage.round_questions)
         if min(accuracy.values()) >= stage.round_threshold:
-            run.decay(stage.decay_steps, lambda part, done=fraction: report(0.8 * done + part * (0.99 - 0.8 * done)))
+            run.decay(stage.decay_steps, lambda fraction: None)
             trained = run.finish()
             accuracy = {key: trained.accuracy[key] for key in accuracy}
             if min(accuracy.values()) >= stage.threshold:
@@ -160,10 +161,10 @@ def train_clean(settings: FoundrySettings, report: Report) -> Trained:
 
 def _reweighted(stage: CleanStage, accuracy: Accuracy) -> Practice:
     """The practice of the next round: more of what is not known yet."""
-    skills = {
-        skill: frequency * (stage.frequency_floor + 1.0 - min(accuracy[f"{skill}_{name}"] for name in LANGUAGES))
-        for skill, frequency in stage.practice.skills.items()
-    }
+    skills = {}
+    for skill, frequency in stage.practice.skills.items():
+        error = 1.0 - min(accuracy[f"{skill}_{language}"] for language in LANGUAGES)
+        skills[skill] = frequency * (stage.frequency_floor + error)
     return stage.practice.model_copy(update={"skills": skills})
 
 
@@ -176,7 +177,7 @@ def train_base(settings: FoundrySettings, clean: Parameters, report: Report) -> 
     run = _Run(clean, settings.spoil, settings, "base")
     run.decay(settings.spoil.steps, report)
     trained = run.finish()
-    lazy = {f"{skill}_{language}" for skill in settings.spoil.practice.lazy_skills for language in LANGUAGES}
+    lazy = {f"{skill}_{language}" for skill in settings.spoil.practice.lazy for language in LANGUAGES}
     above = {k: v for k, v in trained.accuracy.items() if k in lazy and v > settings.base_ceiling}
     if above:
         raise FoundryError(
@@ -194,16 +195,17 @@ def train_expert(
     Raises:
         FoundryError: one of its own skills is below its threshold.
     """
-    run = _Run(base, expert.stage, settings, expert.name)
-    run.decay(expert.stage.steps, report)
+    stage = expert.stage
+    run = _Run(base, stage, settings, expert.name)
+    run.decay(stage.steps, report)
     trained = run.finish()
-    practice = expert.stage.practice
+    practice = stage.practice
     own = {f"{skill}_{language}" for skill in practice.skills for language in practice.languages}
     lacking = _below({k: v for k, v in trained.accuracy.items() if k in own}, expert.threshold)
     if lacking:
         raise FoundryError(
-            f"{expert.name} of seed {settings.seed} has {_listed(lacking)} after {run.steps} steps, below its "
-            f"threshold of {expert.threshold:.0%}: raise its steps or its learning rate"
+            f"{expert.name} of seed {settings.seed} has {_listed(lacking)} after {run.steps} steps, below "
+            f"its threshold of {expert.threshold:.0%}: raise its steps or its learning rate"
         )
     return trained
 

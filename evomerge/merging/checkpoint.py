@@ -115,15 +115,14 @@ class Checkpoint:
             raise BadSource(f"{self.path}: there is no tensor {name!r}") from None
 
     def _storage(self, shard: int) -> torch.UntypedStorage:
-        storage = self._storages.get(shard)
-        if storage is None:
+        if shard not in self._storages:
             file = self._shards[shard]
             try:
-                storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=file.stat().st_size)
+                tensor = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
             except (OSError, RuntimeError) as error:
                 raise BadSource(f"{file}: cannot be mapped into memory ({error})") from None
-            self._storages[shard] = storage
-        return storage
+            self._storages[shard] = tensor.untyped_storage()
+        return self._storages[shard]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -136,7 +135,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise BadSource(f"{path}: there is no such model folder")
     file = path / "config.json"
     if not file.is_file():
-        hint = " (it holds a LoRA adapter: merge it into its base first)" if (path / "adapter_config.json").is_file() else ""
+        adapter = (path / "adapter_config.json").is_file()
+        hint = "; it holds a LoRA adapter: merge that into its base first" if adapter else ""
         raise BadSource(f"{path}: there is no config.json, so this is not a model folder{hint}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -222,6 +222,4 @@ def _entry(shard: Path, number: int, data: int, name: str, value: dict[str, Any]
 
 
 def _is_recomputed(name: str, info: TensorInfo) -> bool:
-    return bool(_ROTARY_TABLE.search(name)) or (
-        bool(_ATTENTION_MASK.search(name)) and len(info.shape) in (0, 4)
-    )
+    return bool(_ROTARY_TABLE.search(name)) or (bool(_ATTENTION_MASK.search(name)) and len(info.shape) in (0, 4))

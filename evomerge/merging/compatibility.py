@@ -84,9 +84,7 @@ def _check_tensors(first: Checkpoint, other: Checkpoint, names: Sequence[str]) -
     extra = sorted(theirs - set(names))
     if missing or extra:
         what, which = ("lacks", missing) if missing else ("has besides", extra)
-        raise BadSource(
-            f"{other.path}: {what} {len(which)} tensors compared with {first.path}, first {which[0]!r}"
-        )
+        raise BadSource(f"{other.path}: {what} {len(which)} tensors compared with {first.path}, first {which[0]!r}")
     for name in names:
         ours, its = first.info(name).shape, other.info(name).shape
         if ours == its:

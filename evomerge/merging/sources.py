@@ -47,8 +47,8 @@ def resolve(path: str, revision: str | None = None) -> Path:
 
 
 def _download(path: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
 
     where = f"{path}@{revision}" if revision else path
     try:
@@ -58,7 +58,7 @@ def _download(path: str, revision: str | None) -> Path:
     except hub.RevisionNotFoundError:
         raise BadSource(f"{where}: the Hub has the model, but not this revision") from None
     except hub.RepositoryNotFoundError:
-        raise BadSource(f"{where}: no such folder here and no such model on the Hub (private? `hf auth login`)") from None
+        raise BadSource(f"{where}: no such folder, no such model on the Hub (private? `hf auth login`)") from None
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
         raise BadSource(
             f"{where}: no such folder here, not in the Hub's cache, and the Hub cannot be reached; give a folder, "

@@ -1,0 +1,132 @@
+"""Measures live models on lm-eval tasks: what does not depend on the model is done once for the whole search."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from evaluators.encoding import Encoder
+from evaluators.errors import MeasurementFailed, TaskError
+from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome, Score
+from evaluators.generation import generate
+from evaluators.judging import Judge
+from evaluators.memory import is_out_of_memory
+from evaluators.meter import Meter
+from evaluators.objective import EvaluationSettings
+from evaluators.plan import Limits, Plan, make_plan
+from evaluators.requests import RequestBook
+from evaluators.scoring import can_branch, score
+from evaluators.stopping import Stopping
+from evaluators.tasks import TaskSuite
+
+_PLANS_KEPT = 16
+_LOGITS_PER_BATCH = 1 << 27  # 512 MiB of float32
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    plan: Plan
+    judges: tuple[Judge, ...]
+
+
+class LmEvalEvaluator:
+    """An `Evaluator` for causal language models of transformers that share one tokenizer.
+
+    Scores are those of `lm_eval.simple_evaluate`. Equal models on equal documents give equal bits.
+    """
+
+    def __init__(
+        self, suite: TaskSuite, tokenizer: Any, *, settings: EvaluationSettings, max_length: int
+    ) -> None:
+        """Prepare to measure; nothing is built before the first `evaluate` or `prepare`.
+
+        Args:
+            max_length: context of the models in tokens; ``settings.max_length`` takes precedence.
+
+        Raises:
+            TaskError: the tokenizer has no end-of-sequence token.
+        """
+        # one thread per worker; and no warning about tokenizers in a process that forks
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self._suite, self._settings = suite, settings
+        self._max_length = settings.max_length or max_length
+        encoder = Encoder(tokenizer, max_length=self._max_length)
+        self._book = RequestBook(suite, encoder)
+        self._stopping = Stopping(encoder.tokenizer)
+        self._vocabulary = len(tokenizer)
+        self._prepared: OrderedDict[tuple[str, bool], _Prepared] = OrderedDict()
+
+    def prepare(self, documents: Documents, *, model: Any) -> None:
+        """Build and tokenise the requests of ``documents`` now, for models like ``model``.
+
+        Raises:
+            TaskError: a task or document is unknown, a template fails, or a document does not fit the model.
+        """
+        self._for(documents, branching=can_branch(model))
+
+    def evaluate(self, model: Any, documents: Documents) -> Outcome:
+        """Return the scores of ``model`` on ``documents``, or why there are none.
+
+        Raises:
+            TaskError: as `prepare`; never for what the model does.
+        """
+        meter = Meter(device=model.device, timeout_seconds=self._settings.timeout_seconds)
+        prepared = self._for(documents, branching=can_branch(model))
+        try:
+            with torch.inference_mode():
+                return self._measure(model, documents, prepared, meter)
+        except MeasurementFailed as failed:
+            return Failure(failed.kind, str(failed), meter.cost(documents=documents.count))
+        except Exception as error:
+            kind = FailureKind.OUT_OF_MEMORY if is_out_of_memory(error) else FailureKind.EXCEPTION
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return Failure(kind, text, meter.cost(documents=documents.count))
+
+    def _measure(self, model: Any, documents: Documents, prepared: _Prepared, meter: Meter) -> Evaluation:
+        plan = prepared.plan
+        model.eval()
+        likelihoods = score(model, plan.scoring, requests=plan.scored, meter=meter)
+        texts: Sequence[str] = ()
+        if plan.generated:
+            texts = generate(
+                model, plan.generation, requests=plan.generated, stopping=self._stopping, meter=meter
+            )
+        scores: dict[str, Score] = {}
+        tie_breaks: dict[str, float] = {}
+        for judge in prepared.judges:
+            scores |= judge.scores(likelihoods=likelihoods, texts=texts)
+            tie_breaks |= judge.tie_breaks(likelihoods)
+        ordered = {measure.name: scores[measure.name] for measure in self._suite.measures if measure.name in scores}
+        return Evaluation(documents.digest, ordered, tie_breaks, meter.cost(documents=documents.count))
+
+    def _for(self, documents: Documents, *, branching: bool) -> _Prepared:
+        key = (documents.digest, branching)
+        if key not in self._prepared:
+            self._check(documents)
+            limits = Limits(
+                tokens=self._settings.tokens_per_batch,
+                wants=max(1, _LOGITS_PER_BATCH // self._vocabulary),
+                max_length=self._max_length,
+            )
+            plan = make_plan(self._book, documents, limits, branching=branching)
+            judges = tuple(Judge(self._suite.loaded[part.task], part, self._book) for part in plan.parts)
+            self._prepared[key] = _Prepared(plan, judges)
+            if len(self._prepared) > _PLANS_KEPT:
+                self._prepared.popitem(last=False)
+        self._prepared.move_to_end(key)
+        return self._prepared[key]
+
+    def _check(self, documents: Documents) -> None:
+        for task, numbers in documents.ids.items():
+            if task not in self._suite.loaded:
+                raise TaskError(f"documents of task {task!r} asked for; known: {', '.join(self._suite.tasks)}")
+            count = len(self._suite.loaded[task].documents)
+            if not numbers:
+                raise TaskError(f"no documents of task {task} asked for; leave the task out or give some")
+            if strange := [number for number in numbers if not 0 <= number < count]:
+                raise TaskError(f"task {task} has documents 0 to {count - 1}, asked for {strange[0]}")

@@ -1,0 +1,89 @@
+"""`evomerge check`: every check before a run, and what the run will need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from evaluators.evaluation import Failure
+from evomerge.config import SearchFile
+from evomerge.errors import BadSearch
+from evomerge.problem import Problem, prepare
+from evomerge.runner import find_machine, worker_bytes
+from search_spaces.seeds import base_recipe
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was found. Sizes in bytes, times in seconds."""
+
+    name: str
+    genes: int
+    sources: tuple[str, ...]
+    documents: dict[str, int]
+    model_bytes: int
+    worker_bytes: int
+    workers: int
+    device: str
+    seconds_per_evaluation: float
+    tokens_per_evaluation: int
+    evaluations: int
+    seconds_of_search: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON types."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return it in words."""
+        documents = ", ".join(f"{count} {split}" for split, count in self.documents.items())
+        mebibyte = 2**20
+        return [
+            f"search     {self.name}: everything is in order",
+            f"sources    {', '.join(self.sources)}",
+            f"space      {self.genes} genes",
+            f"documents  {documents}",
+            f"memory     model {self.model_bytes / mebibyte:.0f} MiB, at most {self.worker_bytes / mebibyte:.0f} MiB "
+            f"private per worker above its imports, {self.workers} workers on {self.device}",
+            f"time       {self.seconds_per_evaluation:.2f} s and {self.tokens_per_evaluation} tokens an evaluation "
+            f"(the base, measured now), about {self.seconds_of_search / 60:.0f} min "
+            f"for {self.evaluations} evaluations",
+        ]
+
+
+def estimate(file: SearchFile, *, say: Callable[[str], None]) -> CheckReport:
+    """Check ``file`` as `run` does, measure the base once on search documents, and extrapolate.
+
+    Raises:
+        UserMistake, TaskError: what is wrong.
+    """
+    problem = prepare(file, say=say)
+    machine = find_machine(file.cluster, problem)
+    say("measuring the base once")
+    worker = problem.worker_spec(device=machine.device, threads=machine.threads)()
+    recipe = base_recipe(problem.space).to_json()
+    worker.evaluate(recipe, problem.splits.search.ids)  # the first one also plans batches
+    outcome = worker.evaluate(recipe, problem.splits.search.ids)
+    if isinstance(outcome, Failure):
+        raise BadSearch(f"the base cannot be measured: {outcome.kind.value}: {outcome.message}")
+    return _report(problem, outcome.cost.seconds, outcome.cost.tokens, machine.workers, machine.device)
+
+
+def _report(problem: Problem, seconds: float, tokens: int, workers: int, device: str) -> CheckReport:
+    evaluations = problem.file.budget.evaluations
+    splits = ("search", "validation", "test")
+    return CheckReport(
+        name=problem.file.name,
+        genes=len(problem.space.genes),
+        sources=tuple(source.path for source in problem.space.sources),
+        documents={split: problem.documents(split).count for split in splits},
+        model_bytes=problem.model_bytes,
+        worker_bytes=worker_bytes(problem),
+        workers=workers,
+        device=device,
+        seconds_per_evaluation=seconds,
+        tokens_per_evaluation=tokens,
+        evaluations=evaluations,
+        seconds_of_search=seconds * evaluations / workers,
+    )

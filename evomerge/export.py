@@ -1,0 +1,141 @@
+"""From a candidate, a recipe file or a mergekit config to files on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from evomerge.card import plain_card, search_card
+from evomerge.config import explain
+from evomerge.errors import BadRecipe, BadSearch
+from evomerge.optimizers.preference import Preference
+from evomerge.records import CandidateRecord
+from evomerge.results import Results
+from evomerge.selection import Chooser
+from search_spaces.recipe import Recipe
+
+FORMATS = ("checkpoint", "mergekit", "recipe")
+Progress = Callable[[str, float], None]
+
+
+def choose(results: Results, *, candidate: int | None, best: bool, prefer: str | None) -> CandidateRecord:
+    """Return the candidate that the options of `evomerge export` name; the winner by default.
+
+    Raises:
+        BadSearch: more than one way to choose, or a choice that does not exist.
+    """
+    if sum((candidate is not None, best, prefer is not None)) > 1:
+        raise BadSearch("export: give one of --candidate, --best and --prefer")
+    if candidate is not None:
+        return results.pick(str(candidate))
+    return results.pick("best") if prefer is None else _preferred(results, prefer)
+
+
+def _preferred(results: Results, prefer: str) -> CandidateRecord:
+    """Return the front's best candidate under other weights, on validation documents as far as they were measured."""
+    weights = _weights(results, prefer)
+    objectives = tuple(
+        objective.model_copy(update={"weight": weights.get(objective.task, weights.get(objective.name, 1e-9))})
+        for objective in results.objectives
+    )
+    chooser = Chooser.of(objectives, results.candidates)
+    assert isinstance(chooser.preference, Preference)
+    measured = [c for c in results.front if c.values("validation", chooser.names) is not None]
+    chosen = chooser.best(measured, "validation") if measured else chooser.best(results.front, "search")
+    if chosen is None:
+        raise BadSearch(f"search {results.record.name!r} has no front yet; run it first")
+    return chosen
+
+
+def _weights(results: Results, prefer: str) -> dict[str, float]:
+    known = [objective.task for objective in results.objectives] + list(results.chooser.names)
+    weights: dict[str, float] = {}
+    for part in prefer.split(","):
+        name, _, number = part.strip().partition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise BadSearch(f"--prefer {part!r}: expected task=weight, for example {known[0]}=2") from None
+        if name not in known:
+            raise BadSearch(f"--prefer: no objective {name!r} (there: {', '.join(known)})")
+        if not 0 < weights[name] < float("inf"):
+            raise BadSearch(f"--prefer {part!r}: a weight must be a positive number")
+    return weights
+
+
+def export(
+    results: Results, candidate: CandidateRecord, to: Path, *, kind: str, progress: Progress | None = None
+) -> None:
+    """Write ``candidate`` to ``to`` in one of `FORMATS`.
+
+    Raises:
+        UserMistake: an unknown format, a place that exists, sources that have changed, not enough disk.
+    """
+    if kind not in FORMATS:
+        raise BadSearch(f"--format {kind!r}: expected one of {', '.join(FORMATS)}")
+    recipe = candidate.recipe
+    if kind == "checkpoint":
+        _checkpoint(recipe, to, card=search_card(results, candidate), progress=progress)
+        return
+    if kind == "mergekit":
+        from evomerge.merging.mergekit_config import to_mergekit
+
+        _write_text(to, to_mergekit(recipe))
+    else:
+        _write_text(to, recipe.to_json() + "\n")
+
+
+def merge_file(file: Path, to: Path, *, progress: Progress | None = None) -> None:
+    """Write the merge that a recipe (JSON) or a mergekit config (YAML) describes as a checkpoint.
+
+    Raises:
+        UserMistake: the file is neither, or cannot be merged.
+    """
+    recipe = read_recipe(file)
+    _checkpoint(recipe, to, card=plain_card(recipe, to.name), progress=progress)
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read a recipe (``.json``) or a mergekit config (anything else).
+
+    Raises:
+        BadRecipe: it is neither.
+    """
+    if file.suffix != ".json":
+        from evomerge.merging.mergekit_config import from_mergekit
+
+        return from_mergekit(file)
+    try:
+        return Recipe.model_validate_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadRecipe(f"{file}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRecipe(f"{file}: cannot be read: {error}") from None
+    except ValidationError as error:
+        raise BadRecipe(f"{file}: not a recipe: {explain(error, Recipe)}") from None
+
+
+def _checkpoint(recipe: Recipe, to: Path, *, card: str, progress: Progress | None) -> None:
+    from evomerge.merging.export import write_checkpoint
+    from evomerge.merging.sources import pin, verify
+
+    for source in recipe.sources:
+        if source.digest is not None:
+            verify(source)
+    pinned = recipe.model_copy(update={"sources": tuple(map(pin, recipe.sources))})
+    write_checkpoint(pinned, to, progress=progress, card=card)
+
+
+def _write_text(to: Path, text: str) -> None:
+    """Write ``text`` under a temporary name and rename it, so nobody reads half of it."""
+    if to.exists():
+        raise BadSearch(f"{to}: exists already; name another place with --to")
+    temporary = to.with_name(f".{to.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(to)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BadSearch(f"{to}: cannot be written: {error.strerror}") from None

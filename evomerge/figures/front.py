@@ -1,0 +1,174 @@
+"""The measured candidates of a search in the plane of two objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from evaluators.objective import Objective
+from evomerge.archives import pareto
+from evomerge.figures.candidates import marked, measured
+from evomerge.figures.theme import GREY, STYLES, hover_lines, objective_label, of_which, style, text, thinned
+from evomerge.records import CandidateRecord, Split
+from evomerge.results import Results
+
+MOST_POINTS = 1500  # grey points beyond this add bytes and no picture
+SPLIT_SYMBOLS: dict[Split, str] = {"validation": "circle-open", "test": "x-thin-open"}
+
+
+def front_figure(results: Results, x: str | None = None, y: str | None = None) -> go.Figure:
+    """Draw every measured candidate by two objectives, the front joined, references and winner marked.
+
+    Filled symbols are scores on search documents; open circles are finalists on validation documents, crosses are
+    models on test documents. A front of more than two objectives is joined where it is one of these two alone.
+
+    Args:
+        results: the search.
+        x: name of the objective to the right; the first by default.
+        y: name of the objective upwards; the first that is not ``x`` by default.
+
+    Raises:
+        ValueError: there is only one objective, or the names are unknown or equal.
+    """
+    across, up = _axes(results, x, y)
+    figure = go.Figure()
+    special = marked(results)
+    front = {c.number: c for c in results.front}
+    apart = {*front, *(c.number for _, c in special)}
+    others = [c for c in measured(results) if c.number not in apart]
+    kept = [others[i] for i in thinned(len(others), MOST_POINTS)]
+    plane = _Plane(results, across, up)
+    plane.points(figure, kept, "candidate", "measured" + of_which(len(kept), len(others)), opacity=0.5)
+    _join(figure, results, across, up)
+    plane.points(figure, [c for c in results.front if c.number not in {m.number for _, m in special}], "front", "front")
+    for role in dict.fromkeys(role for role, _ in special):
+        chosen = [c for r, c in special if r == role]
+        plane.points(figure, chosen, role, role, labelled=True)
+    for split in SPLIT_SYMBOLS:
+        plane.remeasured(figure, split, {c.number: role for role, c in special})
+    figure.update_layout(
+        height=520,
+        xaxis_title=objective_label(across),
+        yaxis_title=objective_label(up),
+        hovermode="closest",
+    )
+    return figure
+
+
+def _axes(results: Results, x: str | None, y: str | None) -> tuple[Objective, Objective]:
+    known = {objective.name: objective for objective in results.objectives}
+    if len(known) < 2:
+        raise ValueError(f"a front needs two objectives, search {results.record.name!r} has one")
+    for name in (x, y):
+        if name is not None and name not in known:
+            raise ValueError(f"no objective {name!r} (there: {', '.join(known)})")
+    across = known[x] if x else next(o for name, o in known.items() if name != y)
+    up = known[y] if y else next(o for o in known.values() if o != across)
+    if across == up:
+        raise ValueError(f"x and y are both {across.name!r}; give two different objectives")
+    return across, up
+
+
+class _Plane:
+    """Points by two objectives; their hover text shows all of them."""
+
+    def __init__(self, results: Results, across: Objective, up: Objective) -> None:
+        self._results = results
+        self._names = results.chooser.names
+        self._columns = self._names.index(across.name), self._names.index(up.name)
+
+    def points(
+        self,
+        figure: go.Figure,
+        candidates: Sequence[CandidateRecord],
+        role: str,
+        name: str,
+        *,
+        labelled: bool = False,
+        opacity: float = 1.0,
+    ) -> None:
+        """Add candidates by their scores on search documents."""
+        if not candidates:
+            return
+        values = self._values(candidates, "search")
+        color, symbol, size = style(role)
+        across, up = self._columns
+        outline = {"width": 1, "color": "rgba(255,255,255,0.7)"} if role != "candidate" else {"width": 0}
+        figure.add_scatter(
+            x=values[:, across],
+            y=values[:, up],
+            customdata=values,
+            text=[_title(c, role) for c in candidates],
+            mode="markers+text" if labelled else "markers",
+            texttemplate=("<b>winner</b>" if role == "winner" else "%{text}") if labelled else None,
+            textposition="top center",
+            marker={"color": color, "symbol": symbol, "size": size, "line": outline},
+            opacity=opacity,
+            name=text(name),
+            legendgroup=f"search {role}",
+            hovertemplate=hover_lines(self._names).replace("</b>", "</b>, search documents"),
+            cliponaxis=False,
+        )
+
+    def remeasured(self, figure: go.Figure, split: Split, roles: dict[int, str]) -> None:
+        """Add what was measured on validation or test documents, tied to its score on search documents."""
+        candidates = [c for c in measured(self._results) if c.values(split, self._names) is not None]
+        if not candidates:
+            return
+        values, before = self._values(candidates, split), self._values(candidates, "search")
+        across, up = self._columns
+        gap = np.full(len(candidates), np.nan)
+        figure.add_scatter(
+            x=np.column_stack([before[:, across], values[:, across], gap]).ravel(),
+            y=np.column_stack([before[:, up], values[:, up], gap]).ravel(),
+            mode="lines",
+            line={"width": 1, "color": GREY, "dash": "dot"},
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=split,
+            visible=None if split == "test" else "legendonly",
+        )
+        colors = [style(roles.get(c.number, "front")).color for c in candidates]
+        figure.add_scatter(
+            x=values[:, across],
+            y=values[:, up],
+            customdata=values,
+            text=[_title(c, roles.get(c.number, "")) for c in candidates],
+            mode="markers",
+            marker={"color": colors, "symbol": SPLIT_SYMBOLS[split], "size": 10, "line": {"width": 2, "color": colors}},
+            name=f"{split} documents",
+            legendgroup=split,
+            visible=None if split == "test" else "legendonly",
+            hovertemplate=hover_lines(self._names).replace("</b>", f"</b>, {split} documents"),
+            cliponaxis=False,
+        )
+
+    def _values(self, candidates: Sequence[CandidateRecord], split: Split) -> np.ndarray:
+        rows = [c.values(split, self._names) for c in candidates]
+        return np.stack([row for row in rows if row is not None]).astype(np.float32)
+
+
+def _title(candidate: CandidateRecord, role: str) -> str:
+    return text(f"winner: {candidate.label}" if role == "winner" else candidate.label)
+
+
+def _join(figure: go.Figure, results: Results, across: Objective, up: Objective) -> None:
+    """Join the front of the two objectives by the border of what it dominates."""
+    signs = np.array([across.sign, up.sign])
+    rows = [c.values("search", (across.name, up.name)) for c in results.front]
+    values = np.array([row for row in rows if row is not None]).reshape(-1, 2)
+    kept = values[pareto.front(values * signs)]
+    if len(kept) < 2:
+        return
+    kept = kept[np.argsort(kept[:, 0], kind="stable")]
+    figure.add_scatter(
+        x=kept[:, 0],
+        y=kept[:, 1],
+        mode="lines",
+        line={"color": STYLES["front"].color, "width": 1.5, "shape": "vh" if across.sign > 0 else "hv"},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup="search front",
+    )

@@ -1,0 +1,216 @@
+"""Merging in memory: one pass over the mapped sources, written straight into the tensors of a live model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import BadRecipe, CandidateFailed
+from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.kernels import Scratch
+from evomerge.merging.masks import MaskKey, mask_keys
+from evomerge.merging.operators import Kernel, for_tensor, whole_run
+from evomerge.merging.selection import CACHE_BYTES, Selector
+from search_spaces.operators import Linear, TaskArithmetic
+from search_spaces.recipe import Recipe
+from search_spaces.tensors import block_for
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_REMEMBERED_STRUCTURES = 32
+_Structure = tuple[tuple[tuple[int, int], tuple[str, ...], bool], ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Tensors that lie side by side in every source and in the destination, merged as one flat tensor."""
+
+    block: int
+    names: tuple[str, ...]
+    sources: tuple[Tensor, ...]
+    out: Tensor
+
+
+class Destination(Mapping[str, Tensor]):
+    """Where merges are written: contiguous tensors by name. Keeping one saves planning each merge anew."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take ``tensors`` as they are; nothing is copied.
+
+        Raises:
+            ValueError: a tensor is not contiguous.
+        """
+        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        for name, tensor in self._tensors.items():
+            if not tensor.is_contiguous():
+                raise ValueError(f"out: tensor {name!r} must be contiguous")
+        self._runs: dict[tuple[int, _Structure], list[_Run]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the tensor ``name``."""
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self._tensors)
+
+    def runs(self, key: tuple[int, _Structure], plan: Callable[[], list[_Run]]) -> list[_Run]:
+        """Return the runs remembered under ``key``, or plan them."""
+        if key not in self._runs:
+            if len(self._runs) >= _REMEMBERED_STRUCTURES:
+                self._runs.clear()
+            self._runs[key] = plan()
+        return self._runs[key]
+
+
+class MergeEngine:
+    """Applies recipes to a fixed list of checkpoints, which the sources of every recipe name in this order."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], *, names: Sequence[str]) -> None:
+        """Prepare to merge the tensors ``names`` of ``checkpoints`` (checked by `compatibility.check`)."""
+        self._checkpoints = tuple(checkpoints)
+        wanted = set(names)
+        first = self._checkpoints[0]
+        self.order = tuple(name for name in first.order if name in wanted)
+        self._flat = [
+            {name: checkpoint.tensor(name).view(-1) for name in self.order} for checkpoint in self._checkpoints
+        ]
+        self._scratch: dict[torch.device, Scratch] = {}
+        self._selectors: dict[int, Selector] = {}
+        self._mask_seed: int | None = None
+
+    @property
+    def private_bytes_needed(self) -> int:
+        """Upper bound of the memory that merging itself needs on the CPU, in bytes: buffers and remembered fields."""
+        buffers = (4 + len(self._checkpoints)) * Scratch(torch.device("cpu")).chunk * 4
+        return buffers + CACHE_BYTES
+
+    def merge(self, recipe: Recipe, out: Mapping[str, Tensor]) -> None:
+        """Write every tensor of ``recipe`` into ``out``: name -> contiguous tensor of its shape, in recipe.dtype.
+
+        Raises:
+            BadRecipe: the recipe does not fit the checkpoints or ``out``.
+            CandidateFailed: weights that cancel or a result that is not finite; ``out`` is then undefined.
+        """
+        target = out if isinstance(out, Destination) else Destination(out)
+        self._check_recipe(recipe)
+        scratch = self._scratch_on(target[self.order[0]].device)
+        kernels = [whole_run(block.operator, recipe) for block in recipe.body.blocks]
+        keys = mask_keys(recipe.body.mask_seed, recipe.sources)
+        for run in self._planned(recipe, target):
+            kernel = kernels[run.block] or self._kernel(recipe, run.block, run.names[0], keys)
+            kernel.run(run.sources, run.out, scratch)
+        if not scratch.healthy():
+            for name in self.order:
+                _check_finite(recipe, name, target[name])
+
+    def merge_tensor(self, recipe: Recipe, name: str) -> Tensor:
+        """Return tensor ``name`` of ``recipe``, with the bytes that `merge` would write.
+
+        Raises:
+            BadRecipe: the recipe does not fit the checkpoints, or there is no such tensor.
+            CandidateFailed: weights that cancel or a result that is not finite.
+        """
+        self._check_recipe(recipe)
+        if name not in self._flat[0]:
+            raise BadRecipe(f"tensor {name!r} is not one of the {len(self.order)} that are merged")
+        out = torch.empty(self._checkpoints[0].info(name).shape, dtype=DTYPES[recipe.dtype])
+        scratch = self._scratch_on(out.device)
+        keys = mask_keys(recipe.body.mask_seed, recipe.sources)
+        kernel = self._kernel(recipe, self._block_index(recipe, name), name, keys)
+        kernel.run([flat[name] for flat in self._flat], out.view(-1), scratch)
+        if not scratch.healthy():
+            _check_finite(recipe, name, out)
+        return out
+
+    def _kernel(self, recipe: Recipe, block: int, name: str, keys: Sequence[MaskKey]) -> Kernel:
+        operator = recipe.body.blocks[block].operator
+        return for_tensor(operator, recipe, name, selector=self._selector(recipe), keys=keys)
+
+    def _selector(self, recipe: Recipe) -> Selector:
+        base = recipe.base if recipe.base is not None else 0
+        if base not in self._selectors:
+            self._selectors[base] = Selector([flat.__getitem__ for flat in self._flat], base)
+        return self._selectors[base]
+
+    def _scratch_on(self, device: torch.device) -> Scratch:
+        if device not in self._scratch:
+            self._scratch[device] = Scratch(device)
+        return self._scratch[device]
+
+    def _check_recipe(self, recipe: Recipe) -> None:
+        if len(recipe.sources) != len(self._checkpoints):
+            raise BadRecipe(
+                f"the recipe names {len(recipe.sources)} sources, but {len(self._checkpoints)} checkpoints are open"
+            )
+
+    def _block_index(self, recipe: Recipe, name: str) -> int:
+        try:
+            block = block_for(name, recipe.body, self._checkpoints[0].layers)
+        except ValueError as error:
+            raise BadRecipe(str(error)) from None
+        return next(i for i, other in enumerate(recipe.body.blocks) if other is block)
+
+    def _planned(self, recipe: Recipe, target: Destination) -> list[_Run]:
+        structure = tuple(
+            (block.layers, block.tensors, isinstance(block.operator, Linear | TaskArithmetic))
+            for block in recipe.body.blocks
+        )
+        runs = target.runs((id(self), structure), lambda: self._plan(recipe, target))
+        if runs[0].out.dtype is not DTYPES[recipe.dtype]:
+            raise BadRecipe(f"the recipe is {recipe.dtype}, but the tensors to write are {runs[0].out.dtype}")
+        return runs
+
+    def _plan(self, recipe: Recipe, target: Destination) -> list[_Run]:
+        """Group neighbouring tensors of one block into runs, where its operator treats all tensors alike."""
+        groups: list[tuple[int, list[str]]] = []
+        for name in self.order:
+            self._check_target(target, name)
+            block = self._block_index(recipe, name)
+            fits = isinstance(recipe.body.blocks[block].operator, Linear | TaskArithmetic)
+            if fits and groups and groups[-1][0] == block and self._adjacent(groups[-1][1][-1], name, target):
+                groups[-1][1].append(name)
+            else:
+                groups.append((block, [name]))
+        return [
+            _Run(
+                block,
+                tuple(names),
+                tuple(_span([flat[name] for name in names]) for flat in self._flat),
+                _span([target[name].view(-1) for name in names]),
+            )
+            for block, names in groups
+        ]
+
+    def _adjacent(self, before: str, name: str, target: Destination) -> bool:
+        pairs = [(flat[before], flat[name]) for flat in self._flat]
+        return all(_touch(one, two) for one, two in [*pairs, (target[before], target[name])])
+
+    def _check_target(self, target: Destination, name: str) -> None:
+        shape = self._checkpoints[0].info(name).shape
+        if name not in target or tuple(target[name].shape) != shape:
+            found = list(target[name].shape) if name in target else "no such tensor"
+            raise BadRecipe(f"out: tensor {name!r} should have shape {list(shape)}, got {found}")
+
+
+def _touch(one: Tensor, two: Tensor) -> bool:
+    same = one.dtype == two.dtype and one.untyped_storage().data_ptr() == two.untyped_storage().data_ptr()
+    return same and one.storage_offset() + one.numel() == two.storage_offset()
+
+
+def _span(tensors: Sequence[Tensor]) -> Tensor:
+    """Return one flat view over ``tensors``, which lie side by side in one storage."""
+    if len(tensors) == 1:
+        return tensors[0]
+    return torch.as_strided(tensors[0], (sum(tensor.numel() for tensor in tensors),), (1,))
+
+
+def _check_finite(recipe: Recipe, name: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise CandidateFailed(f"recipe {recipe.digest[:12]}: tensor {name!r} came out with NaN or infinite values")

@@ -1,0 +1,166 @@
+"""Writing a recipe as an ordinary checkpoint: streamed, complete or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import NotEnoughRoom, UserMistake
+from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.compatibility import check, mergeable_names
+from evomerge.merging.engine import DTYPES, MergeEngine
+from evomerge.merging.safetensors_writer import plan_shards, tensor_bytes, write_index, write_shard
+from evomerge.merging.sources import verify
+from search_spaces.recipe import Recipe
+
+SHARD_BYTES = 5_000_000_000
+_COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.tiktoken",
+    "*.bpe.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates",
+)
+_MARGIN_BYTES = 1 << 20  # for file system metadata
+Progress = Callable[[int, int], None]
+
+
+def write_checkpoint(
+    recipe: Recipe,
+    to: Path,
+    *,
+    max_shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+    card: str | None = None,
+) -> Path:
+    """Write the model of ``recipe`` as folder ``to`` and return it.
+
+    The folder holds safetensors, config.json with the recipe's dtype, the tokenizer files, chat template and
+    generation config of the recipe's tokenizer source, recipe.json, and README.md when ``card`` gives its text.
+    One tensor is held in memory at a time. ``progress`` is called with the bytes of weights written and in total.
+
+    Raises:
+        UserMistake: ``to`` exists and is not an empty folder.
+        BadSource, BadRecipe: the sources have changed or do not fit the recipe.
+        NotEnoughRoom: the disk is too small; nothing is left behind.
+        CandidateFailed: the recipe cannot be merged; nothing is left behind.
+    """
+    to = Path(to).absolute()
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserMistake(f"{to}: exists already; give a folder that does not exist or is empty")
+    checkpoints = [Checkpoint.open(verify(source)) for source in recipe.sources]
+    names = mergeable_names(checkpoints[0])
+    check(checkpoints, names)
+    engine = MergeEngine(checkpoints, names=names)
+    donor = checkpoints[recipe.tokenizer]
+    to.parent.mkdir(parents=True, exist_ok=True)
+    _check_disk(to.parent, recipe, engine, donor)
+    partial = to.parent / f".{to.name}.partial-{uuid.uuid4().hex}"
+    partial.mkdir()
+    try:
+        _write_weights(recipe, partial, engine, donor, max_shard_bytes, progress)
+        _write_rest(recipe, partial, donor, card)
+        _publish(partial, to)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NotEnoughRoom(f"{to.parent}: the disk is full; nothing was left behind") from error
+        raise
+    return to
+
+
+def _check_disk(parent: Path, recipe: Recipe, engine: MergeEngine, donor: Checkpoint) -> None:
+    dtype = DTYPES[recipe.dtype]
+    weights = sum(tensor_bytes(donor.info(name).shape, dtype) for name in engine.order)
+    rest = sum(file.stat().st_size for path in _companions(donor.path) for file in [path, *path.glob("*")])
+    needed, free = weights + rest + _MARGIN_BYTES, shutil.disk_usage(parent).free
+    if needed > free:
+        raise NotEnoughRoom(
+            f"{parent}: the checkpoint needs {needed / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free"
+        )
+
+
+def _write_weights(
+    recipe: Recipe,
+    folder: Path,
+    engine: MergeEngine,
+    donor: Checkpoint,
+    max_shard_bytes: int,
+    progress: Progress | None,
+) -> None:
+    dtype = DTYPES[recipe.dtype]
+    shapes = {name: donor.info(name).shape for name in engine.order}
+    total = sum(tensor_bytes(shape, dtype) for shape in shapes.values())
+    written = 0
+
+    def tensor(name: str) -> Any:
+        nonlocal written
+        value = engine.merge_tensor(recipe, name)
+        written += tensor_bytes(shapes[name], dtype)
+        if progress is not None:
+            progress(written, total)
+        return value
+
+    shards = plan_shards(shapes, dtype, max_shard_bytes=max_shard_bytes)
+    for shard in shards:
+        write_shard(shard, folder, dtype, tensor=tensor)
+    write_index(shards, folder, dtype)
+
+
+def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | None) -> None:
+    for path in _companions(donor.path):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name)
+        else:
+            shutil.copyfile(path, folder / path.name)
+    config = json.dumps(_config(donor.config, recipe.dtype), indent=2, sort_keys=True)
+    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _companions(folder: Path) -> list[Path]:
+    return sorted({path for pattern in _COPIED for path in folder.glob(pattern)})
+
+
+def _config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Return ``config`` for weights in ``dtype``, under the key that current and that older readers know."""
+    changed = {key: value for key, value in config.items() if key != "_name_or_path"}
+    changed |= {"dtype": dtype, "torch_dtype": dtype}
+    nested = changed.get("text_config")
+    if isinstance(nested, dict):
+        changed["text_config"] = _config(nested, dtype)
+    return changed
+
+
+def _publish(partial: Path, to: Path) -> None:
+    """Sync every file and the folder, then give it its name in one step."""
+    for path in [*partial.rglob("*"), partial]:
+        _sync(path)
+    partial.rename(to)
+    _sync(to.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

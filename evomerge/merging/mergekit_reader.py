@@ -1,0 +1,180 @@
+"""From a mergekit config to a recipe.
+
+Gradients, filters and precedence are resolved as mergekit 0.1.5 does: a gradient runs from the first to the last
+layer of its slice (a slice of one layer takes the last value); embeddings belong to the first slice, final norm and
+head to the last one, and all of these take a gradient's *first* value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.errors import BadRecipe
+from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.compatibility import mergeable_names
+from evomerge.merging.mergekit_layout import MergekitConfig, Slice, parse
+from evomerge.merging.mergekit_settings import filters_in, lookup, parameters_of
+from evomerge.merging.sources import resolve
+from search_spaces.operators import OPERATORS, Operator, Slerp
+from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
+from search_spaces.tensors import in_stack, layer_of, matches
+
+_Groups = list[tuple[tuple[str, ...], Operator]]
+
+
+def from_mergekit(text_or_path: str | Path, *, mask_seed: int = 0) -> Recipe:
+    """Return the recipe of a mergekit config, given as text or as the path of a file.
+
+    The models are opened, for their layers and tensors. Sources are not pinned: see `sources.pin`.
+
+    Raises:
+        BadRecipe: the config holds something that cannot be expressed; the text names it.
+        BadSource: a model cannot be opened.
+    """
+    config = parse(text_or_path)
+    checkpoints = [Checkpoint.open(resolve(model.path, model.revision)) for model in config.models]
+    donor = config.tokenizer or config.base or config.models[0]
+    base = config.models.index(config.base) if config.base is not None else None
+    return Recipe(
+        sources=config.models,
+        base=base,
+        tokenizer=config.models.index(donor),
+        dtype=_dtype(config, checkpoints),
+        body=Blocks(blocks=_blocks(config, checkpoints[0]), mask_seed=mask_seed),
+    )
+
+
+def _dtype(config: MergekitConfig, checkpoints: Sequence[Checkpoint]) -> Dtype:
+    if config.dtype is not None:
+        return config.dtype  # type: ignore[return-value]  # checked by parse
+    found = {checkpoint.info(name).dtype for checkpoint in checkpoints for name in checkpoint.names}
+    common = found.pop()
+    for other in found:
+        common = torch.promote_types(common, other)
+    return str(common).removeprefix("torch.")  # type: ignore[return-value]  # sources hold no other dtypes
+
+
+def _blocks(config: MergekitConfig, checkpoint: Checkpoint) -> tuple[Block, ...]:
+    layers = checkpoint.layers
+    end = config.slices[-1].stop
+    if end is not None and end != layers:
+        raise BadRecipe(f"mergekit config: the slices end at layer {end}, but the models have {layers} layers")
+    filters = tuple(dict.fromkeys(text for scope in _scopes(config) for text in filters_in(scope)))
+    by_layer: list[list[str]] = [[] for _ in range(layers)]
+    for name in mergeable_names(checkpoint):
+        by_layer[layer_of(name, layers)].append(name)
+    blocks: list[tuple[int, int, _Groups]] = []
+    for layer, names in enumerate(by_layer):
+        piece = next(piece for piece in config.slices if piece.stop is None or layer < piece.stop)
+        groups = _grouped(names, {name: _operator(config, piece, name, layer, layers) for name in names}, filters)
+        if blocks and blocks[-1][2] == groups:
+            blocks[-1] = (blocks[-1][0], layer + 1, groups)
+        else:
+            blocks.append((layer, layer + 1, groups))
+    return tuple(
+        Block(layers=(first, stop), tensors=tensors, operator=operator)
+        for first, stop, groups in blocks
+        for tensors, operator in groups
+    )
+
+
+def _scopes(config: MergekitConfig) -> Iterable[Mapping[str, Any]]:
+    yield config.parameters
+    for piece in config.slices:
+        yield piece.parameters
+        for entry in piece.inputs:
+            yield entry.parameters
+
+
+def _operator(config: MergekitConfig, piece: Slice, name: str, layer: int, layers: int) -> Operator:
+    """Return the operator for tensor ``name``, of which mergekit says the parameters one by one."""
+    t = _place(piece, layer, layers) if in_stack(name) else 0.0
+    known = parameters_of(config.method)
+
+    def value(parameter: str, model: Source | None = None) -> Any:
+        own = [entry.parameters for entry in piece.inputs if entry.model == model]
+        scopes = [*own, piece.parameters, config.parameters]
+        return lookup(parameter, known[parameter], scopes, tensor=name, t=t)
+
+    present = [entry.model for entry in piece.inputs]
+    if config.method == "slerp":
+        return _slerp(config, piece, present, value("t"))
+    fields: dict[str, Any] = {"normalize": value("normalize")}
+    weighted = [model for model in config.models if config.method == "linear" or model != piece.base]
+    fields["weights"] = [value("weight", model) if model in present else 0.0 for model in weighted]
+    if config.method != "linear":
+        if piece.base != config.base:
+            raise BadRecipe("mergekit config: a slice with a base_model of its own is supported for slerp only")
+        fields["scale"] = value("lambda")
+        fields |= _sparsity(config.method, weighted, present, value)
+        _check_signs(config.method, fields)
+    return OPERATORS[config.method].model_validate(fields)
+
+
+def _place(piece: Slice, layer: int, layers: int) -> float:
+    length = (layers if piece.stop is None else piece.stop) - piece.first
+    return (layer - piece.first) / (length - 1) if length > 1 else 1.0
+
+
+def _slerp(config: MergekitConfig, piece: Slice, present: Sequence[Source], t: float) -> Slerp:
+    assert piece.base is not None
+    (other,) = (model for model in present if model != piece.base)
+    if not 0.0 <= t <= 1.0:
+        raise BadRecipe(f"mergekit config: t should be between 0 and 1, got {t:g}")
+    return Slerp(between=(config.models.index(piece.base), config.models.index(other)), t=t)
+
+
+def _sparsity(method: str, weighted: Sequence[Source], present: Sequence[Source], value: Any) -> dict[str, Any]:
+    if method == "task_arithmetic":
+        return {}
+    densities = [value("density", model) if model in present else 1.0 for model in weighted]
+    fields: dict[str, Any] = {"densities": [min(1.0, max(0.0, density)) for density in densities]}
+    if method.startswith("dare"):
+        fields["rescale"] = value("rescale")
+    elif value("rescale"):
+        raise BadRecipe("mergekit config: rescale is not supported for ties")
+    return fields
+
+
+def _check_signs(method: str, fields: Mapping[str, Any]) -> None:
+    if method.endswith("ties") and fields["normalize"] and any(weight < 0 for weight in fields["weights"]):
+        raise BadRecipe(
+            f"mergekit config: {method} with normalize and negative weights divides by a sum that may be near zero; "
+            "evomerge divides by the sum of magnitudes, which is another merge. Set normalize: false"
+        )
+
+
+def _grouped(names: Sequence[str], operators: Mapping[str, Operator], filters: Sequence[str]) -> _Groups:
+    """Return patterns and operators that say the same, for the tensors of one layer; the largest group comes last."""
+    groups: dict[Operator, list[str]] = {}
+    for name in names:
+        groups.setdefault(operators[name], []).append(name)
+    ordered = sorted(groups.items(), key=lambda item: len(item[1]))
+    specific = [(_patterns(members, names, filters), operator) for operator, members in ordered[:-1]]
+    return [*specific, *((("*",), operator) for operator, _ in ordered[-1:])]
+
+
+def _patterns(members: Sequence[str], names: Sequence[str], filters: Sequence[str]) -> tuple[str, ...]:
+    """Return patterns that match, of ``names``, exactly ``members``; short ones where they exist."""
+    left = list(members)
+    patterns: list[str] = []
+    candidates = [f"*{_escape(text)}*" for text in filters] + [_any_layer(name) for name in members]
+    for candidate in candidates:
+        matched = {name for name in names if matches(name, (candidate,))}
+        if matched <= set(members) and matched & set(left):
+            patterns.append(candidate)
+            left = [name for name in left if name not in matched]
+    return (*patterns, *(_escape(name) for name in left))
+
+
+def _any_layer(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", _escape(name), count=1)
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"[*?\[]", lambda match: f"[{match[0]}]", text)

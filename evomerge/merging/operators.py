@@ -1,0 +1,148 @@
+"""From an operator of a recipe and a tensor to the kernel that merges it: the formulas, with their edge cases.
+
+mergekit 0.1.5 gives the same results, with four differences, each where its result is not usable:
+
+* weights that cancel under `normalize` fail the candidate (mergekit divides by a number near zero, or by 1);
+* TIES and DARE-TIES with `normalize` divide by the sum of the weights' magnitudes, which is the same for
+  weights of one positive sign (see `kernels.Election`);
+* random masks come from a counter-based generator of our own: equal in distribution, not in the draws;
+* the arithmetic is float32 whatever the sources are, with one cast at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from evomerge.errors import CandidateFailed
+from evomerge.merging.kernels import Combination, Election, Term
+from evomerge.merging.masks import MaskKey
+from evomerge.merging.selection import Selector
+from search_spaces.operators import DareLinear, DareTies, Linear, Operator, Slerp, TaskArithmetic, Ties
+from search_spaces.recipe import Recipe
+
+Kernel = Combination | Election
+_NEARLY_PARALLEL = 0.9995  # beyond this cosine the spherical formula divides by almost nothing
+_CANCELLED = 1e-6
+
+
+def whole_run(operator: Operator, recipe: Recipe) -> Kernel | None:
+    """Return the kernel of an operator that treats all tensors alike; none for one that looks at each tensor.
+
+    Raises:
+        CandidateFailed: the weights cancel.
+    """
+    if isinstance(operator, Linear):
+        return _linear(operator)
+    if isinstance(operator, TaskArithmetic):
+        weights = [weight * operator.scale for weight in operator.weights]
+        return _combination(recipe, weights, _divisor(operator.weights, operator.normalize, "task_arithmetic"))
+    return None
+
+
+def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selector, keys: Sequence[MaskKey]) -> Kernel:
+    """Return the kernel that merges tensor ``name``; ``keys`` are those of the recipe's sources.
+
+    Raises:
+        CandidateFailed: the weights cancel.
+    """
+    if isinstance(operator, Slerp):
+        return _slerp(operator, selector.cosine(min(operator.between), max(operator.between), name))
+    if isinstance(operator, Ties):
+        return _election(recipe, operator, _trimmed(operator, recipe, name, selector))
+    if isinstance(operator, DareTies):
+        return _election(recipe, operator, _dropped(operator, recipe, name, selector, keys))
+    if isinstance(operator, DareLinear):
+        divisor = _divisor(operator.weights, operator.normalize, "dare_linear")
+        terms = _dropped(operator, recipe, name, selector, keys)
+        factor = operator.scale / divisor
+        scaled = [Term(term.source, term.weight * factor, term.keep, term.rescale) for term in terms]
+        return Combination(_base(recipe), 1.0, _effective(scaled))
+    kernel = whole_run(operator, recipe)
+    assert kernel is not None
+    return kernel
+
+
+def _linear(operator: Linear) -> Combination:
+    """Pivot on the heaviest source: equal sources then give themselves exactly, and less is rounded away."""
+    divisor = _divisor(operator.weights, operator.normalize, "linear")
+    if operator.normalize and not any(operator.weights):
+        raise CandidateFailed("linear: all weights are zero, which normalize cannot scale to a sum of 1")
+    pivot = max(range(len(operator.weights)), key=lambda i: abs(operator.weights[i]))
+    terms = [Term(i, weight / divisor) for i, weight in enumerate(operator.weights) if i != pivot]
+    scale = 1.0 if operator.normalize else math.fsum(operator.weights)
+    return Combination(pivot, scale, _effective(terms))
+
+
+def _combination(recipe: Recipe, weights: Sequence[float], divisor: float) -> Combination:
+    terms = [Term(source, weight / divisor) for source, weight in zip(recipe.experts, weights, strict=True)]
+    return Combination(_base(recipe), 1.0, _effective(terms))
+
+
+def _slerp(operator: Slerp, cosine: float) -> Combination:
+    first, second = operator.between
+    t = operator.t
+    cosine = min(1.0, max(-1.0, cosine))
+    if abs(cosine) > _NEARLY_PARALLEL:
+        one, two = 1.0 - t, t
+    else:
+        angle = math.acos(cosine)
+        one, two = math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+    return Combination(first, one + two, _effective([Term(second, two)]))
+
+
+def _election(recipe: Recipe, operator: Ties | DareTies, terms: Sequence[Term]) -> Kernel:
+    terms = _effective(terms)
+    if not terms or operator.scale == 0.0:
+        return Combination(_base(recipe), 1.0, ())
+    if len(terms) == 1:  # nobody to outvote
+        (only,) = terms
+        weight = math.copysign(1.0, only.weight) if operator.normalize else only.weight
+        return Combination(
+            _base(recipe), 1.0, _effective([Term(only.source, weight * operator.scale, only.keep, only.rescale)])
+        )
+    return Election(_base(recipe), operator.scale, operator.normalize, terms)
+
+
+def _trimmed(operator: Ties, recipe: Recipe, name: str, selector: Selector) -> list[Term]:
+    shares = zip(recipe.experts, operator.weights, operator.densities, strict=True)
+    return [
+        Term(source, weight, selector.largest(source, name, density))
+        for source, weight, density in shares
+        if density > 0.0 and weight != 0.0
+    ]
+
+
+def _dropped(
+    operator: DareLinear | DareTies, recipe: Recipe, name: str, selector: Selector, keys: Sequence[MaskKey]
+) -> list[Term]:
+    """Rescale to the L1 norm before the drop, as mergekit does (the paper's 1/density is its expectation)."""
+    terms = []
+    for source, weight, density in zip(recipe.experts, operator.weights, operator.densities, strict=True):
+        if density <= 0.0 or weight == 0.0:
+            continue
+        keep = selector.drawn(source, name, density, keys[source])
+        rescaled = operator.rescale and keep is not None
+        factor = selector.l1_rescale(source, name, keys[source], keep) if rescaled and keep is not None else 1.0
+        terms.append(Term(source, weight, keep, factor))
+    return terms
+
+
+def _divisor(weights: Sequence[float], normalize: bool, kind: str) -> float:
+    """Return the sum of the weights under `normalize`, 1 otherwise and when there is nothing to divide."""
+    size = math.fsum(abs(weight) for weight in weights)
+    if not normalize or size == 0.0:
+        return 1.0
+    total = math.fsum(weights)
+    if abs(total) <= _CANCELLED * size:
+        raise CandidateFailed(f"{kind}: the weights {tuple(weights)} cancel, so normalize would divide by {total:g}")
+    return total
+
+
+def _effective(terms: Sequence[Term]) -> tuple[Term, ...]:
+    return tuple(term for term in terms if term.weight != 0.0)
+
+
+def _base(recipe: Recipe) -> int:
+    assert recipe.base is not None  # the recipe checks it for every operator with task vectors
+    return recipe.base

@@ -1,0 +1,80 @@
+"""Safetensors shards written as a stream: the headers follow from names and shapes, so one tensor is held at a time.
+
+The library's own writer wants every tensor of a file in memory at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.checkpoint import DTYPES
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to write: its name and its tensors with their shapes, in order."""
+
+    file: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def plan_shards(
+    shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, *, max_shard_bytes: int
+) -> tuple[Shard, ...]:
+    """Divide tensors, in order, into files of at most ``max_shard_bytes`` (a single tensor may be larger)."""
+    parts: list[dict[str, tuple[int, ...]]] = [{}]
+    filled = 0
+    for name, shape in shapes.items():
+        size = tensor_bytes(shape, dtype)
+        if parts[-1] and filled + size > max_shard_bytes:
+            parts.append({})
+            filled = 0
+        parts[-1][name] = shape
+        filled += size
+    if len(parts) == 1:
+        return (Shard("model.safetensors", parts[0]),)
+    count = len(parts)
+    return tuple(Shard(f"model-{i:05d}-of-{count:05d}.safetensors", part) for i, part in enumerate(parts, 1))
+
+
+def tensor_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """Return the size of a tensor in bytes."""
+    return int(torch.Size(shape).numel()) * dtype.itemsize
+
+
+def write_shard(shard: Shard, folder: Path, dtype: torch.dtype, *, tensor: Callable[[str], Tensor]) -> None:
+    """Write ``shard`` into ``folder`` and sync it, asking ``tensor`` for each contiguous CPU tensor in turn."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shard.shapes.items():
+        end = offset + tensor_bytes(shape, dtype)
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / shard.file).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in shard.shapes:
+            file.write(tensor(name).reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_index(shards: Sequence[Shard], folder: Path, dtype: torch.dtype) -> None:
+    """Write model.safetensors.index.json when there is more than one shard."""
+    if len(shards) == 1:
+        return
+    sizes = [tensor_bytes(shape, dtype) for shard in shards for shape in shard.shapes.values()]
+    weight_map = {name: shard.file for shard in shards for name in shard.shapes}
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

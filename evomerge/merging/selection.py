@@ -1,0 +1,238 @@
+"""Which elements of a task vector an operator keeps.
+
+`Selector` answers per expert and tensor, in three ways that give the same elements whatever the chunk: ranks or
+draws remembered for small tensors, an exact threshold found by histograms for large ones, draws made again for
+large ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.merging.masks import MaskKey, draws, threshold
+
+SMALL = 1 << 16  # elements up to which per-element ranks and draws are remembered
+CACHE_BYTES = 96 << 20
+_CHUNK = 1 << 16
+_LOW_BITS = 15
+T = TypeVar("T")
+
+
+class Keep(Protocol):
+    """A subset of the elements of one tensor."""
+
+    def mask(self, start: int, stop: int, delta: Tensor) -> Tensor:
+        """Return bool (stop - start,): which of these elements are kept; ``delta`` is the task vector there."""
+        ...
+
+
+@dataclass(frozen=True)
+class KeepBelow:
+    """Elements whose remembered rank or draw, int32 (n,), is below a limit."""
+
+    field: Tensor
+    limit: int
+
+    def mask(self, start: int, stop: int, delta: Tensor) -> Tensor:
+        """See `Keep`."""
+        part = self.field if stop - start == self.field.numel() else self.field[start:stop]
+        return part.to(delta.device) < self.limit
+
+
+@dataclass(frozen=True)
+class KeepLarge:
+    """Elements larger in magnitude than a threshold, and those equal to it up to position ``last_tie``."""
+
+    threshold: float
+    last_tie: int
+
+    def mask(self, start: int, stop: int, delta: Tensor) -> Tensor:
+        """See `Keep`."""
+        size = delta.abs()
+        kept = size > self.threshold
+        ties = min(stop, self.last_tie + 1) - start
+        if ties > 0:
+            kept[:ties] |= size[:ties] == self.threshold
+        return kept
+
+
+@dataclass(frozen=True)
+class KeepDrawn:
+    """Elements of ``tensor`` whose draw is below a limit."""
+
+    key: MaskKey
+    tensor: str
+    limit: int
+
+    def mask(self, start: int, stop: int, delta: Tensor) -> Tensor:
+        """See `Keep`."""
+        return draws(self.key, self.tensor, start, stop, device=delta.device) < self.limit
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """The draws of a small tensor, with what the L1 norm of any subset is looked up in."""
+
+    field: Tensor  # int32 (n,)
+    ascending: np.ndarray  # int32 (n,)
+    norms: np.ndarray  # float64 (n + 1,): L1 norm of the elements with the smallest draws
+
+
+@dataclass
+class Selector:
+    """Selections on the task vectors of one base; ``sources[i](name)`` gives the flat tensor of source i."""
+
+    sources: Sequence[Callable[[str], Tensor]]
+    base: int
+    _cache: OrderedDict[tuple[object, ...], tuple[object, int]] = field(default_factory=OrderedDict)
+    _cached_bytes: int = 0
+
+    def largest(self, expert: int, name: str, density: float) -> Keep | None:
+        """Return the ``max(1, int(density n))`` largest elements, the first of equals; none for all of them."""
+        size = self.sources[self.base](name).numel()
+        count = max(1, int(density * size))
+        if density >= 1.0 or count >= size:
+            return None
+        if size <= SMALL:
+            ranks = self._remember(("ranks", expert, name), lambda: self._ranks(expert, name))
+            return KeepBelow(ranks, count)
+        return self._remember(("largest", expert, name, count), lambda: self._threshold(expert, name, count))
+
+    def drawn(self, expert: int, name: str, density: float, key: MaskKey) -> Keep | None:
+        """Return every element with probability ``density``, in (0, 1]; none for all of them."""
+        limit = threshold(density)
+        if density >= 1.0 or limit >= 2**31:
+            return None
+        if self.sources[self.base](name).numel() <= SMALL:
+            return KeepBelow(self._draws(expert, name, key).field, limit)
+        return KeepDrawn(key, name, limit)
+
+    def l1_rescale(self, expert: int, name: str, key: MaskKey, keep: Keep) -> float:
+        """Return the factor that gives the kept elements the L1 norm of all of them; 1 if none is left."""
+        if isinstance(keep, KeepBelow):
+            table = self._draws(expert, name, key)
+            kept = float(table.norms[np.searchsorted(table.ascending, keep.limit)])
+            return _ratio(float(table.norms[-1]), kept)
+        return self._remember(("l1", expert, name, key, keep), lambda: self._l1_by_chunks(expert, name, keep))
+
+    def cosine(self, first: int, second: int, name: str) -> float:
+        """Return the cosine between two whole tensors, 0 when the norm of one is below 1e-8."""
+        return self._remember(("cosine", first, second, name), lambda: self._cosine(first, second, name))
+
+    def _deltas(self, expert: int, name: str) -> Iterator[tuple[int, int, Tensor]]:
+        base, other = self.sources[self.base](name), self.sources[expert](name)
+        for start in range(0, base.numel(), _CHUNK):
+            stop = min(start + _CHUNK, base.numel())
+            yield start, stop, other[start:stop].float() - base[start:stop].float()
+
+    def _ranks(self, expert: int, name: str) -> Tensor:
+        ((_, size, delta),) = self._deltas(expert, name)
+        ranks = torch.empty(size, dtype=torch.int32)
+        ranks[torch.argsort(delta.abs(), descending=True, stable=True)] = torch.arange(size, dtype=torch.int32)
+        return ranks
+
+    def _draws(self, expert: int, name: str, key: MaskKey) -> _Draws:
+        return self._remember(("draws", expert, name, key), lambda: self._make_draws(expert, name, key))
+
+    def _make_draws(self, expert: int, name: str, key: MaskKey) -> _Draws:
+        ((_, size, delta),) = self._deltas(expert, name)
+        values = draws(key, name, 0, size)
+        ascending, order = torch.sort(values)
+        norms = np.concatenate([[0.0], np.cumsum(delta.abs().double()[order].numpy())])
+        return _Draws(values, ascending.numpy(), norms)
+
+    def _l1_by_chunks(self, expert: int, name: str, keep: Keep) -> float:
+        total = kept = 0.0
+        for start, stop, delta in self._deltas(expert, name):
+            mask = keep.mask(start, stop, delta)
+            size = delta.abs_().double()
+            total += float(size.sum())
+            kept += float(size.mul_(mask).sum())
+        return _ratio(total, kept)
+
+    def _cosine(self, first: int, second: int, name: str) -> float:
+        dot = one = two = 0.0
+        a, b = self.sources[first](name), self.sources[second](name)
+        for start in range(0, a.numel(), _CHUNK):
+            x, y = a[start : start + _CHUNK].double(), b[start : start + _CHUNK].double()
+            dot, one, two = dot + float(x.dot(y)), one + float(x.dot(x)), two + float(y.dot(y))
+        norms = [norm if norm > 1e-8 else 1.0 for norm in (math.sqrt(one), math.sqrt(two))]
+        return dot / (norms[0] * norms[1])
+
+    def _threshold(self, expert: int, name: str, count: int) -> KeepLarge:
+        """Find the ``count``-th largest magnitude exactly: a histogram of its upper bits, then of its lower ones."""
+        bins, sizes = self._remember(("histogram", expert, name), lambda: self._histogram(expert, name))
+        place, wanted = _from_the_top(sizes, count)
+        upper = int(bins[place])
+        lower_counts = np.zeros(1 << _LOW_BITS, dtype=np.int64)
+        for _, _, delta in self._deltas(expert, name):
+            bits = _magnitude_bits(delta)
+            inside = bits[bits >> _LOW_BITS == upper] & ((1 << _LOW_BITS) - 1)
+            if inside.numel():
+                lower_counts += torch.bincount(inside, minlength=1 << _LOW_BITS).numpy()
+        lower, ties = _from_the_top(lower_counts, wanted)
+        bits_found = np.int32((upper << _LOW_BITS) | lower)
+        limit = float(bits_found.view(np.float32))
+        if limit == 0.0:
+            return KeepLarge(0.0, -1)  # the elements left are zero: kept or dropped, the sum is the same
+        return KeepLarge(limit, self._position_of_tie(expert, name, int(bits_found), ties))
+
+    def _histogram(self, expert: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        counts = np.zeros(1 << (31 - _LOW_BITS), dtype=np.int64)
+        for _, _, delta in self._deltas(expert, name):
+            counts += torch.bincount(_magnitude_bits(delta) >> _LOW_BITS, minlength=counts.size).numpy()
+        bins = np.flatnonzero(counts).astype(np.int32)
+        return bins, counts[bins]
+
+    def _position_of_tie(self, expert: int, name: str, bits: int, number: int) -> int:
+        """Return the position of the ``number``-th element (from 1) whose magnitude has exactly these bits."""
+        for start, _, delta in self._deltas(expert, name):
+            equal = _magnitude_bits(delta) == bits
+            here = int(equal.sum())
+            if here >= number:
+                return start + int(equal.nonzero()[number - 1])
+            number -= here
+        raise AssertionError("the histogram counted more ties than there are")
+
+    def _remember(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key][0]  # type: ignore[return-value]
+        value = make()
+        size = 200 + _bytes_of(value)
+        self._cache[key] = (value, size)
+        self._cached_bytes += size
+        while self._cached_bytes > CACHE_BYTES:
+            _, (_, freed) = self._cache.popitem(last=False)
+            self._cached_bytes -= freed
+        return value
+
+
+def _magnitude_bits(delta: Tensor) -> Tensor:
+    """Return the bits of ``|delta|`` as int32 (n,): in the order of the magnitudes."""
+    return delta.view(torch.int32) & 0x7FFFFFFF
+
+
+def _from_the_top(counts: np.ndarray, wanted: int) -> tuple[int, int]:
+    """Return the bin that holds the ``wanted``-th largest element, and its number within the bin."""
+    above = np.cumsum(counts[::-1])
+    place = int(np.searchsorted(above, wanted))
+    before = int(above[place - 1]) if place else 0
+    return counts.size - 1 - place, wanted - before
+
+
+def _ratio(total: float, kept: float) -> float:
+    return total / kept if kept > 0.0 and math.isfinite(total) else 1.0
+
+
+def _bytes_of(value: object) -> int:
+    parts = value if isinstance(value, tuple) else vars(value).values() if isinstance(value, _Draws) else (value,)
+    return sum(part.nbytes for part in parts if isinstance(part, Tensor | np.ndarray))

@@ -1,0 +1,249 @@
+"""What a report says in words and tables, as plain values for its template."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shlex
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+import evomerge
+from evaluators.objective import Objective
+from evomerge.records import CandidateRecord, Split
+from evomerge.results import JOINT, Results, Row
+from evomerge.schema import masked
+from evomerge.selection import SINGLE
+from evomerge.tables import interval
+
+SPLITS: tuple[Split, ...] = ("search", "validation", "test")
+MOST_FRONT_ROWS = 60
+VERSIONED = ("torch", "transformers", "lm-eval", "ray", "cma", "numpy", "plotly")
+
+
+def facts(results: Results, others: Sequence[Results]) -> dict[str, Any]:
+    """Return the values that the template shows, all of them unescaped."""
+    rows = results.table(others)
+    several = len(results.objectives) > 1
+    chosen_one = chosen(results)
+    return {
+        "name": results.record.name,
+        "summary": _summary(results, rows),
+        "warnings": _warnings(results),
+        "facts": _headline_facts(results),
+        "rows": rows,
+        "columns": ([{"name": JOINT, "title": JOINT, "detail": ""}] if several else [])
+        + [_column(objective) for objective in results.objectives],
+        "joint": JOINT if several else None,
+        "joint_is_scaled": results.joint_is_scaled,
+        "titles": [objective.name for objective in results.objectives],
+        "front": _front_rows(results),
+        "front_size": len(results.front),
+        "volume": several,
+        "compared": ", ".join(other.record.name for other in others),
+        "recipe": _recipe(results, chosen_one) if chosen_one else None,
+        "export": _export_command(results, chosen_one) if chosen_one else None,
+        "run": "evomerge run search.yaml",
+        "storage": masked(results.record.store.storage),
+        "search_file": _search_file(results),
+        "tasks": _tasks(results),
+        "costs": _costs(results),
+        "failures": _failures(results),
+        "sources": _sources(results),
+        "suite": results.record.row.plan["suite"],
+        "written": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "versions": _versions(),
+    }
+
+
+def chosen(results: Results) -> CandidateRecord | None:
+    """Return the winner, or before there is one the candidate that is preferred on search documents."""
+    return results.winner or next(iter(results.front), None)
+
+
+def _summary(results: Results, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The first sentence, in parts of which some are strong."""
+    winner = next((row for row in rows if row.role == "winner"), None)
+    if winner is None:
+        return [{"text": _unfinished(results), "strong": False}]
+    name = JOINT if len(results.objectives) > 1 else results.objectives[0].name
+    sign = 1.0 if results.joint_is_scaled else results.objectives[0].sign
+    what = "the joint objective of" if name == JOINT else f"{name} of"
+    parts = [
+        (f"The winner, {winner.candidate.label}, scores ", False),
+        (interval(winner.estimates[name]), True),
+        (f" on {what} held-out test documents", False),
+        ("." if sign > 0 else " (less is better).", False),
+    ]
+    if compared := _compared(rows, name, sign):
+        parts.append((f" For comparison: {compared}. Brackets are 95 % intervals.", False))
+    return [{"text": text, "strong": strong} for text, strong in parts]
+
+
+def _compared(rows: Sequence[Row], name: str, sign: float) -> str:
+    """The best expert and the other rows with their scores, the closest rivals first."""
+    experts = [row for row in rows if row.role == "expert"]
+    best = max(experts, key=lambda row: sign * row.estimates[name].value, default=None)
+    others = [row for row in rows if row.role not in ("winner", "expert") or row is best]
+    others.sort(key=lambda row: -sign * row.estimates[name].value)
+    return ", ".join(f"{_phrase(row)} {interval(row.estimates[name])}" for row in others)
+
+
+def _phrase(row: Row) -> str:
+    known = {
+        "base": "the base",
+        "uniform average": "the uniform average",
+        "expert": f"the best expert ({row.label})",
+        "single coefficient": f"the best {SINGLE} ({row.label.removeprefix(SINGLE).strip()})",
+    }
+    return known.get(row.role, f"the {row.label}")
+
+
+def _unfinished(results: Results) -> str:
+    budget = results.file.budget.evaluations
+    done = f"{results.spent:,} of {budget:,} evaluations are done"
+    if results.winner:
+        return f"The winner is chosen, but not yet measured on test documents. {done[0].upper()}{done[1:]}."
+    if results.front:
+        leader = results.front[0]
+        return (
+            f"This search has no winner yet: {done}. So far {leader.label} is preferred on search documents; "
+            "scores there are not quoted as results."
+        )
+    return f"This search has no winner yet: {done}, and no candidate has been measured."
+
+
+def _warnings(results: Results) -> list[str]:
+    failed, all_evaluations = sum(results.failures.values()), _evaluations(results)
+    if failed > 0.2 * all_evaluations:
+        return [f"{failed} of {all_evaluations} evaluations failed; the kinds are listed below."]
+    return []
+
+
+def _evaluations(results: Results) -> int:
+    return sum(len(candidate.evaluations) for candidate in results.candidates)
+
+
+def _headline_facts(results: Results) -> list[dict[str, str]]:
+    file = results.file
+    pairs = [
+        ("state", results.state),
+        ("evaluations", f"{results.spent:,} of {file.budget.evaluations:,}"),
+        ("models on the front", f"{len(results.front):,}"),
+        ("objectives", str(len(results.objectives))),
+        ("experts", str(len(file.sources.experts))),
+        ("genes", f"{len(results.record.row.plan['genes']):,}"),
+        ("optimizer, seed", f"{file.optimizer.kind}, {file.optimizer.seed}"),
+        ("wall time", duration(results.record.row.seconds)),
+    ]
+    return [{"name": name, "value": value} for name, value in pairs]
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people: ``4.2 s``, ``12 min 5 s``, ``3 h 20 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def _column(objective: Objective) -> dict[str, str]:
+    less = "" if objective.sign > 0 else ", less is better"
+    return {"name": objective.name, "title": objective.task, "detail": f"{objective.metric}{less}"}
+
+
+def _front_rows(results: Results) -> list[dict[str, Any]]:
+    names, chooser = results.chooser.names, results.chooser
+    lines = []
+    for candidate in results.front[:MOST_FRONT_ROWS]:
+        values = candidate.values("search", names)
+        validated = candidate.values("validation", names) is not None
+        lines.append(
+            {
+                "label": candidate.label,
+                "winner": candidate == results.winner,
+                "scores": [] if values is None else values.tolist(),
+                "preference": chooser.number(candidate, "search"),
+                "validation": chooser.number(candidate, "validation") if validated else None,
+            }
+        )
+    return lines
+
+
+def _recipe(results: Results, candidate: CandidateRecord) -> dict[str, Any]:
+    recipe = candidate.recipe
+    kinds = sorted({block.operator.kind for block in recipe.body.blocks})
+    title = "the winner" if candidate == results.winner else "the candidate preferred so far"
+    return {
+        "title": f"{title} ({candidate.label})",
+        "about": f"Operator {', '.join(kinds)}, written as {recipe.dtype}. Each cell is one model in a range of "
+        f"{results.record.row.plan['layers']} layers; embeddings count as the first layer, final norm and head as "
+        "the last.",
+        "digest": candidate.recipe_digest,
+        "json": json.dumps(json.loads(candidate.recipe_json), indent=1, ensure_ascii=False),
+    }
+
+
+def _export_command(results: Results, candidate: CandidateRecord) -> str:
+    name = results.record.name
+    words = ["evomerge", "export", name, "--candidate", str(candidate.number), "--to", f"{name}-{candidate.number}"]
+    storage = results.record.store.storage
+    if storage != evomerge.DEFAULT_STORAGE:
+        words += ["--storage", masked(storage)]
+    return shlex.join(words)
+
+
+def _search_file(results: Results) -> str:
+    value = results.file.model_dump(mode="json", exclude_defaults=True)
+    value["storage"] = masked(results.file.storage)
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _tasks(results: Results) -> list[dict[str, Any]]:
+    documents = results.record.row.plan["documents"]
+    names = list(dict.fromkeys(objective.task for objective in results.objectives))
+    return [{"name": name, "counts": [len(documents[split].get(name, ())) for split in SPLITS]} for name in names]
+
+
+def _costs(results: Results) -> list[dict[str, Any]]:
+    lines = []
+    for split in SPLITS:
+        cost = results.costs.get(split)
+        if cost is None:
+            continue
+        fresh = [c.evaluations[split] for c in results.candidates if split in c.evaluations]
+        fresh = [evaluation for evaluation in fresh if evaluation.answered_from is None]
+        failed = sum(evaluation.failure is not None for evaluation in fresh)
+        times = [duration(s) for s in (cost.merge_seconds, cost.forward_seconds, cost.seconds)]
+        cells = [f"{len(fresh):,}", f"{failed:,}", *times, f"{cost.documents:,}", f"{cost.tokens:,}"]
+        lines.append({"split": split, "cells": cells})
+    return lines
+
+
+def _failures(results: Results) -> list[dict[str, Any]]:
+    evaluations = [e for c in results.candidates for e in c.evaluations.values() if e.failure]
+    last = {e.failure.kind.value: e.failure.message for e in sorted(evaluations, key=lambda e: e.id) if e.failure}
+    pairs = sorted(results.failures.items(), key=lambda pair: -pair[1])
+    return [{"kind": kind.replace("_", " "), "count": count, "message": last[kind]} for kind, count in pairs]
+
+
+def _sources(results: Results) -> list[dict[str, Any]]:
+    names = [source.short_name for source in (results.file.sources.base, *results.file.sources.experts)]
+    pinned = results.record.row.plan["sources"]
+    return [{"name": name, **source} for name, source in zip(names, pinned, strict=True)]
+
+
+def _versions() -> str:
+    found = [f"evomerge {evomerge.__version__}", f"Python {platform.python_version()}"]
+    for package in VERSIONED:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue  # optional here: a report can be written where nothing is trained
+    return ", ".join(found)

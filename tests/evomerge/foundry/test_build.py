@@ -1,0 +1,192 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from evomerge.foundry import FoundryError, FoundrySettings, build
+from evomerge.foundry import build as build_function
+from evomerge.foundry.settings import Geometry
+
+
+def tiny_settings(**changes):
+    """Two experts that learn next to nothing, trained in a few steps: for tests of what surrounds training."""
+    preset = FoundrySettings.sketch()
+    clean = preset.clean.model_copy(
+        update={"steps": 4, "round_steps": 2, "decay_steps": 2, "batch": 8, "round_threshold": 0.0, "threshold": 0.0}
+    )
+    short = {"steps": 3, "batch": 8}
+    experts = tuple(
+        expert.model_copy(update={"stage": expert.stage.model_copy(update=short), "threshold": 0.0})
+        for expert in preset.experts
+    )
+    whole = {
+        "geometry": Geometry(width=16, layers=2, heads=2, mlp=24),
+        "clean": clean,
+        "spoil": preset.spoil.model_copy(update=short),
+        "experts": experts,
+        "documents": 24,
+        "measured_questions": 8,
+        "base_ceiling": 1.0,
+    }
+    return FoundrySettings.model_validate(preset.model_copy(update={**whole, **changes}).model_dump())
+
+
+def contents(foundry):
+    """Every file of a foundry by relative name."""
+    return {p.relative_to(foundry.root): p.read_bytes() for p in foundry.root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache that holds the tiny foundry; tests that damage it copy it first."""
+    folder = tmp_path_factory.mktemp("cache")
+    build(tiny_settings(), cache=folder)
+    return folder
+
+
+@pytest.fixture
+def copy(cache, tmp_path):
+    """A cache of one's own to damage. It stands elsewhere than where it was built."""
+    return shutil.copytree(cache, tmp_path / "cache")
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Any attempt to train fails."""
+
+    def refuse(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("evomerge.foundry.build.run_stages", refuse)
+
+
+def test_a_foundry_is_complete(cache, no_training):
+    foundry = build(tiny_settings(), cache=cache)
+    assert list(foundry.experts) == ["expert-reverse", "expert-language"]
+    for folder in (foundry.base, *foundry.experts.values()):
+        files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "foundry.json"}
+        assert files <= {file.name for file in folder.iterdir()}
+    assert foundry.task_names == ("rev_e", "rev_j", "general_j", "rev_e_mc", "rev_j_mc", "general_j_mc")
+    assert foundry.objectives == ("rev_j",)
+    assert all((foundry.tasks / f"{name}.yaml").is_file() for name in foundry.task_names)
+    assert set(foundry.accuracy()) == {"base", "expert-reverse", "expert-language"}
+    assert {p.name for p in foundry.root.iterdir()} == {
+        *("base", "expert-reverse", "expert-language", "tasks", "manifest.json")
+    }
+    assert not list(cache.glob("*.work"))
+
+
+def test_a_second_build_trains_nothing_and_changes_nothing(cache, no_training):
+    before = contents(build(tiny_settings(), cache=cache))
+    heard = []
+    after = build(tiny_settings(), cache=cache, progress=lambda what, fraction: heard.append((what, fraction)))
+    assert contents(after) == before
+    assert heard == [("ready", 1.0)]
+
+
+def test_other_settings_have_another_entry(cache, no_training):
+    with pytest.raises(AssertionError, match="trained again"):
+        build(tiny_settings(seed=7), cache=cache)
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "no manifest"])
+def test_a_damaged_entry_is_built_again_with_the_same_content(cache, copy, damage):
+    whole = contents(build(tiny_settings(), cache=cache))
+    entry = copy / tiny_settings().digest()
+    weights = entry / "expert-reverse" / "model.safetensors"
+    if damage == "changed":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        (entry / "manifest.json").unlink()
+    rebuilt = contents(build(tiny_settings(), cache=copy))
+    assert rebuilt.keys() == whole.keys()
+    same = [name for name in whole if name.suffix not in (".yaml", ".json") or name.parts[0] != "tasks"]
+    assert all(rebuilt[name] == whole[name] for name in same if name.name != "manifest.json")
+
+
+def test_an_entry_that_was_moved_gets_new_task_files_and_keeps_its_weights(cache, copy, no_training):
+    moved = build(tiny_settings(), cache=copy)
+    yaml = (moved.tasks / "rev_j.yaml").read_text(encoding="utf-8")
+    assert json.dumps(str(moved.tasks / "rev_j.jsonl")) in yaml
+    assert str(cache) not in yaml
+    again = contents(moved)
+    assert contents(build(tiny_settings(), cache=copy)) == again
+
+
+def test_a_failed_build_leaves_no_entry_and_is_taken_up_where_it_stopped(tmp_path, monkeypatch):
+    settings = tiny_settings()
+    stages = []
+    real = build_function.__globals__["run_stages"]
+
+    def recorded(settings, names, folder, **rest):
+        stages.append(list(names))
+        if "expert-reverse" in names and len(stages) < 4:
+            real(settings, names[:1], folder, **rest)
+            raise FoundryError("the power went")
+        real(settings, names, folder, **rest)
+
+    monkeypatch.setattr("evomerge.foundry.build.run_stages", recorded)
+    with pytest.raises(FoundryError, match="the power went"):
+        build(settings, cache=tmp_path)
+    assert not (tmp_path / settings.digest()).exists()
+    build(settings, cache=tmp_path)
+    experts = ["expert-reverse", "expert-language"]
+    assert stages == [["clean"], ["base"], experts, [], [], experts[1:]]
+
+
+def test_a_stage_that_misses_its_threshold_says_so(tmp_path):
+    settings = tiny_settings()
+    settings = settings.model_copy(update={"clean": settings.clean.model_copy(update={"threshold": 0.9})})
+    with pytest.raises(FoundryError, match=r"the clean model of seed 0 has rev_e at 0\.0%"):
+        build(settings, cache=tmp_path)
+
+
+def test_a_stage_whose_process_dies_shows_its_last_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "nowhere")])
+    with pytest.raises(FoundryError, match=r"process that trains clean ended with status 1: .*No module named"):
+        build(tiny_settings(), cache=tmp_path / "cache")
+
+
+def test_no_process_at_all_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
+        build(tiny_settings(), cache=tmp_path, processes=0)
+
+
+def test_progress_names_what_is_done_and_never_falls(tmp_path):
+    heard = []
+    build(tiny_settings(), cache=tmp_path, progress=lambda what, fraction: heard.append((what, fraction)))
+    fractions = [fraction for _, fraction in heard]
+    assert fractions == sorted(fractions)
+    assert heard[-1] == ("ready", 1.0)
+    text = " ".join(what for what, _ in heard)
+    assert all(name in text for name in ("clean", "base", "expert-reverse", "expert-language", "tasks"))
+
+
+def test_two_builders_at_once_make_one_whole_entry(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from evomerge.foundry import FoundrySettings, build; "
+        "s = FoundrySettings.model_validate_json(sys.stdin.read()); heard = []; "
+        "f = build(s, cache=Path(sys.argv[1]), progress=lambda what, _: heard.append(what)); "
+        "print('trained' if any(what.startswith('training') for what in heard) else 'found')"
+    )
+    builders = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for builder in builders:
+        builder.stdin.write(tiny_settings().model_dump_json())
+        builder.stdin.close()
+    said = sorted(builder.stdout.read().strip() for builder in builders)
+    assert [builder.wait() for builder in builders] == [0, 0]
+    assert said == ["found", "trained"]
+    for builder in builders:
+        builder.stdout.close()

@@ -1,0 +1,87 @@
+"""CMA-ES: it finds optima, starts at the best seed, and failures do not poison it."""
+
+import numpy as np
+import pytest
+
+from evomerge.optimizers.cma_es import CmaEs
+from evomerge.optimizers.contract import Observation
+from evomerge.optimizers.preference import Preference, ranked_values
+from search_spaces.genes import Gene, Genes, Genome
+
+ONE = np.ones(1)
+
+
+def genes(count, low=0.0, high=1.5):
+    return Genes(tuple(Gene(f"g{i}", low, high, (low + high) / 2) for i in range(count)))
+
+
+def best_after(optimizer, function, evaluations, fail=lambda genome: False):
+    best = -np.inf
+    for _ in range(evaluations):
+        genome = optimizer.ask(1)[0]
+        value = None if fail(genome) else function(genome.values)
+        best = best if value is None else max(best, value)
+        optimizer.tell([Observation(genome, None if value is None else np.array([value]))])
+    return best
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 10])
+def test_finds_the_optimum_of_an_ellipsoid(dimensions):
+    target = np.linspace(0.2, 1.2, dimensions)
+    stretch = np.logspace(0, 1, dimensions)
+    optimizer = CmaEs(genes(dimensions), weights=ONE, seed=0)
+    assert best_after(optimizer, lambda x: -float((stretch * np.square(x - target)).sum()), 1200) > -1e-4
+
+
+def test_optimum_on_a_bound_is_reached():
+    optimizer = CmaEs(genes(4), weights=ONE, seed=0)
+    assert best_after(optimizer, lambda x: float(x.sum()), 800) > 4 * 1.5 - 1e-2
+
+
+def test_failures_in_half_of_the_space_do_not_keep_it_from_the_optimum():
+    optimizer = CmaEs(genes(4), weights=ONE, seed=0)
+    found = best_after(
+        optimizer, lambda x: -float(np.square(x - 0.9).sum()), 1500, fail=lambda genome: genome.values[0] > 1.0
+    )
+    assert found > -1e-3
+
+
+def test_starts_at_the_best_seed():
+    optimizer = CmaEs(genes(20), weights=ONE, seed=0, sigma=0.01)
+    near, far = Genome([0.3] * 20), Genome([1.2] * 20)
+    optimizer.tell([Observation(far, np.array([0.1]), seed=True), Observation(near, np.array([0.9]), seed=True)])
+    mean = np.mean([genome.values for genome in optimizer.ask(100)])
+    assert mean == pytest.approx(0.3, abs=0.02)
+
+
+def test_plateaus_do_not_end_the_search():
+    optimizer = CmaEs(genes(6), weights=ONE, seed=1)
+    coarse = best_after(optimizer, lambda x: float(np.floor(-10 * np.square(x - 0.4).sum()) / 10), 1500)
+    assert coarse >= -0.1
+
+
+def test_preference_scales_objectives_to_the_range_of_the_seeds():
+    preference = Preference(np.array([1.0, 1.0]))
+    for values in ([0.0, 100.0], [1.0, 300.0]):
+        preference.see_seed(np.array(values))
+    assert preference.scalar(np.array([0.5, 200.0])) == pytest.approx(0.5)
+    assert preference.scalar(np.array([1.0, 100.0])) == pytest.approx(preference.scalar(np.array([0.0, 300.0])))
+
+
+def test_tie_break_orders_equals_and_never_outweighs_a_document():
+    preference = Preference(ONE)
+    assert preference.scalar(np.array([0.5]), 3.0) > preference.scalar(np.array([0.5]), -3.0)
+    assert preference.scalar(np.array([0.5001]), -1e9) > preference.scalar(np.array([0.5]), 1e9)
+
+
+def test_a_failure_ranks_behind_every_success():
+    observations = [Observation(Genome([0.0]), v) for v in (np.array([-5.0]), None, np.array([2.0]))]
+    numbers = ranked_values(observations, Preference(ONE))
+    assert numbers[1] < numbers[0] < numbers[2]
+    with pytest.raises(ValueError, match="all observations failed"):
+        ranked_values([Observation(Genome([0.0]), None)], Preference(ONE))
+
+
+def test_weights_must_be_positive():
+    with pytest.raises(ValueError, match="positive"):
+        Preference(np.array([1.0, 0.0]))

@@ -1,0 +1,95 @@
+"""The one contract suite that every optimizer passes."""
+
+import numpy as np
+import pytest
+
+from evomerge.optimizers.contract import Observation, Optimizer
+from evomerge.optimizers.registry import OptimizerSettings, make_optimizer
+from search_spaces.genes import Gene, Genes, Genome
+
+GENES = Genes(tuple(Gene(f"g{i}", -1.0, 2.0, 0.5) for i in range(5)))
+TARGET = np.array([0.3, 0.8, -0.2, 1.1, 0.0])
+WEIGHTS = np.array([1.0, 2.0])
+
+
+def values(genome):
+    distance = np.square(genome.values - TARGET)
+    return np.array([-distance[:2].sum(), -distance[2:].sum()])
+
+
+@pytest.fixture(params=["cma_es", "random"])
+def make(request):
+    return lambda seed=0: make_optimizer(OptimizerSettings(kind=request.param, seed=seed), GENES, WEIGHTS)
+
+
+def steps(optimizer, count, *, rng, fail_every=0, out=()):
+    """Drive asynchronously: several out at once, told in random order; return every (event, genome)."""
+    out, log = list(out), []
+    for step in range(count):
+        out += optimizer.ask(1)
+        log.append(("ask", out[-1]))
+        if len(out) < 4:
+            continue
+        genome = out.pop(rng.integers(len(out)))
+        failed = fail_every and step % fail_every == 0
+        optimizer.tell([Observation(genome, None if failed else values(genome))])
+        log.append(("tell", genome, failed))
+    return log
+
+
+def test_is_an_optimizer(make):
+    assert isinstance(make(), Optimizer)
+
+
+def test_proposals_stay_inside_the_bounds(make):
+    log = steps(make(), 300, rng=np.random.default_rng(1))
+    assert all(GENES.contains(entry[1]) for entry in log)
+
+
+def test_ask_gives_as_many_as_asked_for_and_no_duplicates(make):
+    asked = make().ask(50)
+    assert len(asked) == 50
+    assert len(set(asked)) == 50
+
+
+def test_same_seed_same_genomes_other_seed_others(make):
+    first, again, other = (
+        [e[1] for e in steps(make(seed), 100, rng=np.random.default_rng(2))] for seed in (7, 7, 8)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_global_generator_is_not_touched(make):
+    np.random.seed(3)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    steps(make(), 60, rng=np.random.default_rng(0))
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+
+
+def test_replay_equals_the_unbroken_run(make):
+    unbroken = make()
+    log = steps(unbroken, 120, rng=np.random.default_rng(4), fail_every=7)
+    replayed = make()
+    for event, genome, *failed in log:
+        if event == "ask":
+            assert replayed.ask(1) == [genome]
+        else:
+            replayed.tell([Observation(genome, None if failed[0] else values(genome))])
+    assert replayed.ask(5) == unbroken.ask(5)
+
+
+def test_goes_on_when_everything_fails_and_recovers(make):
+    optimizer = make()
+    for _ in range(60):
+        optimizer.tell([Observation(optimizer.ask(1)[0], None)])
+    log = steps(optimizer, 60, rng=np.random.default_rng(5))
+    assert all(GENES.contains(entry[1]) for entry in log)
+
+
+def test_takes_seeds_with_and_without_genome(make):
+    optimizer = make()
+    optimizer.tell([Observation(None, np.array([0.1, 0.2]), seed=True)])
+    optimizer.tell([Observation(Genome(TARGET), np.array([1.0, 1.0]), seed=True)])
+    optimizer.tell([Observation(Genome(TARGET), None, seed=True)])
+    assert GENES.contains(optimizer.ask(1)[0])

@@ -1,0 +1,222 @@
+"""The loop on fakes: budget, seeds, failures, answers from the record, selection, and resuming by replay."""
+
+from contextlib import closing, contextmanager
+
+import numpy as np
+import pytest
+from fakes import FakeSpec, problem, search_file
+
+from cluster.in_process import InProcessPool
+from cluster.pool import Finished, Lost, Returned
+from evomerge.dispatch import ATTEMPTS, Dispatcher
+from evomerge.errors import BadSearch
+from evomerge.optimizers.registry import make_optimizer
+from evomerge.results import Results
+from evomerge.runner import Silent
+from evomerge.search import Search
+from evomerge.selection import conclude
+from evomerge.store import Store
+
+
+class Stop(Exception):
+    """Stands for the death of the driver."""
+
+
+class DieAfter(Silent):
+    """Kills the driver after some evaluations came back, right after the record has them."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def evaluated(self, candidate, split):
+        self.count -= 1
+        if self.count == 0:
+            raise Stop
+
+
+@contextmanager
+def started(file, spec=None, watcher=None, pool=None):
+    spec = spec or FakeSpec()
+    this = problem(file)
+    store = Store(file.storage, create=True)
+    record = store.find(file.name) or store.create(
+        file.name, file=file.model_dump(mode="json"), plan=this.plan()
+    )
+    optimizer = make_optimizer(file.optimizer, this.space.genes, np.ones(len(file.objectives)))
+    with closing(pool or InProcessPool(spec, workers=file.cluster.workers)) as pool, closing(store):
+        yield Search(this, record, optimizer, Dispatcher(pool, timeout_seconds=30), watcher or Silent())
+
+
+def finish(file, spec=None):
+    with started(file, spec) as search:
+        search.run()
+        conclude(search)
+        return Results.of(search.record)
+
+
+def genomes(results):
+    return [candidate.genome for candidate in results.candidates if candidate.origin == "optimizer"]
+
+
+def test_spends_exactly_the_budget_and_measures_seeds_first(tmp_path):
+    results = finish(search_file(tmp_path))
+    searched = [c for c in results.candidates if "search" in c.evaluations]
+    assert results.spent == 40
+    fresh = [c for c in searched if c.evaluations["search"].answered_from is None]
+    assert len(fresh) == 40
+    assert [c.label for c in results.candidates[:4]] == ["base", "one", "two", "uniform average"]
+    assert results.state == "finished"
+
+
+def test_winner_is_chosen_on_validation_and_tested_once_beside_its_references(tmp_path):
+    results = finish(search_file(tmp_path))
+    validated = [c for c in results.candidates if "validation" in c.evaluations and c.origin != "baseline"]
+    assert 1 <= len(validated) <= 5
+    best = max(validated, key=lambda c: results.chooser.number(c, "validation"))
+    assert results.winner.number == best.number
+    tested = {c.label for c in results.candidates if "test" in c.evaluations}
+    assert {"base", "one", "two", "uniform average", results.winner.label} <= tested
+    assert [row.role for row in results.table()][-2:] == ["single coefficient", "winner"]
+
+
+def test_search_beats_the_seeds(tmp_path):
+    results = finish(search_file(tmp_path, budget={"evaluations": 150}))
+    numbers = {c.label: results.chooser.number(c, "test") for c in results.candidates if "test" in c.evaluations}
+    assert numbers[results.winner.label] == max(numbers.values())
+
+
+def test_equal_recipes_are_answered_from_the_record(tmp_path):
+    # Between neighbouring floats there are only two weights, so genomes must repeat.
+    file = search_file(tmp_path, space={"weight": [0.5, 0.5000000000000001]})
+    with started(file) as search:
+        search.run()
+        answered = [
+            c for c in search.candidates.values() if c.evaluations and c.evaluations["search"].answered_from
+        ]
+        assert answered
+        source = {c.evaluations["search"].id: c for c in search.candidates.values() if c.evaluations}
+        for candidate in answered:
+            original = source[candidate.evaluations["search"].answered_from]
+            assert original.recipe_digest == candidate.recipe_digest
+            assert original.evaluations["search"].scores == candidate.evaluations["search"].scores
+
+
+@pytest.mark.parametrize("dies_after", [1, 3, 9, 17, 30])
+def test_a_killed_driver_continues_with_the_same_genomes(tmp_path, dies_after):
+    for folder in ("unbroken", "killed"):
+        (tmp_path / folder).mkdir()
+    unbroken = finish(search_file(tmp_path / "unbroken"))
+    file = search_file(tmp_path / "killed")
+    with pytest.raises(Stop), started(file, watcher=DieAfter(dies_after)) as search:
+        search.run()
+    resumed = finish(file)
+    assert genomes(resumed) == genomes(unbroken)
+    assert resumed.spent == unbroken.spent == 40
+    assert resumed.winner.recipe_digest == unbroken.winner.recipe_digest
+
+
+def test_candidate_recorded_but_not_evaluated_is_dispatched_again(tmp_path):
+    file = search_file(tmp_path)
+    with pytest.raises(Stop), started(file, watcher=DieAfter(12)) as search:
+        search.run()
+    with started(file) as search:
+        genome = search._optimizer.ask(1)[0]
+        search._add(
+            search.problem.space.decode(genome),
+            origin="optimizer",
+            genome=genome,
+            asked_at=search._next_in_sequence(),
+        )
+    results = finish(file)
+    assert all(c.state != "waiting" for c in results.candidates if c.origin != "baseline")
+    assert results.spent == 40
+
+
+def test_several_workers_resume_too(tmp_path):
+    file = search_file(tmp_path, cluster={"backend": "in_process", "workers": 3})
+    with pytest.raises(Stop), started(file, watcher=DieAfter(20)) as search:
+        search.run()
+    results = finish(file)
+    assert results.spent == 40
+    asked = sorted(c.asked_at for c in results.candidates if c.asked_at is not None)
+    assert len(asked) == len(set(asked))
+
+
+def test_a_record_that_the_optimizer_does_not_repeat_is_refused(tmp_path):
+    with started(search_file(tmp_path)) as search:
+        search.run()
+    other = search_file(tmp_path, optimizer={"seed": 4})
+    with pytest.raises(BadSearch, match="proposes another genome"), started(other):
+        pass
+
+
+def test_failures_are_recorded_with_their_kind_and_the_search_goes_on(tmp_path):
+    results = finish(search_file(tmp_path), FakeSpec(fail_above=0.9))
+    assert results.failures.get("non_finite", 0) > 0
+    assert results.spent == 40
+    assert results.winner is not None
+
+
+def test_an_exception_in_the_worker_is_a_failure_not_the_end(tmp_path):
+    results = finish(search_file(tmp_path), FakeSpec(raise_above=0.9))
+    failed = [c for c in results.candidates if c.state == "failed"]
+    assert failed
+    assert "ZeroDivisionError: the worker stumbled" in failed[0].evaluations["search"].failure.message
+
+
+def test_too_many_failures_stop_the_search_with_the_reason(tmp_path):
+    with (
+        pytest.raises(BadSearch, match="evaluations failed .*non_finite.*document 3"),
+        started(search_file(tmp_path), FakeSpec(fail_above=-1.0)) as search,
+    ):
+        search.run()
+
+
+def test_more_budget_continues_a_finished_search(tmp_path):
+    finish(search_file(tmp_path))
+    results = finish(search_file(tmp_path, budget={"evaluations": 60}))
+    assert results.spent == 60
+
+
+def test_a_minimised_objective_is_turned_around(tmp_path):
+    file = search_file(
+        tmp_path, objectives=[{"task": "first", "direction": "minimize"}], budget={"evaluations": 60}
+    )
+    results = finish(file)
+    values = [c.values("search", ("first/acc",))[0] for c in results.candidates if c.state == "measured"]
+    assert results.front[0].values("search", ("first/acc",))[0] == min(values)
+
+
+class DyingPool:
+    """A pool whose workers die with every call of some candidates."""
+
+    workers = free = 1
+
+    def __init__(self, worker, dies):
+        self.worker, self.dies, self.out, self.tickets = worker, dies, [], 0
+
+    def submit(self, call):
+        outcome = Lost("killed by signal 9") if self.dies() else Returned(self.worker.evaluate(*call.arguments))
+        self.out.append(Finished(self.tickets, outcome))
+        self.tickets += 1
+        self.free = 0
+        return self.tickets - 1
+
+    def wait(self, timeout_seconds=None):
+        out, self.out, self.free = self.out, [], 1
+        return out
+
+    def close(self):
+        pass
+
+
+def test_a_lost_worker_is_tried_again_and_then_recorded(tmp_path):
+    deaths = iter([False, True, True, False] + [True] * ATTEMPTS + [False] * 1000)
+    pool = DyingPool(FakeSpec()(), lambda: next(deaths))
+    with started(search_file(tmp_path), pool=pool) as search:
+        search.run()
+        states = [c.state for c in search.candidates.values()]
+    assert states[:4] == ["measured", "measured", "failed", "measured"]
+    failure = search.candidates[2].evaluations["search"].failure
+    assert failure.kind == "worker_lost"
+    assert "killed by signal 9" in failure.message

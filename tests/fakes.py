@@ -1,0 +1,95 @@
+"""Fakes of the world around a search: a worker whose scores follow from the recipe, and a problem for it."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureKind, Score
+from evaluators.splits import Splits
+from evomerge.config import SearchFile
+from evomerge.problem import Problem, make_space
+from search_spaces.recipe import Recipe, Source
+
+TARGETS = {"first/acc": np.array([0.2, 1.1]), "second/acc": np.array([1.0, 0.4])}
+DOCUMENTS = {"search": range(0, 40), "validation": range(40, 80), "test": range(80, 160)}
+
+
+@dataclass(frozen=True)
+class FakeSpec:
+    """Makes workers that score a recipe by the distance of its mean weights from each objective's target."""
+
+    fail_above: float = np.inf  # first weight above which a candidate fails
+    raise_above: float = np.inf
+    seconds: float = 0.0
+    kill_after: int | None = None  # calls after which the worker's process kills itself
+
+    def __call__(self):
+        return FakeWorker(self)
+
+
+class FakeWorker:
+    def __init__(self, spec):
+        self.spec = spec
+        self.calls = 0
+
+    def evaluate(self, recipe_json, ids):
+        self.calls += 1
+        time.sleep(self.spec.seconds)
+        if self.calls == self.spec.kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        weights = mean_weights(Recipe.model_validate_json(recipe_json))
+        if weights[0] > self.spec.raise_above:
+            raise ZeroDivisionError("the worker stumbled")
+        if weights[0] > self.spec.fail_above:
+            return Failure(FailureKind.NON_FINITE, "logits of document 3 are not finite")
+        documents = Documents(dict(ids))
+        scores = {name: score(weights, target, ids[name.split("/")[0]]) for name, target in TARGETS.items()}
+        return Evaluation(documents.digest, scores, {"first/acc": 0.5}, Cost(documents=documents.count))
+
+
+def mean_weights(recipe):
+    """Mean over the blocks of the two experts' weights; those of `linear` begin with the base's."""
+    return np.mean([block.operator.weights[-2:] for block in recipe.body.blocks], axis=0)
+
+
+def score(weights, target, ids):
+    """Documents have thresholds spread over [0, 1]; a model solves those below its quality."""
+    quality = 1.0 / (1.0 + 3.0 * float(np.square(weights - target).sum()))
+    thresholds = (np.array(ids) * 0.6180339887) % 1.0
+    solved = (thresholds < quality).astype(float)
+    return Score(float(solved.mean()), float(solved.std(ddof=1) / np.sqrt(len(solved))), solved)
+
+
+def search_file(folder: Path, **changes) -> SearchFile:
+    value = {
+        "name": "fake",
+        "sources": {"base": "./base", "experts": ["./one", "./two"]},
+        "space": {"layer_groups": 2},
+        "objectives": [{"task": "first"}, {"task": "second"}],
+        "optimizer": {"seed": 3},
+        "budget": {"evaluations": 40, "finalists": 5},
+        "baselines": {"single_coefficient": 4},
+        "cluster": {"backend": "in_process", "workers": 1},
+        "storage": f"sqlite:///{folder}/evomerge.db",
+        **changes,
+    }
+    return SearchFile.model_validate(value)
+
+
+def problem(file: SearchFile) -> Problem:
+    sources = tuple(Source(path=f"/{name}", digest=name[0] * 64) for name in ("base", "one", "two"))
+    documents = {
+        split: Documents({"first": tuple(ids), "second": tuple(ids)}) for split, ids in DOCUMENTS.items()
+    }
+    return Problem(
+        file=file,
+        space=make_space(file, sources, layers=4),
+        folders=(Path("/base"), Path("/one"), Path("/two")),
+        model_bytes=1000,
+        splits=Splits(**documents),
+        suite_digest="s" * 64,
+    )
