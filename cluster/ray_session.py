@@ -23,7 +23,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -75,18 +75,7 @@ class RaySession:
 
     def capacity(self, *, cpus: float, gpus: float) -> int:
         """Return how many workers of ``cpus`` CPUs and ``gpus`` GPUs each fit on the nodes that are there now."""
-        total = 0
-        for node in self.ray.nodes():
-            if not node["Alive"]:
-                continue
-            offers = node["Resources"]
-            rooms = [
-                int(offers.get(kind, 0.0) / need + 1e-9)  # 0.1 CPU fits ten times, whatever binary floats say
-                for kind, need in (("CPU", cpus), ("GPU", gpus))
-                if need > 0
-            ]
-            total += min(rooms)
-        return total
+        return sum(room_on_node(node["Resources"], cpus=cpus, gpus=gpus) for node in self.ray.nodes() if node["Alive"])
 
     def close(self) -> None:
         """End the connection if this session opened it, and with it a private cluster. Safe to call twice."""
@@ -102,6 +91,13 @@ class RaySession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def room_on_node(offers: Mapping[str, float], *, cpus: float, gpus: float) -> int:
+    """Return how many workers of ``cpus`` CPUs and ``gpus`` GPUs each fit where ``offers`` are; one need is above 0."""
+    # 0.1 CPU fits ten times into one, whatever binary floats say.
+    needs = {"CPU": cpus, "GPU": gpus}
+    return min(int(offers.get(kind, 0.0) / need + 1e-9) for kind, need in needs.items() if need > 0)
 
 
 def _settings(*, private: bool) -> dict[str, str]:

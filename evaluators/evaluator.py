@@ -40,9 +40,7 @@ class LmEvalEvaluator:
     Scores are those of `lm_eval.simple_evaluate`. Equal models on equal documents give equal bits.
     """
 
-    def __init__(
-        self, suite: TaskSuite, tokenizer: Any, *, settings: EvaluationSettings, max_length: int
-    ) -> None:
+    def __init__(self, suite: TaskSuite, tokenizer: Any, *, settings: EvaluationSettings, max_length: int) -> None:
         """Prepare to measure; nothing is built before the first `evaluate` or `prepare`.
 
         Args:
@@ -93,9 +91,7 @@ class LmEvalEvaluator:
         likelihoods = score(model, plan.scoring, requests=plan.scored, meter=meter)
         texts: Sequence[str] = ()
         if plan.generated:
-            texts = generate(
-                model, plan.generation, requests=plan.generated, stopping=self._stopping, meter=meter
-            )
+            texts = generate(model, plan.generation, requests=plan.generated, stopping=self._stopping, meter=meter)
         scores: dict[str, Score] = {}
         tie_breaks: dict[str, float] = {}
         for judge in prepared.judges:

@@ -63,9 +63,7 @@ class Choices:
         return table
 
 
-def choices_of(
-    task: Any, documents: Sequence[Mapping[str, Any]], counts: npt.NDArray[np.int64]
-) -> Choices | None:
+def choices_of(task: Any, documents: Sequence[Mapping[str, Any]], counts: npt.NDArray[np.int64]) -> Choices | None:
     """Return the choices of ``documents``, or None unless ``counts`` requests each are just their choices."""
     if task.OUTPUT_TYPE != "multiple_choice" or not _is_plain(task):
         return None

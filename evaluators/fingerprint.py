@@ -29,9 +29,7 @@ def task_digest(task: Any) -> str:
     for key in _PLACES:
         config.pop(key, None)
     pool = list(task.sampler.df) if task.config.num_fewshot and hasattr(task, "sampler") else []
-    return _digest(
-        {"config": config, "fewshot": pool, "version": str(task.VERSION), "lm_eval": version("lm_eval")}
-    )
+    return _digest({"config": config, "fewshot": pool, "version": str(task.VERSION), "lm_eval": version("lm_eval")})
 
 
 def _digest(value: Any) -> str:

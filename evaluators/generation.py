@@ -133,8 +133,7 @@ class _Decoding:
         """Add the ``chosen`` tokens (rows,) and mark the rows that are over."""
         if self._table is None:
             tables = [
-                self._stopping.table(until, self._rules.end_tokens, vocabulary=vocabulary)
-                for until in self._stop_sets
+                self._stopping.table(until, self._rules.end_tokens, vocabulary=vocabulary) for until in self._stop_sets
             ]
             self._table = torch.stack(tables)
         kinds = self._table[self._stop_set[self._going], chosen]

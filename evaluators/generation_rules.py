@@ -55,9 +55,7 @@ def rules_of(model: Any) -> GenerationRules:
     """
     config = model.generation_config
     strange = {
-        name: value
-        for name, neutral in _NEUTRAL.items()
-        if (value := getattr(config, name, None)) not in neutral
+        name: value for name, neutral in _NEUTRAL.items() if (value := getattr(config, name, None)) not in neutral
     }
     if strange:
         raise MeasurementFailed(

@@ -98,9 +98,7 @@ class Judge:
         except Exception as error:
             raise self._failed(f"filter {name}", error) from error
 
-    def _items(
-        self, measures: Sequence[Measure], filtered: Sequence[Response]
-    ) -> list[tuple[Measure, Sequence[Item]]]:
+    def _items(self, measures: Sequence[Measure], filtered: Sequence[Response]) -> list[tuple[Measure, Sequence[Item]]]:
         """What each of ``measures`` (of one filter) says of each document."""
         fast = [measure for measure in measures if measure.metric == "exact_match"]
         slow = [measure for measure in measures if measure.metric != "exact_match"]

@@ -48,6 +48,20 @@ def resolve(objective: Objective, task: Any) -> Measure:
     return Measure(objective, metric, wanted or filters[0])
 
 
+def first_objective(name: str, task: Any) -> Objective:
+    """Return the first metric of the task ``name`` under its first filter, in the task's own direction.
+
+    Raises:
+        TaskError: the task has no metric.
+    """
+    listed, filters = list(task.aggregation()), filter_names(task)
+    if not listed:
+        raise TaskError(f"task {name} has no metric; give it a metric_list")
+    metric = f"{listed[0]},{filters[0]}" if len(filters) > 1 else listed[0]
+    higher = task.higher_is_better().get(listed[0], True)
+    return Objective(task=name, metric=metric, direction="maximize" if higher else "minimize")
+
+
 def _check_function(task: Any, metric: str) -> None:
     functions = getattr(task, "_metric_fn_list", {})
     if metric in functions and functions[metric] is None and task.config.process_results is None:

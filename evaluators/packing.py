@@ -132,9 +132,7 @@ def collate(rows: Sequence[Row]) -> Batch:
     flat = [(number * length + w.node, w.token, w.request) for number, row in enumerate(rows) for w in row.wants]
     places, targets, requests = torch.tensor(flat, dtype=torch.int64).reshape(-1, 3).unbind(1)
     positions, visible = _branching(rows, length) if any(row.branches for row in rows) else (None, None)
-    return Batch(
-        tuple(rows), ids, places.contiguous(), targets.contiguous(), requests.contiguous(), positions, visible
-    )
+    return Batch(tuple(rows), ids, places.contiguous(), targets.contiguous(), requests.contiguous(), positions, visible)
 
 
 def _branching(rows: Sequence[Row], length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -96,9 +96,7 @@ def make_plan(book: RequestBook, documents: Documents, limits: Limits, *, branch
     return Plan(tuple(parts), scored, generated, tuple(batches), generation)
 
 
-def _add_prompts(
-    prompts: dict[Prompt, list[int]], requests: Iterable[DocumentRequests], generated: int
-) -> int:
+def _add_prompts(prompts: dict[Prompt, list[int]], requests: Iterable[DocumentRequests], generated: int) -> int:
     for request in requests:
         for prompt in request.encoded:
             assert isinstance(prompt, Prompt)

@@ -59,9 +59,7 @@ def score(model: Any, batches: Sequence[Batch], *, requests: int, meter: Meter) 
     return LogLikelihoods(values.numpy(), (misses == 0).numpy())
 
 
-def _score_batch(
-    model: Any, batch: Batch, values: torch.Tensor, misses: torch.Tensor, meter: Meter
-) -> None:
+def _score_batch(model: Any, batch: Batch, values: torch.Tensor, misses: torch.Tensor, meter: Meter) -> None:
     device = model.device
     places, targets = batch.places.to(device), batch.targets.to(device)
     options: dict[str, torch.Tensor] = {}

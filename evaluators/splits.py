@@ -70,9 +70,7 @@ def _split_task(
     first_with: dict[str, int] = {}
     for number, digest in enumerate(digests):
         first_with.setdefault(digest, number)
-    parts = {
-        part: _range_of(name, part, choice, digests) for part, choice in chosen.items() if isinstance(choice, str)
-    }
+    parts = {part: _range_of(name, part, choice, digests) for part, choice in chosen.items() if isinstance(choice, str)}
     taken = {digests[number] for numbers in parts.values() for number in numbers}
     free = sorted((digest for digest in first_with if digest not in taken), key=lambda d: _rank(d, seed))
     needed = sum(choice for choice in chosen.values() if isinstance(choice, int))
@@ -102,7 +100,10 @@ def _range_of(name: str, part: str, choice: str, digests: Sequence[str]) -> tupl
     first, stop = _bounds(choice)
     if stop > len(digests):
         raise TaskError(f"{part}_documents {choice}: task {name} has only {len(digests)} documents")
-    return tuple({digests[number]: number for number in reversed(range(first, stop))}.values())[::-1]
+    first_with: dict[str, int] = {}
+    for number in range(first, stop):
+        first_with.setdefault(digests[number], number)
+    return tuple(first_with.values())
 
 
 def _refuse_overlapping_ranges(chosen: Mapping[str, DocumentChoice]) -> None:

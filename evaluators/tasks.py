@@ -69,9 +69,7 @@ class TaskSuite:
         names = _task_names(objectives)
         with calling_lm_eval(trusted=False):
             index = task_files.open_index(names, settings.include_path)
-        loaded = {
-            name: _load(name, index, [o for o in objectives if o.task == name], settings) for name in names
-        }
+        loaded = {name: _load(name, index, [o for o in objectives if o.task == name], settings) for name in names}
         return cls(tuple(objectives), settings, loaded)
 
     @property
@@ -99,6 +97,26 @@ class TaskSuite:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def load_task(name: str, settings: EvaluationSettings) -> LoadedTask:
+    """Return one task, without measures.
+
+    Raises:
+        TaskError: the task is unknown, unsafe, unsupported or cannot be loaded.
+    """
+    with calling_lm_eval(trusted=False):
+        index = task_files.open_index([name], settings.include_path)
+    return _load(name, index, [], settings)
+
+
+def default_objective(task: str, settings: EvaluationSettings) -> Objective:
+    """Return the first metric of ``task`` (with its first filter, if it has several) in the task's own direction.
+
+    Raises:
+        TaskError: as `load_task`; or the task has no metric.
+    """
+    return metrics.first_objective(task, load_task(task, settings).task)
+
+
 def _task_names(objectives: Sequence[Objective]) -> list[str]:
     if not objectives:
         raise TaskError("objectives is empty; name at least one task")
@@ -108,9 +126,7 @@ def _task_names(objectives: Sequence[Objective]) -> list[str]:
     return list(dict.fromkeys(objective.task for objective in objectives))
 
 
-def _load(
-    name: str, index: TaskManager, objectives: Sequence[Objective], settings: EvaluationSettings
-) -> LoadedTask:
+def _load(name: str, index: TaskManager, objectives: Sequence[Objective], settings: EvaluationSettings) -> LoadedTask:
     entry = index.task_index[name]
     task_files.refuse_unsafe(entry, settings.trusted_paths)
     trusted = task_files.is_trusted(entry, settings.trusted_paths)

@@ -28,7 +28,9 @@ def search_card(results: Results, candidate: CandidateRecord) -> str:
         "",
     ]
     lines += [*_sources(recipe), ""]
-    split = "test" if "test" in candidate.evaluations else "validation" if "validation" in candidate.evaluations else None
+    split = (
+        "test" if "test" in candidate.evaluations else "validation" if "validation" in candidate.evaluations else None
+    )
     if split:
         held_out = "held-out test documents" if split == "test" else "validation documents (used to choose it)"
         lines += [f"Scores on {held_out}, with 95 % intervals:", "", "| objective | score |", "|---|---|"]

@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Finds the best way to merge a set of fine-tuned language models.",
 )
 
+INTERRUPTED = 130  # what shells report for SIGINT
 SearchName = Annotated[str, typer.Argument(metavar="SEARCH", help="name of a search, or its search file")]
 SearchPath = Annotated[Path, typer.Argument(metavar="SEARCH.YAML", help="search file; `evomerge init` writes one")]
 Storage = Annotated[str, typer.Option(help="database with the record, an SQLAlchemy URL")]
@@ -35,14 +36,15 @@ def main() -> None:
     """Run the command line; users' mistakes are one line, never a traceback."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped; nothing that was measured is lost. Run the same command again to continue", 130)
+        status = app(standalone_mode=False)  # commands return nothing; typer turns an interrupt into 130
+        if status == INTERRUPTED:
+            _fail("stopped; nothing that was measured is lost. Run the same command again to continue", status)
+        sys.exit(status)
     except Exception as error:
-        status = _status_of(error)
-        if status is None:
+        known = _status_of(error)
+        if known is None:
             raise
-        _fail(_text_of(error), status)
+        _fail(_text_of(error), known)
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:
@@ -55,8 +57,8 @@ def _status_of(error: Exception) -> int | None:
     from evaluators.errors import TaskError
     from evomerge.errors import UserMistake
 
-    if isinstance(error, UserMistake | TaskError | typer.Exit) or hasattr(error, "format_message"):
-        return getattr(error, "exit_code", 2)
+    if isinstance(error, UserMistake | TaskError) or hasattr(error, "format_message"):  # the last: typer's own
+        return 2
     return 1 if isinstance(error, WorkersFailed) else None
 
 
@@ -77,8 +79,10 @@ def _progress(label: str) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    shown = console.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(label, total=1.0)
         yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
 

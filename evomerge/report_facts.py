@@ -212,9 +212,9 @@ def _tasks(results: Results) -> list[dict[str, Any]]:
 
 
 def _costs(results: Results) -> list[dict[str, Any]]:
-    lines = []
+    lines, costs = [], results.costs
     for split in SPLITS:
-        cost = results.costs.get(split)
+        cost = costs.get(split)
         if cost is None:
             continue
         fresh = [c.evaluations[split] for c in results.candidates if split in c.evaluations]

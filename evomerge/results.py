@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -97,14 +97,13 @@ class Results:
     @property
     def costs(self) -> dict[Split, Cost]:
         """What was spent on new evaluations, failures included, by split."""
-        totals: dict[Split, dict[str, float]] = {}
+        costs: dict[Split, list[Cost]] = {}
         for candidate in self.candidates:
             for split, evaluation in candidate.evaluations.items():
                 if evaluation.answered_from is None:
-                    total = totals.setdefault(split, dict.fromkeys(asdict(evaluation.cost), 0))
-                    for name, value in asdict(evaluation.cost).items():
-                        total[name] += value
-        return {split: Cost(**total) for split, total in totals.items()}  # type: ignore[arg-type]
+                    costs.setdefault(split, []).append(evaluation.cost)
+        names = [field.name for field in fields(Cost)]
+        return {split: Cost(**{n: sum(getattr(c, n) for c in each) for n in names}) for split, each in costs.items()}
 
     @property
     def failures(self) -> dict[str, int]:

@@ -26,7 +26,7 @@ def comparison_table(rows: Sequence[Row], names: Sequence[str]) -> Table:
     """Test scores with 95 % intervals, one model a row; the joint score first."""
     table = Table(title="Held-out test documents, 95 % intervals", title_justify="left")
     table.add_column("model")
-    for name in ([JOINT, *names] if len(names) > 1 else names):
+    for name in [JOINT, *names] if len(names) > 1 else names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         columns = [JOINT, *names] if len(names) > 1 else list(names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
@@ -35,6 +35,15 @@ TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "embeddings": ("*embed*", "*.wte.*", "*.wpe.*", "lm_head.*", "*.lm_head.*"),
 }
 REST = "rest"
+PRESETS: dict[str, dict[str, Any]] = {  # see search_spaces.presets
+    "sakana": {
+        "operator": "dare_ties",
+        "weight": (0.0, 1.0),
+        "weight_start": 0.5,
+        "density": (0.0, 1.0),
+        "density_start": 0.5,
+    },
+}
 SPARSE: frozenset[str] = frozenset({"ties", "dare_linear", "dare_ties"})
 
 
@@ -72,6 +81,16 @@ class ParameterSpaceSettings(Frozen):
     normalize: bool = Field(default=False, description="divide by the sum of the weights")
     scale: float = Field(default=1.0, description="fixed factor on the merged task vector (mergekit's lambda)")
     rescale: bool = Field(default=True, description="DARE: undo the loss of length by dropping")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_preset(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "preset" not in value:
+            return value
+        rest = {key: part for key, part in value.items() if key != "preset"}
+        if value["preset"] not in PRESETS:
+            raise ValueError(f"preset {value['preset']!r} is not known ({', '.join(PRESETS)})")
+        return {**PRESETS[value["preset"]], **rest}
 
     @model_validator(mode="after")
     def _groups_are_known(self) -> ParameterSpaceSettings:

@@ -11,14 +11,7 @@ def sakana() -> ParameterSpaceSettings:
     The paper leaves normalisation and the mask seed open; weights are not normalised here because its optimum
     sums to about 2, and masks come from the search's seed.
     """
-    return ParameterSpaceSettings(
-        operator="dare_ties",
-        weight=(0.0, 1.0),
-        weight_start=0.5,
-        density=(0.0, 1.0),
-        density_start=0.5,
-        normalize=False,
-    )
+    return ParameterSpaceSettings.model_validate({"preset": "sakana"})
 
 
 def mergekit_evolve(

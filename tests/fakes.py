@@ -82,9 +82,7 @@ def search_file(folder: Path, **changes) -> SearchFile:
 
 def problem(file: SearchFile) -> Problem:
     sources = tuple(Source(path=f"/{name}", digest=name[0] * 64) for name in ("base", "one", "two"))
-    documents = {
-        split: Documents({"first": tuple(ids), "second": tuple(ids)}) for split, ids in DOCUMENTS.items()
-    }
+    documents = {split: Documents({"first": tuple(ids), "second": tuple(ids)}) for split, ids in DOCUMENTS.items()}
     return Problem(
         file=file,
         space=make_space(file, sources, layers=4),

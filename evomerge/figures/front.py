@@ -35,19 +35,20 @@ def front_figure(results: Results, x: str | None = None, y: str | None = None) -
     across, up = _axes(results, x, y)
     figure = go.Figure()
     special = marked(results)
-    front = {c.number: c for c in results.front}
-    apart = {*front, *(c.number for _, c in special)}
+    roles = {candidate.number: role for role, candidate in special}
+    front = [c for c in results.front if c.number not in roles]
+    apart = {*roles, *(c.number for c in front)}
     others = [c for c in measured(results) if c.number not in apart]
     kept = [others[i] for i in thinned(len(others), MOST_POINTS)]
     plane = _Plane(results, across, up)
     plane.points(figure, kept, "candidate", "measured" + of_which(len(kept), len(others)), opacity=0.5)
     _join(figure, results, across, up)
-    plane.points(figure, [c for c in results.front if c.number not in {m.number for _, m in special}], "front", "front")
-    for role in dict.fromkeys(role for role, _ in special):
+    plane.points(figure, front, "front", "front")
+    for role in dict.fromkeys(roles.values()):
         chosen = [c for r, c in special if r == role]
         plane.points(figure, chosen, role, role, labelled=True)
     for split in SPLIT_SYMBOLS:
-        plane.remeasured(figure, split, {c.number: role for role, c in special})
+        plane.remeasured(figure, split, roles)
     figure.update_layout(
         height=520,
         xaxis_title=objective_label(across),

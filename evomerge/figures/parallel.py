@@ -35,7 +35,9 @@ def parallel_figure(results: Results) -> go.Figure:
     kept = [others[i] for i in thinned(len(others), MOST_LINES)]
     lines = _Lines(results, figure, scaled, row)
     lines.add(kept, "measured" + of_which(len(kept), len(others)), GREY, width=0.8, opacity=0.35)
-    lines.add([c.number for c in results.front], "front", STYLES["front"].color, width=1.3, opacity=0.6)
+    front = [results.front[i].number for i in thinned(len(results.front), MOST_LINES)]
+    name = "front" + of_which(len(front), len(results.front))
+    lines.add(front, name, STYLES["front"].color, width=1.3, opacity=0.6)
     for role in dict.fromkeys(role for role, _ in special):
         numbers = [c.number for r, c in special if r == role]
         lines.add(numbers, role, style(role).color, width=4 if role == "winner" else 2.5, opacity=1.0)

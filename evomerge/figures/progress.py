@@ -69,14 +69,8 @@ def progress_figure(
         figure.add_scatter(x=x, y=y, line_shape="hv", **about, row=1, col=1)
         if volume and len(course.values):
             x, y = _hypervolumes(course, reference)
-            where = {"row": rows, "col": columns}
-            figure.add_scatter(x=x, y=y, showlegend=False, **about, **where)
-    figure.update_layout(height=340 if rows == 1 else 620, hovermode="x unified")
-    figure.update_xaxes(title_text="evaluations", rangemode="tozero")
-    if rows == 2:
-        figure.update_xaxes(title_text=None, row=1)
-        figure.update_layout(legend_y=-0.1)
-    figure.update_yaxes(tickformat=".2f")
+            figure.add_scatter(x=x, y=y, showlegend=False, **about, row=rows, col=columns)
+    _lay_out(figure, rows=rows)
     if time_axis and len(courses[0].seconds):
         _add_hours(figure, courses[0])
     return figure
@@ -146,6 +140,15 @@ def _scatter_of(figure: go.Figure, course: _Course) -> None:
     )
 
 
+def _lay_out(figure: go.Figure, *, rows: int) -> None:
+    figure.update_layout(height=340 if rows == 1 else 620, hovermode="x unified")
+    figure.update_xaxes(title_text="evaluations", rangemode="tozero")
+    figure.update_yaxes(tickformat=".2f")
+    if rows == 2:
+        figure.update_xaxes(title_text=None, row=1)
+        figure.update_layout(legend_y=-0.1)
+
+
 def _add_hours(figure: go.Figure, course: _Course) -> None:
     """A second axis above the first panel: wall time since the search began, pauses included."""
     ticks = thinned(len(course.seconds), 5)
@@ -156,11 +159,11 @@ def _add_hours(figure: go.Figure, course: _Course) -> None:
         "matches": "x",
         "side": "top",
         "tickvals": ticks + 1,
-        "ticktext": [f"{course.seconds[i] / size:.3g} {unit}" for i in ticks],
+        "ticktext": [f"{course.seconds[i] / size:.2g} {unit}" for i in ticks],
         "showgrid": False,
         "tickfont": {"size": 10},
     }
     # An axis is drawn only if something lies on it.
     figure.add_scatter(x=ticks + 1, y=[None] * len(ticks), xaxis="x9", yaxis="y", showlegend=False, hoverinfo="skip")
-    figure.update_layout(xaxis9=axis)
+    figure.update_layout(xaxis9=axis, margin_t=54)
     figure.update_annotations(yshift=18)

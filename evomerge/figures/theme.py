@@ -57,6 +57,7 @@ def template(*, dark: bool) -> go.layout.Template:
         "zerolinecolor": grid,
         "automargin": True,
         "ticks": "",
+        "ticklabelstandoff": 4,
         "title": {"standoff": 8, "font": {"size": 13}},
         "tickfont": {"size": 12},
     }

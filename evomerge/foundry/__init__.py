@@ -5,7 +5,7 @@ sorting and reversing in J is what nobody was trained for and what a good merge 
 package loads no torch: models are trained in processes of their own.
 """
 
-from evomerge.foundry.build import Foundry, build
+from evomerge.foundry.builder import Foundry, build
 from evomerge.foundry.errors import FoundryError
 from evomerge.foundry.settings import FoundrySettings
 from evomerge.foundry.tasks import task_names, write_tasks

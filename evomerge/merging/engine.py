@@ -83,7 +83,6 @@ class MergeEngine:
         ]
         self._scratch: dict[torch.device, Scratch] = {}
         self._selectors: dict[int, Selector] = {}
-        self._mask_seed: int | None = None
 
     @property
     def private_bytes_needed(self) -> int:
@@ -100,10 +99,11 @@ class MergeEngine:
         """
         target = out if isinstance(out, Destination) else Destination(out)
         self._check_recipe(recipe)
-        scratch = self._scratch_on(target[self.order[0]].device)
+        runs = self._planned(recipe, target)
+        scratch = self._scratch_on(runs[0].out.device)
         kernels = [whole_run(block.operator, recipe) for block in recipe.body.blocks]
         keys = mask_keys(recipe.body.mask_seed, recipe.sources)
-        for run in self._planned(recipe, target):
+        for run in runs:
             kernel = kernels[run.block] or self._kernel(recipe, run.block, run.names[0], keys)
             kernel.run(run.sources, run.out, scratch)
         if not scratch.healthy():

@@ -72,14 +72,15 @@ def parse(text_or_path: str | Path) -> MergekitConfig:
     if method != "linear" and any(piece.base is None for piece in slices):
         raise BadRecipe(f"mergekit config: {method} needs a base_model")
     inputs = [entry.model for piece in slices for entry in piece.inputs]
-    models = tuple(dict.fromkeys([*([base] if base else []), *inputs]))
+    tokenizer = _tokenizer(value, base)
+    models = tuple(dict.fromkeys([*([base] if base else []), *inputs, *([tokenizer] if tokenizer else [])]))
     return MergekitConfig(
         method=method,
         base=base,
         slices=slices,
         parameters=_parameters(value, method),
         dtype=_dtype(value),
-        tokenizer=_tokenizer(value, base, models),
+        tokenizer=tokenizer,
         models=models,
     )
 
@@ -175,7 +176,7 @@ def _dtype(value: Mapping[str, Any]) -> str | None:
     return str(chosen).removeprefix("torch.") if chosen else None
 
 
-def _tokenizer(value: Mapping[str, Any], base: Source | None, models: Sequence[Source]) -> Source | None:
+def _tokenizer(value: Mapping[str, Any], base: Source | None) -> Source | None:
     section = value.get("tokenizer") or {}
     _known(section, ("source",), "tokenizer")
     wanted = section.get("source", value.get("tokenizer_source"))
@@ -190,10 +191,7 @@ def _tokenizer(value: Mapping[str, Any], base: Source | None, models: Sequence[S
             "mergekit config: tokenizer_source 'union' is not supported; name the model whose tokenizer to keep "
             "(only models with identical vocabularies can be merged)"
         )
-    model = _model(wanted)
-    if model not in models:
-        raise BadRecipe(f"mergekit config: tokenizer_source {model.path!r} is not one of the merged models")
-    return model
+    return _model(wanted)
 
 
 def _list(value: Any, what: str) -> Sequence[Any]:

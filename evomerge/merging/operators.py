@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from evomerge.errors import CandidateFailed
 from evomerge.merging.kernels import Combination, Election, Term
 from evomerge.merging.masks import MaskKey
@@ -24,6 +26,7 @@ from search_spaces.recipe import Recipe
 Kernel = Combination | Election
 _NEARLY_PARALLEL = 0.9995  # beyond this cosine the spherical formula divides by almost nothing
 _CANCELLED = 1e-6
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def whole_run(operator: Operator, recipe: Recipe) -> Kernel | None:
@@ -70,7 +73,7 @@ def _linear(operator: Linear) -> Combination:
         raise CandidateFailed("linear: all weights are zero, which normalize cannot scale to a sum of 1")
     pivot = max(range(len(operator.weights)), key=lambda i: abs(operator.weights[i]))
     terms = [Term(i, weight / divisor) for i, weight in enumerate(operator.weights) if i != pivot]
-    scale = 1.0 if operator.normalize else math.fsum(operator.weights)
+    scale = 1.0 if operator.normalize else _check_size(math.fsum(operator.weights))
     return Combination(pivot, scale, _effective(terms))
 
 
@@ -101,7 +104,7 @@ def _election(recipe: Recipe, operator: Ties | DareTies, terms: Sequence[Term]) 
         return Combination(
             _base(recipe), 1.0, _effective([Term(only.source, weight * operator.scale, only.keep, only.rescale)])
         )
-    return Election(_base(recipe), operator.scale, operator.normalize, terms)
+    return Election(_base(recipe), _check_size(operator.scale), operator.normalize, terms)
 
 
 def _trimmed(operator: Ties, recipe: Recipe, name: str, selector: Selector) -> list[Term]:
@@ -140,7 +143,15 @@ def _divisor(weights: Sequence[float], normalize: bool, kind: str) -> float:
 
 
 def _effective(terms: Sequence[Term]) -> tuple[Term, ...]:
+    for term in terms:
+        _check_size(term.weight * term.rescale)
     return tuple(term for term in terms if term.weight != 0.0)
+
+
+def _check_size(coefficient: float) -> float:
+    if not abs(coefficient) <= _LARGEST:
+        raise CandidateFailed(f"a coefficient of the merge, {coefficient:g}, is beyond the range of float32")
+    return coefficient
 
 
 def _base(recipe: Recipe) -> int:

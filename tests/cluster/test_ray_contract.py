@@ -15,6 +15,7 @@ class TestRayPool(PoolContract):
         return lambda factory, workers: RayPool(factory, workers=workers)
 
     @pytest.fixture(scope="class")
-    def pool(self, ray_session: object) -> Iterator[Pool]:
+    @classmethod
+    def pool(cls, ray_session: object) -> Iterator[Pool]:
         with closing(RayPool(Probe, workers=2)) as pool:
             yield pool

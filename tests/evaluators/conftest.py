@@ -19,7 +19,8 @@ from transformers import (
     Qwen2Config,
 )
 
-WORDS = "the a cat dog bird sat ran on mat sun red blue green one two three four yes no maybe".split()
+TEXT = "the a cat dog bird sat ran on mat sun red blue green one two three four yes no maybe"
+WORDS = TEXT.split()
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -58,7 +59,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(WORDS) + "\nQuestion: Answer:"] * 4, trainer)
+    tokenizer.train_from_iterator([TEXT + "\nQuestion: Answer:"] * 4, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     fast.chat_template = CHAT_TEMPLATE
     return fast

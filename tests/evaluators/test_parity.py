@@ -184,9 +184,7 @@ def test_chat_template_with_system_instruction(tasks: Any, pair: MakePair) -> No
 def test_families(family: str, tasks: Any, pair: MakePair, make_model: Any) -> None:
     tasks.multiple_choice("mc")
     tasks.generation("gen")
-    pair(
-        objectives("mc", "acc") + objectives("gen", "exact_match"), of=make_model(family, seed=5)
-    ).check_responses()
+    pair(objectives("mc", "acc") + objectives("gen", "exact_match"), of=make_model(family, seed=5)).check_responses()
 
 
 def test_larger_batches_of_lm_eval_say_the_same(tasks: Any, pair: MakePair) -> None:

@@ -39,9 +39,7 @@ def started(file, spec=None, watcher=None, pool=None):
     spec = spec or FakeSpec()
     this = problem(file)
     store = Store(file.storage, create=True)
-    record = store.find(file.name) or store.create(
-        file.name, file=file.model_dump(mode="json"), plan=this.plan()
-    )
+    record = store.find(file.name) or store.create(file.name, file=file.model_dump(mode="json"), plan=this.plan())
     optimizer = make_optimizer(file.optimizer, this.space.genes, np.ones(len(file.objectives)))
     with closing(pool or InProcessPool(spec, workers=file.cluster.workers)) as pool, closing(store):
         yield Search(this, record, optimizer, Dispatcher(pool, timeout_seconds=30), watcher or Silent())
@@ -90,9 +88,7 @@ def test_equal_recipes_are_answered_from_the_record(tmp_path):
     file = search_file(tmp_path, space={"weight": [0.5, 0.5000000000000001]})
     with started(file) as search:
         search.run()
-        answered = [
-            c for c in search.candidates.values() if c.evaluations and c.evaluations["search"].answered_from
-        ]
+        answered = [c for c in search.candidates.values() if c.evaluations and c.evaluations["search"].answered_from]
         assert answered
         source = {c.evaluations["search"].id: c for c in search.candidates.values() if c.evaluations}
         for candidate in answered:
@@ -179,9 +175,7 @@ def test_more_budget_continues_a_finished_search(tmp_path):
 
 
 def test_a_minimised_objective_is_turned_around(tmp_path):
-    file = search_file(
-        tmp_path, objectives=[{"task": "first", "direction": "minimize"}], budget={"evaluations": 60}
-    )
+    file = search_file(tmp_path, objectives=[{"task": "first", "direction": "minimize"}], budget={"evaluations": 60})
     results = finish(file)
     values = [c.values("search", ("first/acc",))[0] for c in results.candidates if c.state == "measured"]
     assert results.front[0].values("search", ("first/acc",))[0] == min(values)

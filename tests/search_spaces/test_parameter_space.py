@@ -14,6 +14,7 @@ from search_spaces.recipe import Source
 from search_spaces.seeds import UNIFORM, seeds, single_coefficient
 from search_spaces.tensors import block_for
 
+
 def tensors(layers):
     names = ("self_attn.q_proj", "mlp.up_proj", "input_layernorm")
     inside = [f"model.layers.{layer}.{name}.weight" for layer in range(layers) for name in names]
@@ -108,6 +109,7 @@ def test_decoded_parameters_keep_the_settings():
         ({"layer_groups": 0}, "layer_groups"),
         ({"operator": "magic"}, "operator"),
         ({"colour": "red"}, "colour"),
+        ({"preset": "magic"}, "preset 'magic' is not known"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, match):
@@ -133,6 +135,7 @@ def test_sakana_preset_is_the_papers_genome():
     assert preset.genes.low.tolist() == [0.0] * 6
     assert preset.genes.high.tolist() == [1.0] * 6
     assert preset.genes.start.tolist() == [0.5] * 6
+    assert ParameterSpaceSettings(preset="sakana", layer_groups=2).layer_groups == 2
 
 
 def test_mergekit_evolve_preset_groups_layers_and_starts_where_it_does():

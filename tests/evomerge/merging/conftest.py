@@ -34,11 +34,11 @@ def save_tokenizer(folder: Path, *, words: int = VOCABULARY) -> None:
 
 
 def llama_config(**changes: object) -> transformers.PretrainedConfig:
-    settings = dict(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        tie_word_embeddings=False,
-    )  # fmt: skip
+    settings = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
+    }  # fmt: skip
     return transformers.LlamaConfig(**(settings | changes))
 
 
@@ -96,7 +96,7 @@ def recipe_of(family: list[Path]) -> Callable[..., Recipe]:
     def make(what: Operator | list[Block], *, dtype: str = "float32", seed: int = 0, **changes: object) -> Recipe:
         blocks = tuple(what) if isinstance(what, list) else (Block(layers=(0, LAYERS), operator=what),)
         sources = tuple(Source(path=str(folder)) for folder in family)
-        values = dict(sources=sources, dtype=dtype, body=Blocks(blocks=blocks, mask_seed=seed))
+        values = {"sources": sources, "dtype": dtype, "body": Blocks(blocks=blocks, mask_seed=seed)}
         return Recipe(**(values | changes))
 
     return make

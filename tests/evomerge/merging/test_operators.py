@@ -176,7 +176,7 @@ def test_dare_is_right_on_average(engine: MergeEngine, checkpoints: list[Checkpo
 def test_masks_of_dare_ties_and_dare_linear_agree(
     engine: MergeEngine, checkpoints: list[Checkpoint], recipe_of: RecipeOf
 ) -> None:
-    shape = dict(weights=(1.0, 0.0, 0.0), densities=(0.3, 1, 1), normalize=False)
+    shape = {"weights": (1.0, 0.0, 0.0), "densities": (0.3, 1, 1), "normalize": False}
     one, two = recipe_of(DareLinear(**shape)), recipe_of(DareTies(**shape))
     assert all(torch.equal(engine.merge_tensor(one, n), engine.merge_tensor(two, n)) for n in engine.order)
 

@@ -20,7 +20,7 @@ from search_spaces.parameter_space import ParameterSpace
 from search_spaces.recipe import Recipe, Source
 from search_spaces.seeds import seeds, single_coefficient
 
-TASKS = ("gsm8k_ja", "code_small", "medqa", "chat_quality", "law", "history")
+TASKS = ("gsm8k_ja", "code_small", "medqa", "chat_quality")
 SPLIT_SIZES: dict[Split, int] = {"search": 120, "validation": 80, "test": 160}
 DIGESTS = ["%064x" % (7**40 * (i + 3)) for i in range(12)]
 
@@ -150,14 +150,13 @@ class FakeSearch:
 MakeSearch = Callable[..., FakeSearch]
 
 
-def search_file(name: str = "ja-math", *, objectives: int = 4, storage: str, **changes: Any) -> SearchFile:
-    """A search file over three experts."""
-    chosen = [{"task": task, "metric": "acc"} for task in TASKS[:objectives]]
+def search_file(name: str = "ja-math", *, storage: str, **changes: Any) -> SearchFile:
+    """A search file over three experts and four objectives."""
     value: dict[str, Any] = {
         "name": name,
         "sources": {"base": "models/base", "experts": ["models/math", "models/coder", "models/doctor"]},
         "space": {"layer_groups": 4, "tensor_groups": ["self_attn", "mlp"]},
-        "objectives": chosen,
+        "objectives": [{"task": task} for task in TASKS],
         "budget": {"evaluations": 60, "finalists": 6},
         "storage": storage,
     }
@@ -180,7 +179,7 @@ def store(storage: str) -> Iterator[Store]:
 
 @pytest.fixture
 def make_search(store: Store, storage: str) -> MakeSearch:
-    """Make a search without candidates in the store: ``make_search(name, objectives=, layers=, **file_changes)``."""
+    """Make a search without candidates in the store: ``make_search(name, layers=, seed=, **file_changes)``."""
 
     def make(name: str = "ja-math", *, layers: int = 12, seed: int = 0, **changes: Any) -> FakeSearch:
         return FakeSearch(store, search_file(name, storage=storage, **changes), layers=layers, seed=seed)

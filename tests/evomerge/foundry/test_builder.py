@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from evomerge.foundry import FoundryError, FoundrySettings, build
-from evomerge.foundry import build as build_function
+from evomerge.foundry import builder
 from evomerge.foundry.settings import Geometry
 
 
@@ -59,7 +59,7 @@ def no_training(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("evomerge.foundry.build.run_stages", refuse)
+    monkeypatch.setattr("evomerge.foundry.builder.run_stages", refuse)
 
 
 def test_a_foundry_is_complete(cache, no_training):
@@ -122,7 +122,7 @@ def test_an_entry_that_was_moved_gets_new_task_files_and_keeps_its_weights(cache
 def test_a_failed_build_leaves_no_entry_and_is_taken_up_where_it_stopped(tmp_path, monkeypatch):
     settings = tiny_settings()
     stages = []
-    real = build_function.__globals__["run_stages"]
+    real = builder.run_stages
 
     def recorded(settings, names, folder, **rest):
         stages.append(list(names))
@@ -131,7 +131,7 @@ def test_a_failed_build_leaves_no_entry_and_is_taken_up_where_it_stopped(tmp_pat
             raise FoundryError("the power went")
         real(settings, names, folder, **rest)
 
-    monkeypatch.setattr("evomerge.foundry.build.run_stages", recorded)
+    monkeypatch.setattr("evomerge.foundry.builder.run_stages", recorded)
     with pytest.raises(FoundryError, match="the power went"):
         build(settings, cache=tmp_path)
     assert not (tmp_path / settings.digest()).exists()

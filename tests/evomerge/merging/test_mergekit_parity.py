@@ -1,0 +1,286 @@
+"""Whole checkpoints, tensor by tensor, against mergekit 0.1.5 in an environment of its own."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.compatibility import mergeable_names
+from evomerge.merging.engine import DTYPES, MergeEngine
+from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
+from search_spaces.operators import Linear, Operator, Slerp, TaskArithmetic, Ties
+from search_spaces.recipe import Block, Recipe
+
+PYTHON = os.environ.get("EVOMERGE_MERGEKIT_PYTHON")
+DRIVER = Path(__file__).parent / "mergekit_driver.py"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.mergekit,
+    pytest.mark.skipif(
+        not PYTHON, reason="EVOMERGE_MERGEKIT_PYTHON does not name the Python of an environment with mergekit 0.1.5"
+    ),
+]
+T1, T2, T3 = (
+    TaskArithmetic(weights=(0.4, -0.2, 0.7), scale=1.5),
+    TaskArithmetic(weights=(0.1, 0.2, 0.3)),
+    TaskArithmetic(weights=(0.5, 0.3, 0), normalize=True),
+)
+
+CONFIGS = {
+    "linear": """
+        merge_method: linear
+        models: [{model: M1, parameters: {weight: 0.3}}, {model: M2, parameters: {weight: 1}}]
+    """,
+    "linear-plain": """
+        merge_method: linear
+        base_model: M0
+        models: [{model: M1, parameters: {weight: [0.3, 0.9]}}, {model: M2, parameters: {weight: -0.2}}]
+        parameters: {normalize: false, weight: 0.25}
+    """,
+    "slerp": """
+        merge_method: slerp
+        base_model: M0
+        models: [{model: M0}, {model: M1}]
+        parameters:
+          t:
+            - {filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}
+            - {filter: mlp, value: [1, 0.5, 0.7, 0.3, 0]}
+            - value: [0.2, 0.9]
+    """,
+    "slerp-slices": """
+        merge_method: slerp
+        base_model: M1
+        slices:
+          - sources: [{model: M1, layer_range: [0, 1]}, {model: M2, layer_range: [0, 1]}]
+            parameters: {t: [0.1, 0.8]}
+          - sources: [{model: M1, layer_range: [1, 4]}, {model: M3, layer_range: [1, 4]}]
+            parameters: {t: [{filter: lm_head, value: 0.6}, {value: [0.3, 0.5]}]}
+    """,
+    "slerp-of-far-models": """
+        merge_method: slerp
+        base_model: M0
+        models: [{model: F1}]
+        parameters: {t: [0.2, 0.9]}
+    """,
+    "task_arithmetic": """
+        merge_method: task_arithmetic
+        base_model: M0
+        models:
+          - {model: M1, parameters: {weight: [0.1, 0.9, 0.2]}}
+          - {model: M2, parameters: {weight: [{filter: up_proj, value: 0.6}, {filter: "*", value: -0.1}]}}
+          - {model: M3, parameters: {weight: 0.3}}
+        parameters: {lambda: [{filter: norm, value: 0.3}, {value: [1.2, 0.7]}], normalize: false}
+    """,
+    "task_arithmetic-normalized": """
+        merge_method: task_arithmetic
+        base_model: M0
+        models: [{model: M1, parameters: {weight: 1.1}}, {model: M2, parameters: {weight: -0.4}}]
+        parameters: {normalize: true}
+    """,
+    "ties": """
+        merge_method: ties
+        base_model: M0
+        models:
+          - {model: M1, parameters: {weight: 0.5, density: 0.37}}
+          - {model: M2, parameters: {weight: [0.3, 0.8], density: [{filter: mlp, value: 0.2}, {value: 0.6}]}}
+          - {model: M3, parameters: {weight: 0.7, density: 1.0}}
+        parameters: {int8_mask: true}
+    """,
+    "ties-signed": """
+        merge_method: ties
+        base_model: M0
+        models:
+          - {model: M1, parameters: {weight: 0.5, density: 0.5}}
+          - {model: M2, parameters: {weight: -0.8, density: 0.25}}
+          - {model: M3, parameters: {weight: 0.7, density: 0.01}}
+        parameters: {normalize: [false, true], lambda: 0.8}
+    """.replace("[false, true]", "false"),
+    "ties-slices": """
+        merge_method: ties
+        base_model: M0
+        slices:
+          - sources:
+              - {model: M0, layer_range: [0, 3]}
+              - {model: M1, layer_range: [0, 3], parameters: {weight: [0.2, 0.9]}}
+              - {model: M2, layer_range: [0, 3], parameters: {weight: {filter: mlp, value: 0.4}}}
+            parameters: {weight: 0.25, density: 0.5}
+          - sources:
+              - {model: M3, layer_range: [3, 4], parameters: {weight: [0.2, 0.9]}}
+              - {model: M0, layer_range: [3, 4]}
+        parameters: {normalize: true, density: 0.75}
+    """,
+    "dare-without-dropping": """
+        merge_method: dare_ties
+        base_model: M0
+        models:
+          - {model: M1, parameters: {weight: 0.5, density: 1.0}}
+          - {model: M2, parameters: {weight: 0.8}}
+          - {model: M3, parameters: {weight: -0.7, density: 0.0}}
+    """,
+    "dare-linear-without-dropping": """
+        merge_method: dare_linear
+        base_model: M0
+        models: [{model: M1, parameters: {weight: 0.5, density: 1}}, {model: M2, parameters: {weight: 0.8}}]
+        parameters: {normalize: true, lambda: 0.9}
+    """,
+    "tokenizer": """
+        merge_method: task_arithmetic
+        base_model: M0
+        models: [{model: M1, parameters: {weight: 0.4}}]
+        tokenizer_source: M2
+    """,
+    "qwen2": """
+        merge_method: ties
+        base_model: Q0
+        models:
+          - {model: Q1, parameters: {weight: 0.5, density: [{filter: mlp, value: 0.4}, {value: 0.9}]}}
+          - {model: Q2, parameters: {weight: [0.1, 0.9]}}
+    """,
+    "tied": """
+        merge_method: slerp
+        base_model: T0
+        slices:
+          - sources: [{model: T0, layer_range: [0, 1]}, {model: T1, layer_range: [0, 1]}]
+            parameters: {t: 0.2}
+          - sources: [{model: T0, layer_range: [1, 2]}, {model: T1, layer_range: [1, 2]}]
+            parameters: {t: 0.7}
+    """,
+}  # fmt: skip
+RECIPES: dict[str, Operator | list[Block]] = {
+    "linear": Linear(weights=(1, 2, 0.5, -0.3)),
+    "slerp": Slerp(between=(2, 0), t=0.3),
+    "pairs": [
+        Block(layers=(0, 2), operator=Slerp(between=(0, 2), t=0.3)),
+        Block(layers=(2, 4), operator=Slerp(between=(3, 0), t=0.25)),
+    ],
+    "layers-and-tensors": [
+        Block(layers=(1, 3), tensors=("*mlp*",), operator=T1),
+        Block(layers=(0, 4), tensors=("*self_attn.[qk]_proj*", "lm_head.weight"), operator=T3),
+        Block(layers=(0, 4), tensors=("model.norm.weight",), operator=T1),
+        Block(layers=(0, 4), operator=T2),
+    ],
+    "ties": [
+        Block(layers=(0, 2), operator=Ties(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), scale=0.8)),
+        Block(layers=(2, 4), operator=Ties(weights=(0.4, -0.3, 0.7), densities=(0.3, 0, 0.9), normalize=False)),
+    ],
+}
+
+
+def run_mergekit(configs: dict[str, str], root: Path) -> dict[str, Path]:
+    jobs = []
+    for name, text in configs.items():
+        (root / f"{name}.yml").write_text(text)
+        jobs.append([str(root / f"{name}.yml"), str(root / name)])
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(PYTHON), str(DRIVER), str(root / "jobs.json")],
+        env=environment | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: root / name for name in configs}
+
+
+@pytest.fixture(scope="module")
+def places(family: list[Path], make_family: Callable[..., list[Path]]) -> dict[str, Path]:
+    small = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    qwen2 = make_family(transformers.Qwen2Config(**small, num_key_value_heads=2, num_hidden_layers=3), experts=2)
+    tied = transformers.LlamaConfig(**small, num_hidden_layers=2, tie_word_embeddings=True)
+    return {
+        **{f"M{i}": folder for i, folder in enumerate(family)},
+        **{f"Q{i}": folder for i, folder in enumerate(qwen2)},
+        **{f"T{i}": folder for i, folder in enumerate(make_family(tied, experts=1, noise=0.02))},
+        "F1": make_family(experts=1, noise=0.08)[1],
+    }
+
+
+def written(text: str, places: dict[str, Path], dtype: str) -> str:
+    for short, folder in places.items():
+        text = text.replace(f"{short}}}", f"{folder}}}").replace(f"{short},", f"{folder},")
+        text = text.replace(f"{short}\n", f"{folder}\n")
+    lines = text.strip("\n").splitlines()
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    return "\n".join([*(line[indent:] for line in lines), "dtype: float32", f"out_dtype: {dtype}", ""])
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def configs(
+    request: pytest.FixtureRequest, places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[str, Path]]:
+    texts = {name: written(text, places, request.param) for name, text in CONFIGS.items()}
+    folders = run_mergekit(texts, tmp_path_factory.mktemp("mergekit"))
+    return {name: (texts[name], folders[name]) for name in texts}
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def recipes(
+    request: pytest.FixtureRequest, recipe_of: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Recipe, Path]]:
+    made = {name: recipe_of(what, dtype=request.param) for name, what in RECIPES.items()}
+    texts = {name: to_mergekit(recipe) for name, recipe in made.items()}
+    folders = run_mergekit(texts, tmp_path_factory.mktemp("mergekit"))
+    return {name: (made[name], folders[name]) for name in made}
+
+
+def assert_same(recipe: Recipe, folder: Path) -> None:
+    """Equal to within one rounding of the output's dtype, measured at the size of what was added up.
+
+    In float32 both sides round at every step, mergekit also in the angle of slerp: 8 roundings are granted there.
+    """
+    checkpoints = [Checkpoint.open(Path(source.path)) for source in recipe.sources]
+    names = mergeable_names(checkpoints[0])
+    engine = MergeEngine(checkpoints, names=names)
+    theirs = Checkpoint.open(folder)
+    assert set(theirs.names) == set(names)
+    roundings = 8 if recipe.dtype == "float32" else 1
+    for name in names:
+        ours, other = engine.merge_tensor(recipe, name), theirs.tensor(name)
+        assert other.dtype is ours.dtype
+        sizes = [checkpoint.tensor(name).abs() for checkpoint in checkpoints]
+        largest = torch.stack([*sizes, ours.abs().float(), other.abs().float()]).amax(0)
+        error = (ours.float() - other.float()).abs() / (torch.finfo(ours.dtype).eps * largest)
+        assert error.max() <= roundings, f"{name}: {error.max():.1f} roundings apart"
+        if recipe.dtype != "float32":
+            assert (ours != other).sum() <= 1 + 0.002 * ours.numel(), f"{name}: too many roundings differ"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_their_config_gives_our_merge(configs: dict[str, tuple[str, Path]], name: str) -> None:
+    text, folder = configs[name]
+    assert_same(from_mergekit(text), folder)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_our_recipe_gives_their_merge(recipes: dict[str, tuple[Recipe, Path]], name: str) -> None:
+    assert_same(*recipes[name])
+
+
+def test_random_masks_have_their_distribution(
+    recipe_of: Callable[..., Recipe], places: dict[str, Path], tmp_path: Path
+) -> None:
+    """The share of elements moved, and the L1 norm of the change, per tensor; the draws themselves differ."""
+    text = """
+        merge_method: dare_linear
+        base_model: M0
+        models: [{model: M1, parameters: {weight: 0.7, density: 0.4}}]
+    """
+    text = written(text, places, "float32")
+    theirs = Checkpoint.open(run_mergekit({"dare": text}, tmp_path)["dare"])
+    recipe = from_mergekit(text)
+    checkpoints = [Checkpoint.open(Path(source.path)) for source in recipe.sources]
+    engine = MergeEngine(checkpoints, names=checkpoints[0].names)
+    for name in engine.order:
+        base = checkpoints[0].tensor(name)
+        ours, other = engine.merge_tensor(recipe, name) - base, theirs.tensor(name) - base
+        deviation = (0.4 * 0.6 / base.numel()) ** 0.5
+        for change in (ours, other):
+            assert abs((change != 0).double().mean().item() - 0.4) < 5 * deviation + 1 / base.numel()
+        torch.testing.assert_close(ours.abs().sum(), other.abs().sum(), rtol=1e-3, atol=1e-6)
