@@ -15,6 +15,9 @@ import torch
 
 from evaluators.encoding import Window
 
+# padding tokens a batch may hold: computing more of them costs more than another forward pass
+_PADDING = 256
+
 
 class Want(NamedTuple):
     """The log-likelihood of `token` after the node `node` of a row counts for request `request`."""
@@ -109,18 +112,22 @@ def pack(rows: Sequence[Row], *, tokens_per_batch: int, wants_per_batch: int) ->
     """Pack ``rows``, longest first, within a number of padded tokens and of scored positions per batch."""
     batches: list[Batch] = []
     current: list[Row] = []
-    wants = 0
     for row in sorted(rows, key=lambda row: (row.branches, -len(row.tokens), row.tokens)):
-        padded = (len(current) + 1) * max(len(row.tokens), len(current[0].tokens) if current else 0)
-        full = padded > tokens_per_batch or wants + len(row.wants) > wants_per_batch
-        if current and (full or row.branches != current[0].branches):
+        if current and not _fits(row, current, tokens_per_batch, wants_per_batch):
             batches.append(collate(current))
-            current, wants = [], 0
+            current = []
         current.append(row)
-        wants += len(row.wants)
     if current:
         batches.append(collate(current))
     return batches
+
+
+def _fits(row: Row, current: Sequence[Row], tokens: int, wants: int) -> bool:
+    longest = len(current[0].tokens)
+    padded = (len(current) + 1) * longest
+    padding = padded - sum(len(other.tokens) for other in current) - len(row.tokens)
+    scored = sum(len(other.wants) for other in current) + len(row.wants)
+    return padded <= tokens and padding <= _PADDING and scored <= wants and row.branches == current[0].branches
 
 
 def collate(rows: Sequence[Row]) -> Batch:
