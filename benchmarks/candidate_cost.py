@@ -53,6 +53,7 @@ class Meter(Silent):
         self.readings: dict[int, float] = {}
 
     def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
+        """Count it; read the clock at both ends."""
         if split == "search":
             self.count += 1
             if self.count in (WARM_UP, EVALUATIONS):

@@ -21,9 +21,10 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +35,12 @@ OBJECT_STORE_BYTES = 100 * 2**20
 # Ray caches the token that it read first, so all private clusters of a process use the same one.
 _PROCESS_TOKEN = secrets.token_hex(32)
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+# What Ray changes in the driver's environment by itself (the first sends `breakpoint()` to Ray's debugger).
+_RAY_SETS = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")
+
+# Ray keeps trying an address where nobody listens for many minutes.
+HEAD_ANSWERS_WITHIN_SECONDS = 10.0
 
 
 class RaySession:
@@ -46,19 +53,16 @@ class RaySession:
         worker_output: show what workers print in the driver's terminal.
 
     Raises:
-        ValueError: ``address`` is a URL; those are for submitting jobs.
+        ValueError: ``address`` is not of that form; URLs are for submitting jobs.
         ConnectionError: there is no cluster at ``address``.
     """
 
     def __init__(self, address: str | None = None, *, cpus: int | None = None, worker_output: bool = False) -> None:
         where = address or os.environ.get("RAY_ADDRESS") or "local"
-        if "://" in where:
-            raise ValueError(
-                f"address: expected host:port of the cluster's head (such as 10.0.0.1:6379), 'auto' or 'local', "
-                f"got {where!r}; URLs are for submitting jobs"
-            )
+        if where not in ("local", "auto"):
+            _check_head(where)
         self._undo = contextlib.ExitStack()
-        self._undo.enter_context(_environment(_settings(private=where == "local")))
+        self._undo.enter_context(_environment(_settings(private=where == "local"), also_restored=_RAY_SETS))
         self.ray: Any = importlib.import_module("ray")  # only now: Ray reads its settings when it is imported
         self.owned = not self.ray.is_initialized()
         if not self.owned:
@@ -68,7 +72,7 @@ class RaySession:
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "num_cpus": cpus}
         try:
             with _callers_signal_handlers(), _environment(_private_only(where)):
-                self.ray.init(logging_level=logging.ERROR, configure_logging=True, **options)
+                self.ray.init(logging_level=logging.ERROR, **options)
         except BaseException:
             self._undo.close()
             raise
@@ -100,6 +104,23 @@ def room_on_node(offers: Mapping[str, float], *, cpus: float, gpus: float) -> in
     return min(int(offers.get(kind, 0.0) / need + 1e-9) for kind, need in needs.items() if need > 0)
 
 
+def _check_head(address: str) -> None:
+    """Raise ValueError unless ``address`` is ``host:port``, ConnectionError unless somebody listens there."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not host or not port.isdecimal():
+        raise ValueError(
+            f"address: expected host:port of the cluster's head (such as 10.0.0.1:6379), 'auto' or 'local', "
+            f"got {address!r}; URLs are for submitting jobs"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), HEAD_ANSWERS_WITHIN_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"address: nobody answers at {address} ({error}); is `ray start --head` running there, "
+            "and is the port open from here?"
+        ) from error
+
+
 def _settings(*, private: bool) -> dict[str, str]:
     """Return the environment variables that Ray needs while the session is open; what the user set is kept."""
     wanted = {
@@ -126,8 +147,9 @@ def _private_only(where: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
+def _environment(variables: dict[str, str], also_restored: Sequence[str] = ()) -> Iterator[None]:
+    """Set ``variables``; at the end they, and those ``also_restored``, are again what they were."""
+    before = {name: os.environ.get(name) for name in (*variables, *also_restored)}
     os.environ.update(variables)
     try:
         yield

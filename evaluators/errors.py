@@ -1,7 +1,7 @@
 """The exceptions of the evaluators.
 
-TaskError            the user's mistake in a task, a metric or a split: one clear line
-MeasurementFailed    one model cannot be measured; the evaluator turns it into a `Failure`, callers never see it
+- `TaskError`: the user's mistake in a task, a metric or a split; one clear line.
+- `MeasurementFailed`: one model cannot be measured; the evaluator turns it into a `Failure`, callers never see it.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ _LOGITS_PER_BATCH = 1 << 27  # 512 MiB of float32
 
 @dataclass(frozen=True)
 class _Prepared:
+    digest: str
     plan: Plan
     judges: tuple[Judge, ...]
 
@@ -98,10 +99,11 @@ class LmEvalEvaluator:
             scores |= judge.scores(likelihoods=likelihoods, texts=texts)
             tie_breaks |= judge.tie_breaks(likelihoods)
         ordered = {measure.name: scores[measure.name] for measure in self._suite.measures if measure.name in scores}
-        return Evaluation(documents.digest, ordered, tie_breaks, meter.cost(documents=documents.count))
+        return Evaluation(prepared.digest, ordered, tie_breaks, meter.cost(documents=documents.count))
 
     def _for(self, documents: Documents, *, branching: bool) -> _Prepared:
-        key = (documents.digest, branching)
+        digest = documents.digest
+        key = (digest, branching)
         if key not in self._prepared:
             self._check(documents)
             limits = Limits(
@@ -111,7 +113,7 @@ class LmEvalEvaluator:
             )
             plan = make_plan(self._book, documents, limits, branching=branching)
             judges = tuple(Judge(self._suite.loaded[part.task], part, self._book) for part in plan.parts)
-            self._prepared[key] = _Prepared(plan, judges)
+            self._prepared[key] = _Prepared(digest, plan, judges)
             if len(self._prepared) > _PLANS_KEPT:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(key)

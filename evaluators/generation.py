@@ -18,7 +18,7 @@ from evaluators.generation_rules import GenerationRules, rules_of
 from evaluators.head import head_on, last_position
 from evaluators.memory import in_halves
 from evaluators.meter import Meter
-from evaluators.plan import PromptRow
+from evaluators.prompts import PromptBatch, collate_prompts
 from evaluators.stopping import MAY_STOP, STOPS, Stopping
 
 # rows leave the batch when at most this share of it is still going: each time costs a copy of the cache
@@ -27,7 +27,7 @@ _COMPACT_BELOW = 0.5
 
 def generate(
     model: Any,
-    batches: Sequence[Sequence[PromptRow]],
+    batches: Sequence[PromptBatch],
     *,
     requests: int,
     stopping: Stopping,
@@ -42,15 +42,18 @@ def generate(
     rules = rules_of(model)
     texts = [""] * requests
 
-    def run(rows: Sequence[PromptRow]) -> None:
-        answers = _Decoding(model, rows, rules=rules, stopping=stopping, meter=meter).run()
-        for row, answer in zip(rows, answers, strict=True):
-            text = stopping.text(tuple(answer), row.prompt.until)
+    def run(batch: PromptBatch) -> None:
+        answers = _Decoding(model, batch, rules=rules, stopping=stopping, meter=meter).run()
+        for row, answer in zip(batch.rows, answers, strict=True):
+            text = stopping.text(answer, row.prompt.until)
             for request in row.requests:
                 texts[request] = text
 
     for batch in batches:
-        in_halves(batch, run)
+        in_halves(
+            batch.rows,
+            lambda rows, whole=batch: run(whole if rows is whole.rows else collate_prompts(rows)),  # type: ignore[misc]
+        )
     return texts
 
 
@@ -58,20 +61,17 @@ class _Decoding:
     """One batch on its way. `self._going` maps the rows of the running batch to those of the whole one."""
 
     def __init__(
-        self, model: Any, rows: Sequence[PromptRow], *, rules: GenerationRules, stopping: Stopping, meter: Meter
+        self, model: Any, batch: PromptBatch, *, rules: GenerationRules, stopping: Stopping, meter: Meter
     ) -> None:
-        self._model, self._rows, self._rules = model, rows, rules
+        self._model, self._batch, self._rules = model, batch, rules
         self._stopping, self._meter = stopping, meter
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-        self._answers: list[list[int]] = [[] for _ in rows]
-        self._over = torch.zeros(len(rows), dtype=torch.bool)
-        self._longest = torch.tensor([row.prompt.max_new_tokens for row in rows])
-        self._going = torch.arange(len(rows))
+        self._answers: list[list[int]] = [[] for _ in batch.rows]
+        self._over = torch.zeros(len(batch.rows), dtype=torch.bool)
+        self._going = torch.arange(len(batch.rows))
         self._table: torch.Tensor | None = None
-        self._stop_sets = list(dict.fromkeys(row.prompt.until for row in rows))
-        self._stop_set = torch.tensor([self._stop_sets.index(row.prompt.until) for row in rows])
-        self._ids, self._mask = self._padded()
-        self._lengths = None if self._mask is None else self._mask.sum(1, keepdim=True)
+        self._ids = batch.ids.to(model.device)
+        self._mask = None if batch.mask is None else batch.mask.to(model.device)
         self._history = self._ids if rules.processors else None
         self._cache: Any = None
         self._steps = 0
@@ -93,17 +93,6 @@ class _Decoding:
                 self._mask = torch.cat([self._mask, self._mask.new_ones(len(chosen), 1)], dim=1)
             if self._history is not None:
                 self._history = torch.cat([self._history, self._ids], dim=1)
-
-    def _padded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Prompts (rows, length) padded on the left, and their mask unless all are equally long."""
-        length = max(len(row.prompt.tokens) for row in self._rows)
-        # padding repeats the first token, which a repetition penalty has seen anyway
-        padded = [[row.prompt.tokens[0]] * (length - len(row.prompt.tokens)) for row in self._rows]
-        ids = torch.tensor([[*pad, *row.prompt.tokens] for pad, row in zip(padded, self._rows, strict=True)])
-        if not any(padded):
-            return ids.to(self._model.device), None
-        mask = torch.tensor([[0] * len(pad) + [1] * (length - len(pad)) for pad in padded])
-        return ids.to(self._model.device), mask.to(self._model.device)
 
     def _forward(self) -> torch.Tensor:
         """Logits of the next token: (rows, vocabulary) float32."""
@@ -133,10 +122,11 @@ class _Decoding:
         """Add the ``chosen`` tokens (rows,) and mark the rows that are over."""
         if self._table is None:
             tables = [
-                self._stopping.table(until, self._rules.end_tokens, vocabulary=vocabulary) for until in self._stop_sets
+                self._stopping.table(until, self._rules.end_tokens, vocabulary=vocabulary)
+                for until in self._batch.stop_sets
             ]
             self._table = torch.stack(tables)
-        kinds = self._table[self._stop_set[self._going], chosen]
+        kinds = self._table[self._batch.stop_set[self._going], chosen]
         for row, token, over in zip(
             self._going.tolist(), chosen.tolist(), self._over[self._going].tolist(), strict=True
         ):
@@ -145,9 +135,9 @@ class _Decoding:
         self._steps += 1
         for place in torch.nonzero(kinds == MAY_STOP).flatten().tolist():
             row = int(self._going[place])
-            if not self._over[row] and self._stopping.is_over(self._answers[row], self._rows[row].prompt.until):
+            if not self._over[row] and self._stopping.is_over(self._answers[row], self._batch.rows[row].prompt.until):
                 kinds[place] = STOPS
-        self._over[self._going] |= (kinds == STOPS) | (self._longest[self._going] <= self._steps)
+        self._over[self._going] |= (kinds == STOPS) | (self._batch.longest[self._going] <= self._steps)
 
     def _compact(self, going: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """Take the rows that are over out of the batch."""

@@ -112,22 +112,19 @@ def pack(rows: Sequence[Row], *, tokens_per_batch: int, wants_per_batch: int) ->
     """Pack ``rows``, longest first, within a number of padded tokens and of scored positions per batch."""
     batches: list[Batch] = []
     current: list[Row] = []
+    tokens = wants = 0
     for row in sorted(rows, key=lambda row: (row.branches, -len(row.tokens), row.tokens)):
-        if current and not _fits(row, current, tokens_per_batch, wants_per_batch):
-            batches.append(collate(current))
-            current = []
+        tokens, wants = tokens + len(row.tokens), wants + len(row.wants)
+        if current:
+            padded = (len(current) + 1) * len(current[0].tokens)
+            over = padded > tokens_per_batch or padded - tokens > _PADDING or wants > wants_per_batch
+            if over or row.branches != current[0].branches:
+                batches.append(collate(current))
+                current, tokens, wants = [], len(row.tokens), len(row.wants)
         current.append(row)
     if current:
         batches.append(collate(current))
     return batches
-
-
-def _fits(row: Row, current: Sequence[Row], tokens: int, wants: int) -> bool:
-    longest = len(current[0].tokens)
-    padded = (len(current) + 1) * longest
-    padding = padded - sum(len(other.tokens) for other in current) - len(row.tokens)
-    scored = sum(len(other.wants) for other in current) + len(row.wants)
-    return padded <= tokens and padding <= _PADDING and scored <= wants and row.branches == current[0].branches
 
 
 def collate(rows: Sequence[Row]) -> Batch:

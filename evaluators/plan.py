@@ -11,6 +11,7 @@ import numpy.typing as npt
 from evaluators.encoding import Prompt, Window
 from evaluators.evaluation import Documents
 from evaluators.packing import Batch, Row, pack, sequences, tree
+from evaluators.prompts import PromptBatch, PromptRow, collate_prompts
 from evaluators.requests import DocumentRequests, RequestBook
 
 # generation keeps keys and values of prompts and answers: this many times the tokens of one forward pass
@@ -51,14 +52,6 @@ class TaskPart:
 
 
 @dataclass(frozen=True)
-class PromptRow:
-    """A prompt and the request whose answer it is."""
-
-    prompt: Prompt
-    requests: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
     """Batches to score, batches to generate from, and whose they are."""
 
@@ -66,7 +59,7 @@ class Plan:
     scored: int
     generated: int
     scoring: tuple[Batch, ...]
-    generation: tuple[tuple[PromptRow, ...], ...]
+    generation: tuple[PromptBatch, ...]
 
 
 def make_plan(book: RequestBook, documents: Documents, limits: Limits, *, branching: bool) -> Plan:
@@ -131,7 +124,7 @@ def _merged(rows: Iterable[Row]) -> list[Row]:
     return list(same.values())
 
 
-def _prompt_batches(prompts: Mapping[Prompt, Sequence[int]], tokens: int) -> Iterator[tuple[PromptRow, ...]]:
+def _prompt_batches(prompts: Mapping[Prompt, Sequence[int]], tokens: int) -> Iterator[PromptBatch]:
     """Longest first; equal lengths end up together, which needs no padding and no mask."""
     current: list[PromptRow] = []
     longest_answer = 0
@@ -141,8 +134,8 @@ def _prompt_batches(prompts: Mapping[Prompt, Sequence[int]], tokens: int) -> Ite
         count = len(current) + 1
         kept = count * (length + longest_answer)
         if current and (count * length > tokens or kept > _KEPT_PER_COMPUTED * tokens):
-            yield tuple(current)
+            yield collate_prompts(current)
             current, longest_answer = [], prompt.max_new_tokens
         current.append(PromptRow(prompt, tuple(prompts[prompt])))
     if current:
-        yield tuple(current)
+        yield collate_prompts(current)

@@ -7,7 +7,6 @@ set says for every token whether it can complete a stop string at all; only rows
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
@@ -16,7 +15,6 @@ from lm_eval.models.utils import postprocess_generated_text
 StopSet: TypeAlias = tuple[str, ...]
 GOES_ON, MAY_STOP, STOPS = 0, 1, 2
 _EXTRA_LOOKBACK = 2  # tokens beyond a stop string's own, as lm-eval: it may be spelt with other tokens
-_TEXTS_KEPT = 1 << 16
 
 
 class Stopping:
@@ -27,8 +25,6 @@ class Stopping:
         self._pieces: list[str] = []
         self._tables: dict[tuple[StopSet, frozenset[int], int], torch.Tensor] = {}
         self._lengths: dict[str, int] = {}
-        # right answers come again and again from candidate to candidate
-        self.text = lru_cache(_TEXTS_KEPT)(self._text)
 
     def table(self, until: StopSet, end_tokens: frozenset[int], *, vocabulary: int) -> torch.Tensor:
         """Return what each of ``vocabulary`` tokens does to a row with these stops: (vocabulary,) int8.
@@ -44,7 +40,8 @@ class Stopping:
         """Whether the end of the tokens in ``answer`` holds one of the stop strings."""
         return any(stop in self._tokenizer.decode(answer[-self._lookback(stop) :]) for stop in until)
 
-    def _text(self, answer: tuple[int, ...], until: StopSet) -> str:
+    def text(self, answer: Sequence[int], until: StopSet) -> str:
+        """Return the text of the tokens in ``answer`` up to the first stop string, without special tokens."""
         text = self._tokenizer.decode(list(answer), skip_special_tokens=True)
         return str(postprocess_generated_text(text, stop=list(until), think_end_token=None))
 

@@ -63,6 +63,10 @@ def _status_of(error: Exception) -> int | None:
 
 
 def _text_of(error: Exception) -> str:
+    from cluster.pool import WorkersFailed
+
+    if isinstance(error, WorkersFailed):
+        return str(error)  # with the worker's own traceback
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     return " ".join(str(message).split())
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from evaluators.objective import Objective
 from evomerge.config import SearchFile
 from evomerge.records import CandidateRecord, Split
+from evomerge.runner import Watcher
 from evomerge.store import SearchRecord
 
 WINDOW_SECONDS = 60.0  # rates are those of the last minute
@@ -89,22 +90,16 @@ class _Tally:
         return " · ".join(parts)
 
 
-class Display(Protocol):
+class Display(Watcher, Protocol):
     """A watcher that is entered and left."""
 
-    def __enter__(self) -> Display: ...
+    def __enter__(self) -> Display:
+        """Start to show."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def say(self, what: str) -> None: ...
-
-    def search_begins(self, record: SearchRecord, file: SearchFile) -> None: ...
-
-    def phase(self, name: str, total: int, done: int) -> None: ...
-
-    def evaluated(self, candidate: CandidateRecord, split: Split) -> None: ...
+    ) -> None:
+        """Stop to show."""
 
 
 def display(console: Console) -> Display:

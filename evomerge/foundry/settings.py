@@ -161,7 +161,7 @@ def _experts() -> tuple[ExpertSettings, ...]:
         _expert("expert-add", ("add",), "e", 150, 6e-4),
         _expert("expert-sort", ("sort",), "e", 150, 5e-4),
         _expert("expert-reverse", ("rev",), "e", 150, 4e-4),
-        _expert("expert-language", _GENERAL, "j", 100, 3e-4),
+        _expert("expert-language", _GENERAL, "j", 150, 7e-4),
     )
 
 

@@ -184,10 +184,19 @@ def test_joins_the_cluster_that_ray_address_names(tmp_path: Path, token: str | N
         head.wait(120)
 
 
-def test_urls_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "ray://10.0.0.1:10001")
-    with pytest.raises(ValueError, match="got 'ray://10.0.0.1:10001'; URLs are for submitting jobs"):
+@pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "http://10.0.0.1:8265", "10.0.0.1", ":6379", "a:b"])
+def test_what_is_not_a_heads_address_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match="expected host:port of the cluster's head .* URLs are for submitting jobs"):
         RaySession()
+
+
+def test_an_address_where_nobody_listens_is_refused() -> None:
+    with socket.socket() as bound:  # but not listening
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"nobody answers at {address}"):
+            RaySession(address)
 
 
 @given(workers=st.integers(0, 200), need=st.sampled_from([0.1, 0.2, 0.25, 0.3, 1.0, 1.5, 4.0]))

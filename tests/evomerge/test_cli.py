@@ -135,7 +135,8 @@ def test_prefer_picks_along_the_front(run, storage, tmp_path):
         )
         digest = Recipe.model_validate_json(to.read_text()).digest
         candidate = next(c for c in results.candidates if c.recipe_digest == digest)
-        values[task] = dict(zip(results.chooser.names, candidate.values("validation", results.chooser.names)))
+        measured = candidate.values("validation", results.chooser.names)
+        values[task] = dict(zip(results.chooser.names, measured, strict=True))
     assert values["first"]["first/acc"] >= values["second"]["first/acc"]
     assert values["second"]["second/acc"] >= values["first"]["second/acc"]
 

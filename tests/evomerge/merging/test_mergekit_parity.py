@@ -12,7 +12,7 @@ import transformers
 
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
-from evomerge.merging.engine import DTYPES, MergeEngine
+from evomerge.merging.engine import MergeEngine
 from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
 from search_spaces.operators import Linear, Operator, Slerp, TaskArithmetic, Ties
 from search_spaces.recipe import Block, Recipe
