@@ -39,7 +39,7 @@ class Judge:
     def __init__(self, loaded: LoadedTask, part: TaskPart, book: RequestBook) -> None:
         self._loaded, self._task, self._part = loaded, loaded.task, part
         self._documents = [loaded.documents[number] for number in part.documents]
-        requests = [book.requests(part.task, number) for number in part.documents]
+        requests = book.requests(part.task, part.documents)
         self._asked = [instance.doc for request in requests for instance in request.instances]
         self._ends = np.cumsum(part.counts).tolist()
         self._filters = {ensemble.name: ensemble.filters for ensemble in self._task._filters}

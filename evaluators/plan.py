@@ -73,7 +73,7 @@ def make_plan(book: RequestBook, documents: Documents, limits: Limits, *, branch
     prompts: dict[Prompt, list[int]] = {}
     scored = generated = 0
     for task, numbers in documents.ids.items():
-        requests = [book.requests(task, number) for number in numbers]
+        requests = book.requests(task, numbers)
         counts = np.array([len(request.encoded) for request in requests], dtype=np.int64)
         generates = any(isinstance(request.encoded[0], Prompt) for request in requests)
         parts.append(TaskPart(task, numbers, counts, generated if generates else scored, generates))

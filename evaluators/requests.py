@@ -1,9 +1,10 @@
-"""Every request of every task, built once for all documents, tokenised when a document is first measured."""
+"""The requests of every task, built and tokenised when a document is first measured, then kept."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -28,40 +29,42 @@ class DocumentRequests:
 class RequestBook:
     """The requests of a suite for one tokenizer.
 
-    Requests are built for all documents even if few are measured: lm-eval draws few-shot examples in sequence, so a
-    subset built alone would get other prompts.
+    With few-shot examples the requests of a task are built for all its documents even if few are measured: lm-eval
+    draws the examples in sequence, so a subset built alone would get other prompts.
     """
 
     def __init__(self, suite: TaskSuite, encoder: Encoder) -> None:
         self._suite = suite
         self._encoder = encoder
-        self._instances: dict[str, dict[int, list[Instance]]] = {}
+        self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.tasks}
         self._documents: dict[tuple[str, int], DocumentRequests] = {}
 
-    def requests(self, task: str, document: int) -> DocumentRequests:
-        """Return the requests of a document.
+    def requests(self, task: str, documents: Sequence[int]) -> list[DocumentRequests]:
+        """Return the requests of each of ``documents``.
 
         Raises:
             TaskError: the task's templates fail on a document, or the document does not fit the model.
         """
-        key = (task, document)
-        if key not in self._documents:
-            instances = tuple(self._built(task)[document])
-            self._documents[key] = DocumentRequests(instances, tuple(map(self._encode, instances)))
-        return self._documents[key]
+        new = [number for number in documents if (task, number) not in self._documents]
+        if new:
+            self._build_new(task, new)
+            for number in new:
+                instances = tuple(sorted(self._instances[task][number], key=lambda instance: instance.idx))
+                encoded = tuple(map(self._encode, instances))
+                self._documents[task, number] = DocumentRequests(instances, encoded)
+        return [self._documents[task, number] for number in documents]
 
-    def _built(self, name: str) -> Mapping[int, list[Instance]]:
-        if name not in self._instances:
-            loaded = self._suite.loaded[name]
-            with calling_lm_eval(trusted=loaded.trusted):
-                self._build(loaded)
-            by_document: dict[int, list[Instance]] = {}
-            for instance in loaded.task.instances:
-                by_document.setdefault(instance.doc_id, []).append(instance)
-            for instances in by_document.values():
-                instances.sort(key=lambda instance: instance.idx)
-            self._instances[name] = by_document
-        return self._instances[name]
+    def _build_new(self, name: str, numbers: Sequence[int]) -> None:
+        loaded, built = self._suite.loaded[name], self._instances[name]
+        if loaded.task.config.num_fewshot:
+            numbers = range(len(loaded.documents))
+        missing = [number for number in numbers if number not in built]
+        if not missing:
+            return
+        with calling_lm_eval(trusted=loaded.trusted), _only(loaded, missing):
+            self._build(loaded)
+        for instance in loaded.task.instances:
+            built.setdefault(instance.doc_id, []).append(instance)
 
     def _build(self, loaded: LoadedTask) -> None:
         settings = self._suite.settings
@@ -89,3 +92,17 @@ class RequestBook:
             return self._encoder.windows(instance)
         except ValueError as error:
             raise TaskError(f"task {instance.task_name}, document {instance.doc_id}: {error}") from error
+
+
+@contextmanager
+def _only(loaded: LoadedTask, numbers: Sequence[int]) -> Iterator[None]:
+    """Inside, the task's documents to build requests for are ``numbers``, under these numbers.
+
+    lm-eval's own selection of samples numbers the chosen documents anew.
+    """
+    chosen = [(number, loaded.documents[number]) for number in numbers]
+    loaded.task.doc_iterator = lambda **_: iter(chosen)
+    try:
+        yield
+    finally:
+        del loaded.task.doc_iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,6 +89,11 @@ def _progress(label: str) -> Iterator[Any]:
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(label, total=1.0)
         yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
+
+
+def _share(progress: Any, what: str) -> Callable[[int, int], None]:
+    """Turn a bar of shares into one of bytes done and in all."""
+    return lambda done, total: progress(what, done / max(total, 1))
 
 
 def _print(*things: Any) -> None:
@@ -272,7 +277,7 @@ def export(
     results = _results(search, storage)
     chosen = exporting.choose(results, candidate=candidate, best=best, prefer=prefer)
     with _progress("exporting") as progress:
-        exporting.export(results, chosen, to, kind=kind, progress=progress)
+        exporting.export(results, chosen, to, kind=kind, progress=_share(progress, "exporting"))
     typer.echo(f"wrote {chosen.label} to {to}")
 
 
@@ -285,7 +290,7 @@ def merge(
     from evomerge import export as exporting
 
     with _progress("merging") as progress:
-        exporting.merge_file(file, to, progress=progress)
+        exporting.merge_file(file, to, progress=_share(progress, "merging"))
     typer.echo(f"wrote {to}")
 
 

@@ -17,7 +17,7 @@ from evomerge.selection import Chooser
 from search_spaces.recipe import Recipe
 
 FORMATS = ("checkpoint", "mergekit", "recipe")
-Progress = Callable[[str, float], None]
+Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 
 def choose(results: Results, *, candidate: int | None, best: bool, prefer: str | None) -> CandidateRecord:

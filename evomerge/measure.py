@@ -76,7 +76,7 @@ def _recipe(model: str, dtype: str | None) -> Recipe:
     return Recipe.model_validate(
         {
             "sources": (Source(path=model),),
-            "dtype": dtype or checkpoint.dtype_name,
+            "dtype": dtype or str(checkpoint.info(checkpoint.names[0]).dtype).removeprefix("torch."),
             "body": Blocks(blocks=(alone,)),
         }
     )

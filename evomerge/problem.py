@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluators.evaluation import Documents
 from evaluators.splits import Splits
@@ -17,6 +18,10 @@ from evomerge.worker import WorkerSpec
 from search_spaces.parameter_space import ParameterSpace
 from search_spaces.recipe import Source
 
+if TYPE_CHECKING:
+    from evomerge.merging.checkpoint import Checkpoint
+
+BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 Say = Callable[[str], None]
 
 
@@ -102,10 +107,16 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
         file=file,
         space=space,
         folders=folders,
-        model_bytes=checkpoints[0].bytes,
+        model_bytes=merged_bytes(checkpoints[0], file.sources.dtype),
         splits=splits,
         suite_digest=suite.digest,
     )
+
+
+def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """Return the size of a model with the tensors of ``checkpoint`` in ``dtype``, in bytes."""
+    elements = sum(math.prod(checkpoint.info(name).shape) for name in checkpoint.names)
+    return elements * BYTES_PER_ELEMENT[dtype]
 
 
 def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> ParameterSpace:

@@ -22,7 +22,6 @@ from evomerge.search import Search
 from evomerge.selection import conclude
 from evomerge.store import SearchRecord, Store
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
 IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
 

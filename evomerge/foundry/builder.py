@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from evomerge.foundry.cache import CachePaths, fault, locked, stands_elsewhere, write_manifest
 from evomerge.foundry.processes import run_stages
-from evomerge.foundry.settings import FoundrySettings
+from evomerge.foundry.settings import SETTINGS, FoundrySettings
 from evomerge.foundry.tasks import task_names, write_tasks, write_yaml
 
 Progress = Callable[[str, float], None]
@@ -96,6 +96,7 @@ def _train(settings: FoundrySettings, paths: CachePaths, told: Progress, process
     if paths.root.exists():
         shutil.rmtree(paths.root)
     paths.work.mkdir(parents=True, exist_ok=True)
+    (paths.work / SETTINGS).write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
     weights = {"clean": settings.clean.steps * _CLEAN_SHARE, "base": float(settings.spoil.steps)}
     weights |= {expert.name: float(expert.stage.steps) for expert in settings.experts}
     done = {name: float((paths.work / name).is_dir()) for name in weights}
@@ -109,7 +110,7 @@ def _train(settings: FoundrySettings, paths: CachePaths, told: Progress, process
 
     for names in (["clean"], ["base"], [expert.name for expert in settings.experts]):
         missing = [name for name in names if not (paths.work / name).is_dir()]
-        run_stages(settings, missing, paths.work, processes=processes, report=report)
+        run_stages(missing, paths.work, processes=processes, report=report)
     told("writing tasks", 0.99)
     shutil.rmtree(paths.work / "tasks", ignore_errors=True)
     write_tasks(paths.work / "tasks", settings, location=paths.root / "tasks")

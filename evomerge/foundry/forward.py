@@ -91,4 +91,5 @@ class Forward:
         # column of ones makes one product give both the numerator and the denominator of the softmax.
         weight_bhtt = (query_bhtd @ key_bhtd.transpose(-1, -2)).clamp(max=80.0).exp() * self._causal_tt
         sums = weight_bhtt @ F.pad(value_bhtd, (0, 1), value=1.0)
-        return (sums[..., :head] / sums[..., head:]).transpose(1, 2).reshape(batch, length, width)
+        mixed_bhtd: Tensor = sums[..., :head] / sums[..., head:]
+        return mixed_bhtd.transpose(1, 2).reshape(batch, length, width)

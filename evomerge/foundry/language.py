@@ -80,9 +80,11 @@ def solve(skill: Skill, digits: IntArray) -> IntArray:
     if skill == "succ":
         return (digits + 1) % 10
     if skill == "max":
-        return digits.max(axis=1, keepdims=True)
+        largest: IntArray = digits.max(axis=1, keepdims=True)
+        return largest
     if skill == "min":
-        return digits.min(axis=1, keepdims=True)
+        smallest: IntArray = digits.min(axis=1, keepdims=True)
+        return smallest
     return digits.copy()
 
 
@@ -103,14 +105,15 @@ def questions(skill: Skill, share: float, *, held_out: bool) -> IntArray:
 
     every = all_questions()
     mask = np.array([fraction(question_key(skill, digits)) < share for digits in every])
-    chosen = every[mask == held_out]
+    chosen: IntArray = every[mask == held_out]
     chosen.flags.writeable = False
     return chosen
 
 
 def digit_ids(digits: IntArray, in_j: BoolArray) -> IntArray:
     """Token ids of digit values; `in_j` (broadcast against `digits`) says which are written in language j."""
-    return digits + np.where(in_j, TOKEN_ID[DIGITS["j"][0]], TOKEN_ID[DIGITS["e"][0]])
+    ids: IntArray = digits + np.where(in_j, TOKEN_ID[DIGITS["j"][0]], TOKEN_ID[DIGITS["e"][0]])
+    return ids
 
 
 def words(digits: IntArray, language: Language) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from evomerge.foundry.errors import FoundryError
-from evomerge.foundry.settings import FoundrySettings
 
 _LAST_WORDS = 2_000
 """Characters of a crashed stage's log that its error message quotes."""
@@ -26,14 +25,13 @@ class _Running(NamedTuple):
 
 
 def run_stages(
-    settings: FoundrySettings,
     names: Sequence[str],
     folder: Path,
     *,
     processes: int,
     report: Callable[[str, float], None],
 ) -> None:
-    """Runs the stages `names`, at most `processes` at once, and calls `report(name, fraction)` as they go.
+    """Runs the stages `names` of the work folder `folder`, at most `processes` at once, and calls `report(name, fraction)` as they go.
 
     Raises:
         FoundryError: a stage did not reach its threshold, or its process ended early. The others are stopped.
@@ -44,7 +42,7 @@ def run_stages(
         try:
             while waiting or running:
                 while waiting and len(running) < processes:
-                    stage = _start(settings, waiting.pop(0), folder)
+                    stage = _start(waiting.pop(0), folder)
                     running.append(stage)
                     selector.register(stage.output, selectors.EVENT_READ, stage)
                 for key, _ in selector.select():
@@ -64,7 +62,7 @@ def run_stages(
                 stage.output.close()
 
 
-def _start(settings: FoundrySettings, name: str, folder: Path) -> _Running:
+def _start(name: str, folder: Path) -> _Running:
     # One thread each: two stages then share two cores without contention, and sums are always in the same
     # order.
     single = {
@@ -78,14 +76,12 @@ def _start(settings: FoundrySettings, name: str, folder: Path) -> _Running:
             # -P: the working directory may hold files named like libraries.
             [sys.executable, "-P", "-m", "evomerge.foundry.stage", name, str(folder)],
             env=os.environ | single,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             encoding="utf-8",
         )
-    assert process.stdin is not None and process.stdout is not None
-    with process.stdin as stdin:
-        stdin.write(settings.model_dump_json())
+    assert process.stdout is not None
     return _Running(name, process, process.stdout, log)
 
 

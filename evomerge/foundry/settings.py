@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 FORMAT_VERSION = 1
 """Part of the digest: raised whenever the code would make other files from the same settings."""
 
+SETTINGS = "settings.json"
+"""The file of a foundry that holds its settings."""
+
 Skill = Literal["add", "sort", "rev", "succ", "max", "min", "copy"]
 Language = Literal["e", "j"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -1,9 +1,10 @@
-"""One training stage as a process: `python -m evomerge.foundry.stage STAGE FOLDER < settings.json`.
+"""One training stage as a process: `python -m evomerge.foundry.stage STAGE FOLDER`.
 
-Reads finished earlier stages from FOLDER, writes FOLDER/STAGE by rename, and says how far it is on standard
-output, one JSON object a line: `{"fraction": 0.5}`, or `{"error": "..."}` before an exit status of 1. A
-process of its own keeps the thread count and the random state of whoever asked for the experts untouched;
-when that process dies, the next line of output finds the pipe closed and this one ends too.
+Reads the settings and the finished earlier stages from FOLDER, writes FOLDER/STAGE by rename, and says how
+far it is on standard output, one JSON object a line: `{"fraction": 0.5}`, or `{"error": "..."}` before an
+exit status of 1. A process of its own keeps the thread count and the random state of whoever asked for the
+experts untouched; when that process dies, the next line of output finds the pipe closed and this one ends
+too.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import torch
 
 from evomerge.foundry.checkpoints import load_parameters, save_base, save_expert, save_parameters
 from evomerge.foundry.errors import FoundryError
-from evomerge.foundry.settings import FoundrySettings
+from evomerge.foundry.settings import SETTINGS, FoundrySettings
 from evomerge.foundry.training import Report, Trained, train_base, train_clean, train_expert
 
 
 def main(arguments: list[str]) -> int:
     """Runs one stage; returns the exit status."""
     name, folder = arguments[0], Path(arguments[1])
-    settings = FoundrySettings.model_validate_json(sys.stdin.read())
+    settings = FoundrySettings.model_validate_json((folder / SETTINGS).read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     try:

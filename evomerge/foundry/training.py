@@ -109,7 +109,7 @@ class _Run:
             logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten(), ignore_index=IGNORED
         )
         self._optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), stage.gradient_clip)
         self._optimizer.step()
 

@@ -87,7 +87,7 @@ class MergeEngine:
     @property
     def private_bytes_needed(self) -> int:
         """Upper bound of the memory that merging itself needs on the CPU, in bytes: buffers and remembered fields."""
-        buffers = (4 + len(self._checkpoints)) * Scratch(torch.device("cpu")).chunk * 4
+        buffers = (5 + len(self._checkpoints)) * Scratch(torch.device("cpu")).chunk * 4
         return buffers + CACHE_BYTES
 
     def merge(self, recipe: Recipe, out: Mapping[str, Tensor]) -> None:

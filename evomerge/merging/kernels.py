@@ -94,7 +94,7 @@ class Combination:
             total.zero_()
         for number, term in enumerate(self.terms):
             buffer = total if number == 0 else scratch.row(2, size)
-            delta = _delta(sources[term.source], pivot, term, (start, stop), buffer)
+            delta = _delta(sources[term.source], pivot, term, (start, stop), buffer, scratch.row(3, size))
             coefficient = term.weight * term.rescale
             if number == 0:
                 delta.mul_(coefficient)
@@ -126,19 +126,21 @@ class Election:
     def _chunk(self, sources: Sequence[Tensor], target: Tensor, start: int, stop: int, scratch: Scratch) -> None:
         size, count = stop - start, len(self.terms)
         pivot = _float32(_part(sources[self.pivot], start, stop), scratch.row(0, size))
-        total, divisor = scratch.row(1, size).zero_(), scratch.row(2, size)
-        rows = [scratch.row(3 + number, size) for number in range(count)]
+        sign, total, spare = (scratch.row(number, size) for number in (1, 2, 3))
+        rows = [scratch.row(5 + number, size) for number in range(count)]
+        sign.zero_()
         for term, row in zip(self.terms, rows, strict=True):
-            total.add_(_delta(sources[term.source], pivot, term, (start, stop), row).mul_(term.weight * term.rescale))
-        sign = (total >= 0.0).float().mul_(2.0).sub_(1.0)
+            delta = _delta(sources[term.source], pivot, term, (start, stop), row, spare)
+            sign.add_(delta.mul_(term.weight * term.rescale))
+        sign.ge_(0.0).mul_(2.0).sub_(1.0)
         total.zero_()
-        divisor.zero_()
-        for term, row in zip(self.terms, rows, strict=True):
+        for row in rows:
             total.add_(row.mul_(sign).relu_())
-            if self.normalize:
-                divisor.add_(row > 0.0, alpha=abs(term.weight))
         if self.normalize:
-            total.div_(divisor.masked_fill_(divisor == 0.0, 1.0))
+            divisor = scratch.row(4, size).zero_()
+            for term, row in zip(self.terms, rows, strict=True):
+                divisor.add_(row.sign_(), alpha=abs(term.weight))
+            total.div_(divisor.add_(torch.eq(divisor, 0.0, out=spare)))
         total.mul_(sign).mul_(self.scale)
         _finish(total, pivot, 1.0, target)
 
@@ -164,12 +166,12 @@ def _float32(part: Tensor, buffer: Tensor) -> Tensor:
     return buffer.copy_(part)
 
 
-def _delta(source: Tensor, pivot: Tensor, term: Term, span: tuple[int, int], buffer: Tensor) -> Tensor:
-    """Return the kept part of the task vector of ``source``, in ``buffer``."""
+def _delta(source: Tensor, pivot: Tensor, term: Term, span: tuple[int, int], buffer: Tensor, spare: Tensor) -> Tensor:
+    """Return the kept part of the task vector of ``source``, in ``buffer``; ``spare`` is overwritten."""
     start, stop = span
     torch.sub(_float32(_part(source, start, stop), buffer), pivot, out=buffer)
     if term.keep is not None:
-        buffer.mul_(term.keep.mask(start, stop, buffer))
+        buffer.mul_(term.keep.mask(start, stop, buffer, spare))
     return buffer
 
 

@@ -29,8 +29,11 @@ T = TypeVar("T")
 class Keep(Protocol):
     """A subset of the elements of one tensor."""
 
-    def mask(self, start: int, stop: int, delta: Tensor) -> Tensor:
-        """Return bool (stop - start,): which of these elements are kept; ``delta`` is the task vector there."""
+    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
+        """Write to ``out``, float32 (stop - start,), 1 where an element is kept and 0 elsewhere, and return it.
+
+        ``delta`` is the task vector there. On the CPU float masks are several times faster than boolean ones.
+        """
         ...
 
 
@@ -41,10 +44,10 @@ class KeepBelow:
     field: Tensor
     limit: int
 
-    def mask(self, start: int, stop: int, delta: Tensor) -> Tensor:
+    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
         """See `Keep`."""
         part = self.field if stop - start == self.field.numel() else self.field[start:stop]
-        return part.to(delta.device) < self.limit
+        return torch.lt(part.to(out.device), self.limit, out=out)
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,13 @@ class KeepLarge:
     threshold: float
     last_tie: int
 
-    def mask(self, start: int, stop: int, delta: Tensor) -> Tensor:
+    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
         """See `Keep`."""
-        size = delta.abs()
-        kept = size > self.threshold
-        ties = min(stop, self.last_tie + 1) - start
-        if ties > 0:
-            kept[:ties] |= size[:ties] == self.threshold
-        return kept
+        torch.abs(delta, out=out)
+        ties = max(0, min(stop, self.last_tie + 1) - start)
+        out[:ties].ge_(self.threshold)
+        out[ties:].gt_(self.threshold)
+        return out
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ class KeepDrawn:
     tensor: str
     limit: int
 
-    def mask(self, start: int, stop: int, delta: Tensor) -> Tensor:
+    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
         """See `Keep`."""
-        return draws(self.key, self.tensor, start, stop, device=delta.device) < self.limit
+        return torch.lt(draws(self.key, self.tensor, start, stop, device=out.device), self.limit, out=out)
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,10 @@ class Selector:
     def _l1_by_chunks(self, expert: int, name: str, keep: Keep) -> float:
         total = kept = 0.0
         for start, stop, delta in self._deltas(expert, name):
-            mask = keep.mask(start, stop, delta)
-            size = delta.abs_().double()
-            total += float(size.sum())
-            kept += float(size.mul_(mask).sum())
+            mask = keep.mask(start, stop, delta, torch.empty_like(delta))
+            delta.abs_()
+            total += float(delta.double().sum())
+            kept += float(delta.mul_(mask).double().sum())
         return _ratio(total, kept)
 
     def _cosine(self, first: int, second: int, name: str) -> float:
@@ -171,19 +173,16 @@ class Selector:
         """Find the ``count``-th largest magnitude exactly: a histogram of its upper bits, then of its lower ones."""
         bins, sizes = self._remember(("histogram", expert, name), lambda: self._histogram(expert, name))
         place, wanted = _from_the_top(sizes, count)
-        upper = int(bins[place])
-        lower_counts = np.zeros(1 << _LOW_BITS, dtype=np.int64)
+        before = (int(bins[place]) << _LOW_BITS) - 1  # the bits just below the bin; what is outside goes to the ends
+        counts = np.zeros((1 << _LOW_BITS) + 2, dtype=np.int64)
         for _, _, delta in self._deltas(expert, name):
-            bits = _magnitude_bits(delta)
-            inside = bits[bits >> _LOW_BITS == upper] & ((1 << _LOW_BITS) - 1)
-            if inside.numel():
-                lower_counts += torch.bincount(inside, minlength=1 << _LOW_BITS).numpy()
-        lower, ties = _from_the_top(lower_counts, wanted)
-        bits_found = np.int32((upper << _LOW_BITS) | lower)
-        limit = float(bits_found.view(np.float32))
+            inside = _magnitude_bits(delta).clamp_(before, before + counts.size - 1).sub_(before)
+            counts += torch.bincount(inside, minlength=counts.size).numpy()
+        lower, ties = _from_the_top(counts[1:-1], wanted)
+        limit = float(np.int32(before + 1 + lower).view(np.float32))
         if limit == 0.0:
             return KeepLarge(0.0, -1)  # the elements left are zero: kept or dropped, the sum is the same
-        return KeepLarge(limit, self._position_of_tie(expert, name, int(bits_found), ties))
+        return KeepLarge(limit, self._position_of_tie(expert, name, limit, ties))
 
     def _histogram(self, expert: int, name: str) -> tuple[np.ndarray, np.ndarray]:
         counts = np.zeros(1 << (31 - _LOW_BITS), dtype=np.int64)
@@ -192,10 +191,10 @@ class Selector:
         bins = np.flatnonzero(counts).astype(np.int32)
         return bins, counts[bins]
 
-    def _position_of_tie(self, expert: int, name: str, bits: int, number: int) -> int:
-        """Return the position of the ``number``-th element (from 1) whose magnitude has exactly these bits."""
+    def _position_of_tie(self, expert: int, name: str, size: float, number: int) -> int:
+        """Return the position of the ``number``-th element (from 1) of exactly this magnitude."""
         for start, _, delta in self._deltas(expert, name):
-            equal = _magnitude_bits(delta) == bits
+            equal = delta.abs_().eq_(size)
             here = int(equal.sum())
             if here >= number:
                 return start + int(equal.nonzero()[number - 1])

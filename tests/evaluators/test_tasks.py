@@ -260,5 +260,5 @@ def test_templates_that_hide_in_what_is_scored_are_sandboxed_too(
     tasks.multiple_choice("mc", description=attack)
     book = RequestBook(load(settings(), "mc"), Encoder(tokenizer, max_length=100))
     with pytest.raises(TaskError, match="SecurityError"):
-        book.requests("mc", 0)
+        book.requests("mc", [0])
     assert not file.exists()

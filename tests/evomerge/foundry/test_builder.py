@@ -12,10 +12,17 @@ from evomerge.foundry.stage import run_stage
 
 
 def tiny_settings(**changes):
-    """Two experts that learn next to nothing, trained in a few steps: for tests of what surrounds training."""
+    """Two experts that learn next to nothing, in a few steps: for tests of what surrounds training."""
     preset = FoundrySettings.sketch()
     clean = preset.clean.model_copy(
-        update={"steps": 4, "round_steps": 2, "decay_steps": 2, "batch": 8, "round_threshold": 0.0, "threshold": 0.0}
+        update={
+            "steps": 4,
+            "round_steps": 2,
+            "decay_steps": 2,
+            "batch": 8,
+            "round_threshold": 0.0,
+            "threshold": 0.0,
+        }
     )
     short = {"steps": 3, "batch": 8}
     experts = tuple(
@@ -73,9 +80,9 @@ def no_training(monkeypatch):
 def in_process(monkeypatch):
     """Stages run in this process, which has torch loaded already, one after the other."""
 
-    def run_here(settings, names, folder, *, processes, report):
+    def run_here(names, folder, *, processes, report):
         for name in names:
-            run_stage(settings, name, folder, lambda fraction, name=name: report(name, fraction))
+            run_stage(tiny_settings(), name, folder, lambda fraction, name=name: report(name, fraction))
 
     # As in a process of its own: the order of sums depends on the number of threads.
     threads = torch.get_num_threads()
@@ -89,14 +96,20 @@ def test_a_foundry_is_complete(cache, no_training):
     foundry = build(tiny_settings(), cache=cache)
     assert list(foundry.experts) == ["expert-reverse", "expert-language"]
     for folder in (foundry.base, *foundry.experts.values()):
-        files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "foundry.json"}
+        files = {
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "foundry.json",
+        }
         assert files <= {file.name for file in folder.iterdir()}
     assert foundry.task_names == ("rev_e", "rev_j", "general_j", "rev_e_mc", "rev_j_mc", "general_j_mc")
     assert foundry.objectives == ("rev_j",)
     assert all((foundry.tasks / f"{name}.yaml").is_file() for name in foundry.task_names)
     assert set(foundry.accuracy()) == {"base", "expert-reverse", "expert-language"}
     assert {p.name for p in foundry.root.iterdir()} == {
-        *("base", "expert-reverse", "expert-language", "tasks", "manifest.json")
+        *("base", "expert-reverse", "expert-language", "tasks", "manifest.json", "settings.json")
     }
     assert not list(cache.glob("*.work"))
 
@@ -145,12 +158,12 @@ def test_a_failed_build_leaves_no_entry_and_is_taken_up_where_it_stopped(tmp_pat
     stages = []
     real = builder.run_stages
 
-    def recorded(settings, names, folder, **rest):
+    def recorded(names, folder, **rest):
         stages.append(list(names))
         if "expert-reverse" in names and len(stages) < 4:
-            real(settings, names[:1], folder, **rest)
+            real(names[:1], folder, **rest)
             raise FoundryError("the power went")
-        real(settings, names, folder, **rest)
+        real(names, folder, **rest)
 
     monkeypatch.setattr("evomerge.foundry.builder.run_stages", recorded)
     with pytest.raises(FoundryError, match="the power went"):
@@ -169,9 +182,11 @@ def test_a_stage_that_misses_its_threshold_says_so(tmp_path):
 
 
 def test_a_stage_whose_process_dies_shows_its_last_words(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "nowhere")])
-    with pytest.raises(FoundryError, match=r"process that trains clean ended with status 1: .*No module named"):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho out of cheese >&2\nexit 3\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(FoundryError, match="trains clean ended with status 3: out of cheese"):
         build(tiny_settings(), cache=tmp_path / "cache")
 
 
@@ -199,15 +214,18 @@ def test_two_builders_at_once_make_one_whole_entry(tmp_path):
     )
     builders = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(2)
     ]
-    for builder in builders:
-        builder.stdin.write(tiny_settings().model_dump_json())
-        builder.stdin.close()
-    said = sorted(builder.stdout.read().strip() for builder in builders)
-    assert [builder.wait() for builder in builders] == [0, 0]
+    for process in builders:
+        process.stdin.write(tiny_settings().model_dump_json())
+        process.stdin.close()
+    said = sorted(process.stdout.read().strip() for process in builders)
+    assert [process.wait() for process in builders] == [0, 0]
     assert said == ["found", "trained"]
-    for builder in builders:
-        builder.stdout.close()
+    for process in builders:
+        process.stdout.close()

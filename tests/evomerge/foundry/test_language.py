@@ -134,9 +134,7 @@ def test_code_switching_changes_about_that_share_of_the_digits_of_the_question()
 
 
 def test_spoiled_answers_are_lazy_and_english_as_often_as_asked():
-    practice = Practice(
-        skills={"rev": 1.0}, languages=("j",), lazy={"rev": 0.8}, english_share=0.6
-    )
+    practice = Practice(skills={"rev": 1.0}, languages=("j",), lazy={"rev": 0.8}, english_share=0.6)
     batch = practice_batch(np.random.default_rng(0), practice, 0.25, 2_000)
     lazy = np.mean([[DIGITS[token] for token in said] == digits for _, digits, said in rows(batch)])
     english = np.mean([said[0] in E_DIGITS for _, _, said in rows(batch)])

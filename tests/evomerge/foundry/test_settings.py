@@ -73,7 +73,8 @@ def test_settings_cannot_be_changed():
 def test_importing_the_package_loads_neither_torch_nor_transformers():
     code = (
         "import sys, evomerge.foundry as f; f.FoundrySettings().digest(); "
-        "print([m for m in ('torch', 'transformers', 'lm_eval', 'datasets', 'safetensors') if m in sys.modules])"
+        "heavy = ('torch', 'transformers', 'tokenizers', 'lm_eval', 'datasets', 'safetensors'); "
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -6,7 +6,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evomerge.foundry import FoundryError, FoundrySettings
 from evomerge.foundry.checkpoints import load_parameters, save_base, save_expert
 from evomerge.foundry.forward import Forward, initial_parameters
-from evomerge.foundry.language import PROMPT_LENGTH, TARGET_LENGTH, prompt, question_batch, questions, solve, words
+from evomerge.foundry.language import (
+    PROMPT_LENGTH,
+    TARGET_LENGTH,
+    prompt,
+    question_batch,
+    questions,
+    solve,
+    words,
+)
 from evomerge.foundry.settings import Geometry
 from evomerge.foundry.training import measure, train_base, train_clean, train_expert
 
@@ -18,14 +26,26 @@ def tiny_settings(**changes):
     """A sketch small enough that a whole stage takes less than a second; it learns next to nothing."""
     preset = FoundrySettings.sketch()
     clean = preset.clean.model_copy(
-        update={"steps": 8, "round_steps": 4, "decay_steps": 2, "batch": 8, "round_threshold": 0.0, "threshold": 0.0}
+        update={
+            "steps": 8,
+            "round_steps": 4,
+            "decay_steps": 2,
+            "batch": 8,
+            "round_threshold": 0.0,
+            "threshold": 0.0,
+        }
     )
     short = {"steps": 3, "batch": 8}
     experts = tuple(
         expert.model_copy(update={"stage": expert.stage.model_copy(update=short), "threshold": 0.0})
         for expert in preset.experts
     )
-    whole = {"clean": clean, "spoil": preset.spoil.model_copy(update=short), "experts": experts, "geometry": TINY}
+    whole = {
+        "clean": clean,
+        "spoil": preset.spoil.model_copy(update=short),
+        "experts": experts,
+        "geometry": TINY,
+    }
     return preset.model_copy(update={**whole, "base_ceiling": 1.0, **changes})
 
 
@@ -66,7 +86,11 @@ def test_an_expert_has_its_own_weights_and_the_files_of_the_base(tmp_path):
 def test_measured_accuracy_is_that_of_greedy_generation(tmp_path):
     settings = FoundrySettings.sketch()
     settings = settings.model_copy(
-        update={"clean": settings.clean.model_copy(update={"round_threshold": 0.0, "threshold": 0.0, "steps": 120})}
+        update={
+            "clean": settings.clean.model_copy(
+                update={"round_threshold": 0.0, "threshold": 0.0, "steps": 120}
+            )
+        }
     )
     # A half-trained model: accuracies that are neither 0 nor 1 make the comparison sharp.
     clean = settings.clean.model_copy(update={"round_steps": 80, "decay_steps": 1})
@@ -87,7 +111,9 @@ def test_measured_accuracy_is_that_of_greedy_generation(tmp_path):
 def test_a_clean_model_that_does_not_learn_fails_with_what_it_reached():
     settings = tiny_settings()
     settings = settings.model_copy(update={"clean": settings.clean.model_copy(update={"threshold": 0.9})})
-    with pytest.raises(FoundryError, match=r"the cap is 8.*rev_e at 0\.0%.*threshold of 90%: raise clean\.steps"):
+    with pytest.raises(
+        FoundryError, match=r"the cap is 8.*rev_e at 0\.0%.*threshold of 90%: raise clean\.steps"
+    ):
         train_clean(settings, lambda fraction: None)
 
 
@@ -100,7 +126,9 @@ def test_an_expert_that_does_not_learn_fails_with_what_it_reached():
 
 def test_a_base_that_stays_diligent_fails_with_what_it_reached(monkeypatch):
     settings = tiny_settings(base_ceiling=0.15)
-    monkeypatch.setattr("evomerge.foundry.training.measure", lambda *_: {"rev_e": 0.5, "rev_j": 0.1, "copy_e": 1.0})
+    monkeypatch.setattr(
+        "evomerge.foundry.training.measure", lambda *_: {"rev_e": 0.5, "rev_j": 0.1, "copy_e": 1.0}
+    )
     with pytest.raises(FoundryError, match=r"still has rev_e at 50\.0%, above the ceiling of 15%"):
         train_base(settings, random_parameters(), lambda fraction: None)
 

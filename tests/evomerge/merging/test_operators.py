@@ -191,5 +191,10 @@ def test_threshold_of_large_tensors_breaks_ties_by_position(monkeypatch: pytest.
     for density in (0.001, 0.1, 0.25, 0.5, 0.7, 0.95, 0.999):
         keep = selector.largest(1, "w", density)
         assert keep is not None
-        kept = torch.cat([keep.mask(i, min(i + 77, 1000), expert[i : i + 77]) for i in range(0, 1000, 77)])
+        kept = torch.cat(
+            [
+                keep.mask(i, min(i + 77, 1000), part, torch.empty_like(part))
+                for i, part in ((i, expert[i : i + 77]) for i in range(0, 1000, 77))
+            ]
+        )
         assert torch.equal(expert * kept, trim(expert, density))
