@@ -58,7 +58,7 @@ class RequestBook:
         loaded, built = self._suite.loaded[name], self._instances[name]
         if loaded.task.config.num_fewshot:
             numbers = range(len(loaded.documents))
-        missing = [number for number in numbers if number not in built]
+        missing = [number for number in dict.fromkeys(numbers) if number not in built]
         if not missing:
             return
         with calling_lm_eval(trusted=loaded.trusted), _only(loaded, missing):

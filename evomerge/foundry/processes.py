@@ -31,7 +31,9 @@ def run_stages(
     processes: int,
     report: Callable[[str, float], None],
 ) -> None:
-    """Runs the stages `names` of the work folder `folder`, at most `processes` at once, and calls `report(name, fraction)` as they go.
+    """Runs the stages `names` of a work folder, at most `processes` at once.
+
+    `folder` holds the settings; `report(name, fraction)` is called by this thread as the stages go on.
 
     Raises:
         FoundryError: a stage did not reach its threshold, or its process ended early. The others are stopped.

@@ -88,6 +88,14 @@ def test_a_document_scores_the_same_in_any_company(prepared: MAKE, model: Any) -
     assert all(found.scores["mc/acc"].standard_error is None for found in alone), "one document has no spread"
 
 
+def test_a_document_named_twice_counts_twice(prepared: MAKE, model: Any) -> None:
+    evaluator, _ = prepared()
+    once, twice = (evaluation(evaluator.evaluate(model, Documents({"mc": ids}))) for ids in ((5, 3), (5, 3, 5)))
+    np.testing.assert_array_equal(twice.scores["mc/acc"].documents, once.scores["mc/acc"].documents[[0, 1, 0]])
+    again, _ = prepared()
+    assert evaluation(again.evaluate(model, Documents({"mc": (5, 3, 5)}))).tie_breaks == twice.tie_breaks
+
+
 @pytest.mark.parametrize("tokens", [1, 60, 100_000])
 def test_batches_change_no_score(tokens: int, prepared: MAKE, model: Any) -> None:
     evaluator, documents = prepared(tokens_per_batch=tokens)
