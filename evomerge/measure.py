@@ -85,8 +85,7 @@ def _recipe(model: str, dtype: str | None) -> Recipe:
 def _estimates(objectives: Sequence[Objective], scores: Mapping[str, Score]) -> dict[str, Estimate]:
     found = {}
     for objective in objectives:
-        score = scores[objective.name]
-        found[objective.name] = estimate_of(score.value, score.standard_error, score.documents)
+        found[objective.name] = estimate_of(scores[objective.name])
     if len(objectives) > 1:
         values = np.array([scores[o.name].value for o in objectives])
         errors = [scores[o.name].standard_error for o in objectives]

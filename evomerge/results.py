@@ -5,16 +5,14 @@ Everything here is computed from the record. The terminal, the report and the da
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from evaluators.evaluation import Cost, Floats
+from evaluators.evaluation import Cost, Floats, Score
 from evaluators.objective import Objective
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
@@ -160,7 +158,7 @@ class Results:
             score = measured[objective.name]
             errors.append(score.standard_error)
             documents = self.record.document_scores(candidate.evaluations[split], objective.name)
-            estimates[objective.name] = estimate_of(score.value, score.standard_error, documents)
+            estimates[objective.name] = estimate_of(Score(score.value, score.standard_error, documents))
         estimates[JOINT] = self._joint(values, errors)
         return estimates
 
@@ -193,19 +191,18 @@ class Results:
         return "expert" if candidate.name in experts else str(candidate.name)
 
 
-def estimate_of(value: float, standard_error: float | None, documents: Floats) -> Estimate:
-    """Return the 95 % interval of one score: Wilson's for a rate, the normal one for other means."""
-    from evaluators.statistics import wilson_interval
+def estimate_of(score: Score) -> Estimate:
+    """Return a score with its 95 % interval: Wilson's for a rate, Student's for another mean, else the normal one."""
+    from evaluators.statistics import score_interval
 
-    binary = bool(np.isin(documents, (0.0, 1.0)).all())
-    if binary and math.isclose(documents.mean(), value, abs_tol=1e-9):
-        low, high = wilson_interval(int(documents.sum()), len(documents))
-        return Estimate(value, low, high)
-    return _normal(value, standard_error)
+    interval = score_interval(score)
+    if interval is None:
+        return _normal(score.value, score.standard_error)
+    return Estimate(score.value, interval.low, interval.high)
 
 
-def joint(values: Any, errors: Sequence[float | None], weights: Any) -> Estimate:
-    """Return the weighted mean of independent objectives with its 95 % interval."""
+def joint(values: Floats, errors: Sequence[float | None], weights: Floats) -> Estimate:
+    """Return the weighted mean of independent objectives, all (objectives,), with its 95 % interval."""
     share = weights / weights.sum()
     known = [error for error in errors if error is not None]
     error = float(np.sqrt(((share * np.array(known)) ** 2).sum())) if len(known) == len(errors) else None

@@ -205,6 +205,7 @@ def test_progress_names_what_is_done_and_never_falls(cache, heard):
     assert not any("clean" in what and "base" in what for what, _ in heard)
 
 
+@pytest.mark.slow
 def test_two_builders_at_once_make_one_whole_entry(tmp_path):
     code = (
         "import sys; from pathlib import Path; from evomerge.foundry import FoundrySettings, build; "
