@@ -36,7 +36,6 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(job["folder"]) / "peer"
     manager = TaskManager(include_path=job["tasks"], include_defaults=False)
-    samples = {task: sorted(ids) for task, ids in job["documents"].items()}
     spent, parts, scores = [], [], []
     for text in job["configs"]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -47,8 +46,7 @@ def main() -> None:
         found = lm_eval.simple_evaluate(
             model="hf",
             model_args={"pretrained": str(folder), "dtype": "float32"},
-            tasks=list(samples),
-            samples=samples,
+            tasks=job["names"],
             batch_size=64,
             device="cpu",
             task_manager=manager,
@@ -57,7 +55,7 @@ def main() -> None:
         )
         spent.append(cpu_seconds() - started)
         parts.append(merged - started)
-        scores.append({task: first_metric(found["results"][task]) for task in samples})
+        scores.append({task: first_metric(found["results"][task]) for task in job["names"]})
     kept = slice(job["warm_up"], None)
     counted = len(spent[kept])
     print(

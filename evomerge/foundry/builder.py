@@ -110,6 +110,9 @@ def _train(settings: FoundrySettings, paths: CachePaths, told: Progress, process
 
     for names in (["clean"], ["base"], [expert.name for expert in settings.experts]):
         missing = [name for name in names if not (paths.work / name).is_dir()]
+        if names == ["clean"] and (paths.work / "base").is_dir():
+            # A build that was stopped at the very end has removed it already.
+            done["clean"], missing = 1.0, []
         run_stages(missing, paths.work, processes=processes, report=report)
     told("writing tasks", 0.99)
     shutil.rmtree(paths.work / "tasks", ignore_errors=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from evomerge.foundry import FoundryError, FoundrySettings, build, builder
+from evomerge.foundry.cache import CachePaths, fault
 from evomerge.foundry.settings import Geometry
 from evomerge.foundry.stage import run_stage
 
@@ -72,6 +73,16 @@ def no_training(monkeypatch):
 
     def refuse(*_, **__):
         raise AssertionError("trained again")
+
+    monkeypatch.setattr("evomerge.foundry.builder.run_stages", refuse)
+
+
+@pytest.fixture
+def no_training_at_all(monkeypatch):
+    """Any stage that is asked for fails; asking for none is right."""
+
+    def refuse(names, folder, **_):
+        assert not names
 
     monkeypatch.setattr("evomerge.foundry.builder.run_stages", refuse)
 
@@ -172,6 +183,13 @@ def test_a_failed_build_leaves_no_entry_and_is_taken_up_where_it_stopped(tmp_pat
     build(settings, cache=tmp_path)
     experts = ["expert-reverse", "expert-language"]
     assert stages == [["clean"], ["base"], experts, [], [], experts[1:]]
+
+
+def test_a_build_that_was_stopped_at_the_very_end_trains_nothing(copy, no_training_at_all):
+    paths = CachePaths.of(copy, tiny_settings().digest())
+    # The clean model is gone, everything else is there, the rename is missing.
+    paths.root.rename(paths.work)
+    assert fault(build(tiny_settings(), cache=copy).root) is None
 
 
 def test_a_stage_that_misses_its_threshold_says_so(tmp_path):
