@@ -75,9 +75,7 @@ def test_merge_of_the_exported_recipe_gives_the_same_bytes(searched):
     searched.run("merge", "winner.json", "--to", "again")
     if not (searched.folder / "merged").exists():
         searched.run("export", "small", "--best", "--to", "merged")
-    first, second = (
-        (searched.folder / name / "model.safetensors").read_bytes() for name in ("merged", "again")
-    )
+    first, second = ((searched.folder / name / "model.safetensors").read_bytes() for name in ("merged", "again"))
     assert first == second
 
 
@@ -89,9 +87,7 @@ def test_merge_of_the_exported_mergekit_config_gives_the_same_weights(searched):
     assert config["merge_method"] in ("task_arithmetic", "linear", "ties")
     searched.run("merge", "winner.yml", "--to", "from-config")
     searched.run("export", "small", "--best", "--to", "for-config")
-    ours, theirs = (
-        load_file(searched.folder / name / "model.safetensors") for name in ("for-config", "from-config")
-    )
+    ours, theirs = (load_file(searched.folder / name / "model.safetensors") for name in ("for-config", "from-config"))
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-6)
 

@@ -53,9 +53,7 @@ def test_ask_gives_as_many_as_asked_for_and_no_duplicates(make):
 
 
 def test_same_seed_same_genomes_other_seed_others(make):
-    first, again, other = (
-        [e[1] for e in steps(make(seed), 100, rng=np.random.default_rng(2))] for seed in (7, 7, 8)
-    )
+    first, again, other = ([e[1] for e in steps(make(seed), 100, rng=np.random.default_rng(2))] for seed in (7, 7, 8))
     assert first == again
     assert first != other
 
