@@ -179,7 +179,7 @@ class SearchRecord:
             "created": time.time(),
         }
         with self.store.writing() as connection:
-            key = connection.execute(candidates.insert().values(row)).inserted_primary_key
+            key = connection.execute(candidates.insert(), row).inserted_primary_key
         assert key is not None
         return _candidate_record({**row, "id": key[0]}, {})
 
@@ -208,7 +208,7 @@ class SearchRecord:
             "created": time.time(),
         }
         with self.store.writing() as connection:
-            key = connection.execute(evaluations.insert().values(row)).inserted_primary_key
+            key = connection.execute(evaluations.insert(), row).inserted_primary_key
             assert key is not None
             rows = _score_rows(key[0], outcome) if isinstance(outcome, Evaluation) else []
             if rows:
