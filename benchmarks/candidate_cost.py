@@ -3,8 +3,9 @@
 Question: how many CPU seconds does a candidate take, and how many of them outside the model's forward passes?
 
 Set-up: the demo's experts, search space, tasks and search documents. evomerge runs its real search (driver, record,
-two Ray workers); the CPU time of all its processes is read after the first 50 candidates and at the end. The peer
-runs in one warm process of its own environment: mergekit 0.1.5 `run_merge` to disk, then `lm_eval.simple_evaluate`
+Ray workers); the CPU time of all its processes is read after the first 50 candidates and at the end: once with one
+worker, which is compared with the peer, and once with two, as the demo runs (cores that share their units make each
+other's CPU seconds longer). The peer runs in one warm process of its own environment: mergekit 0.1.5 `run_merge` to disk, then `lm_eval.simple_evaluate`
 with the hf backend, batch 64, one TaskManager without the default tasks, bootstrap off; the same sources, recipes
 and documents. Two warm-up candidates are not counted. Scores of both are compared as well.
 
@@ -62,10 +63,12 @@ class Meter(Silent):
                 self.readings[self.count] = tree_seconds()
 
 
-def ours(folder: Path) -> tuple[dict[str, float], Results]:
-    """Run the demo's search; return CPU seconds per candidate and its results."""
+def ours(folder: Path, workers: int) -> tuple[dict[str, float], Results]:
+    """Run the demo's search with ``workers``; return CPU seconds per candidate and its results."""
+    folder.mkdir()
     foundry = experts()
     value: dict[str, Any] = demo.search_file(foundry, folder, budget=EVALUATIONS, seed=0)
+    value["cluster"] = {"workers": workers}
     value["baselines"] = {"single_coefficient": 0, "random_search": False}
     meter = Meter()
     results = run(parse(value, folder=folder, where="benchmark"), watcher=meter)
@@ -119,16 +122,18 @@ def main() -> None:
     """Measure both and print the ratio."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cost, results = ours(folder)
+        cost, results = ours(folder / "one", workers=1)
         other = peer(results, folder)
+        cost_of_two, _ = ours(folder / "two", workers=2)
     ratio = other["cpu_seconds"] / cost["cpu_seconds"]
-    print(f"evomerge         {cost['cpu_seconds'] * 1e3:8.1f} CPU-ms a candidate")
-    print(f"  forward passes {cost['forward_cpu_seconds'] * 1e3:8.1f}")
-    print(f"  all the rest   {cost['other_cpu_seconds'] * 1e3:8.1f}")
-    print(f"mergekit path    {other['cpu_seconds'] * 1e3:8.1f} CPU-ms a candidate ({other['parts']})")
-    print(f"ratio            {ratio:8.1f}")
-    print(f"largest difference of a score: {other['largest_score_difference']:.4f}")
-    save("candidate_cost", {"evomerge": cost, "mergekit_path": other, "ratio": ratio})
+    print("| CPU ms a candidate | all | model forward passes | everything else |")
+    print("|---|---|---|---|")
+    for name, row in (("evomerge, one worker", cost), ("evomerge, two workers", cost_of_two)):
+        print(f"| {name} | " + " | ".join(f"{seconds * 1e3:.1f}" for seconds in row.values()) + " |")
+    print(f"| mergekit + lm-eval | {other['cpu_seconds'] * 1e3:.0f} | | |")
+    print(f"ratio (one worker) {ratio:.1f}; largest difference of a score {other['largest_score_difference']:.4f}")
+    found = {"one_worker": cost, "two_workers": cost_of_two, "mergekit_path": other, "ratio": ratio}
+    save("candidate_cost", found)
 
 
 if __name__ == "__main__":
