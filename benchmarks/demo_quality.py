@@ -24,7 +24,7 @@ from evomerge.results import JOINT, Results
 from evomerge.runner import run
 
 SEEDS = (0, 1, 2)
-EVALUATIONS = 600
+EVALUATIONS = 1000
 
 
 def search(seed: int, folder: Path) -> dict[str, dict[str, list[float | None]]]:

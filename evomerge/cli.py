@@ -97,10 +97,9 @@ def _share(progress: Any, what: str) -> Callable[[int, int], None]:
 
 
 def _print(*things: Any) -> None:
-    from rich.console import Console
+    from evomerge.tables import printer
 
-    # A table that does not fit its terminal is cut; off a terminal nobody can widen it, so it gets room.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = printer()
     for thing in things:
         console.print(thing, markup=False, highlight=False)
 
@@ -128,7 +127,7 @@ def _others(results: Results) -> list[Results]:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--dir", help="everything is written here")] = Path("demo"),
-    budget: Annotated[int, typer.Option(help="evaluations of the search", min=1)] = 600,
+    budget: Annotated[int, typer.Option(help="evaluations of the search", min=1)] = 1000,
     seed: Annotated[int, typer.Option(help="of experts and search", min=0)] = 0,
 ) -> None:
     """Train tiny experts (cached), search, print the result, write the report, export the winner."""

@@ -23,7 +23,7 @@ NAME = "demo"
 
 def run_demo(folder: Path, *, budget: int, seed: int) -> Results:
     """Do everything into ``folder``: experts (cached), search with a random search beside it, report, export."""
-    console, log = Console(), Console(stderr=True)
+    console, log = tables.printer(), Console(stderr=True)
     folder.mkdir(parents=True, exist_ok=True)
     console.rule("tiny experts")
     with display(log) as watcher:

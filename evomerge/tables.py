@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -22,17 +24,30 @@ def interval(estimate: Estimate | None) -> str:
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
+def printer(*, error: bool = False) -> Console:
+    """Return a console: as wide as the terminal, or wide enough for any table where there is none."""
+    console = Console(stderr=error)
+    return console if console.is_terminal else Console(stderr=error, width=160)
+
+
 def comparison_table(rows: Sequence[Row], names: Sequence[str]) -> Table:
-    """Test scores with 95 % intervals, one model a row; the joint score first."""
-    table = Table(title="Held-out test documents, 95 % intervals", title_justify="left")
-    table.add_column("model")
-    for name in [JOINT, *names] if len(names) > 1 else names:
-        table.add_column(name, justify="right", no_wrap=True)
+    """Test scores with 95 % intervals below them, one model a row; the joint score first."""
+    columns = [JOINT, *names] if len(names) > 1 else list(names)
+    table = Table(title="Held-out test documents, 95 % intervals", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("model", min_width=16, overflow="fold")
+    for name in columns:
+        table.add_column(Text(name.replace("/", "\n")), justify="right", no_wrap=True)
     for row in rows:
-        columns = [JOINT, *names] if len(names) > 1 else list(names)
-        cells = [interval(row.estimates.get(name)) for name in columns]
+        cells = [Text(_two_lines(row.estimates.get(name))) for name in columns]
         table.add_row(Text(row.label), *cells, style="bold" if row.role == "winner" else None)
     return table
+
+
+def _two_lines(estimate: Estimate | None) -> str:
+    """The value above its interval: narrow enough for five columns on a terminal of 80."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return interval(estimate)
+    return f"{estimate.value:.3f}\n{estimate.low:.3f}–{estimate.high:.3f}"
 
 
 def front_table(results: Results) -> Table:
