@@ -5,9 +5,10 @@ Question: how many CPU seconds does a candidate take, and how many of them outsi
 Set-up: the demo's experts, search space, tasks and search documents. evomerge runs its real search (driver, record,
 Ray workers); the CPU time of all its processes is read after the first 50 candidates and at the end: once with one
 worker, which is compared with the peer, and once with two, as the demo runs (cores that share their units make each
-other's CPU seconds longer). The peer runs in one warm process of its own environment: mergekit 0.1.5 `run_merge` to disk, then `lm_eval.simple_evaluate`
-with the hf backend, batch 64, one TaskManager without the default tasks, bootstrap off; the same sources, recipes
-and documents. Two warm-up candidates are not counted. Scores of both are compared as well.
+other's CPU seconds longer). The peer runs in one warm process of its own environment: mergekit 0.1.5 `run_merge` to
+disk, then `lm_eval.simple_evaluate` with the hf backend, batch 64, one TaskManager without the default tasks,
+bootstrap off; the same sources, recipes and documents. Two warm-up candidates are not counted. Scores of both are
+compared as well.
 
 Run: `make mergekit-env`, then `.venv/bin/python benchmarks/candidate_cost.py`. Writes results/candidate_cost.json.
 """

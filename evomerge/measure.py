@@ -87,7 +87,5 @@ def _estimates(objectives: Sequence[Objective], scores: Mapping[str, Score]) -> 
     for objective in objectives:
         found[objective.name] = estimate_of(scores[objective.name])
     if len(objectives) > 1:
-        values = np.array([scores[o.name].value for o in objectives])
-        errors = [scores[o.name].standard_error for o in objectives]
-        found[JOINT] = joint(values, errors, np.ones(len(objectives)))
+        found[JOINT] = joint(list(found.values()), np.ones(len(objectives)))
     return found

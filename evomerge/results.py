@@ -5,6 +5,7 @@ Everything here is computed from the record. The terminal, the report and the da
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -151,26 +152,25 @@ class Results:
         values = candidate.values(split, self.chooser.names)
         if values is None:
             return {}
-        measured = candidate.evaluations[split].scores
+        evaluation = candidate.evaluations[split]
         estimates = {}
-        errors = []
-        for objective in self.objectives:
-            score = measured[objective.name]
-            errors.append(score.standard_error)
-            documents = self.record.document_scores(candidate.evaluations[split], objective.name)
-            estimates[objective.name] = estimate_of(Score(score.value, score.standard_error, documents))
-        estimates[JOINT] = self._joint(values, errors)
+        for name in self.chooser.names:
+            score = evaluation.scores[name]
+            documents = self.record.document_scores(evaluation, name)
+            estimates[name] = estimate_of(Score(score.value, score.standard_error, documents))
+        estimates[JOINT] = self._joint(list(estimates.values()))
         return estimates
 
-    def _joint(self, values: Floats, errors: Sequence[float | None]) -> Estimate:
+    def _joint(self, estimates: Sequence[Estimate]) -> Estimate:
         weights = np.array([objective.weight for objective in self.objectives])
         if not self.joint_is_scaled:
-            return joint(values, errors, weights)
-        preference = self.chooser.preference
+            return joint(estimates, weights)
+        count = len(weights)
         signs = np.array([objective.sign for objective in self.objectives])
-        slopes = preference.scaled(np.ones(len(weights))) - preference.scaled(np.zeros(len(weights)))
-        scaled = [None if e is None else float(e * slope) for e, slope in zip(errors, slopes, strict=True)]
-        return joint(preference.scaled(values * signs), scaled, weights)
+        offsets = self.chooser.preference.scaled(np.zeros(count))
+        slopes = (self.chooser.preference.scaled(np.ones(count)) - offsets) * signs
+        parts = zip(estimates, slopes.tolist(), offsets.tolist(), strict=True)
+        return joint([_affine(estimate, slope, offset) for estimate, slope, offset in parts], weights)
 
     def table(self, others: Sequence[Results] = ()) -> list[Row]:
         """Return the rows measured on test documents: references, tuned baseline, winners of ``others``, winner."""
@@ -201,12 +201,28 @@ def estimate_of(score: Score) -> Estimate:
     return Estimate(score.value, interval.low, interval.high)
 
 
-def joint(values: Floats, errors: Sequence[float | None], weights: Floats) -> Estimate:
-    """Return the weighted mean of independent objectives, all (objectives,), with its 95 % interval."""
-    share = weights / weights.sum()
-    known = [error for error in errors if error is not None]
-    error = float(np.sqrt(((share * np.array(known)) ** 2).sum())) if len(known) == len(errors) else None
-    return _normal(float(values @ share), error)
+def joint(estimates: Sequence[Estimate], weights: Floats) -> Estimate:
+    """Return the weighted mean of independent objectives with its 95 % interval.
+
+    The distances to the objectives' own limits are added in squares (MOVER, Zou and Donner 2008), so rates of 0 and 1
+    keep an honest width. Without every limit there is no interval.
+    """
+    share = (weights / weights.sum()).tolist()
+    value = sum(w * e.value for w, e in zip(share, estimates, strict=True))
+    below, above = 0.0, 0.0
+    for weight, estimate in zip(share, estimates, strict=True):
+        if estimate.low is None or estimate.high is None:
+            return Estimate(value, None, None)
+        below += (weight * (estimate.value - estimate.low)) ** 2
+        above += (weight * (estimate.high - estimate.value)) ** 2
+    return Estimate(value, value - math.sqrt(below), value + math.sqrt(above))
+
+
+def _affine(estimate: Estimate, slope: float, offset: float) -> Estimate:
+    """Return ``slope * x + offset`` of a value and its limits; a negative slope swaps the limits."""
+    limits = [None if x is None else slope * x + offset for x in (estimate.low, estimate.high)]
+    low, high = limits if slope >= 0 else reversed(limits)
+    return Estimate(slope * estimate.value + offset, low, high)
 
 
 def _normal(value: float, standard_error: float | None) -> Estimate:

@@ -32,9 +32,7 @@ def initial_parameters(geometry: Geometry, generator: torch.Generator) -> Parame
         shapes |= {f"{prefix}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
     shapes |= {"model.norm.weight": (width,), "lm_head.weight": (vocabulary, width)}
     return {
-        name: torch.ones(shape)
-        if len(shape) == 1
-        else torch.randn(shape, generator=generator) * geometry.initial_std
+        name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * geometry.initial_std
         for name, shape in shapes.items()
     }
 

@@ -42,9 +42,7 @@ PROMPT_LENGTH = OPERANDS + 3
 """Tokens before the answer: tag, skill, digits, equals sign."""
 TARGET_LENGTH = OPERANDS + 1
 """Tokens predicted: the longest answer and the end of sequence."""
-ANSWER_LENGTH: dict[Skill, int] = {skill: 1 if skill in ("max", "min") else OPERANDS for skill in SKILLS} | {
-    "add": 2
-}
+ANSWER_LENGTH: dict[Skill, int] = {skill: 1 if skill in ("max", "min") else OPERANDS for skill in SKILLS} | {"add": 2}
 QUESTIONS = 10**OPERANDS
 """Questions of one skill in one language."""
 IGNORED = -100

@@ -99,7 +99,5 @@ def _finish(stage: _Running) -> None:
     status = stage.process.wait()
     if status != 0:
         words = stage.log.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()
-        raise FoundryError(
-            f"the process that trains {stage.name} ended with status {status}: {words or 'no message'}"
-        )
+        raise FoundryError(f"the process that trains {stage.name} ended with status {status}: {words or 'no message'}")
     stage.log.unlink()

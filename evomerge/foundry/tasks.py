@@ -88,9 +88,7 @@ def task_names(settings: FoundrySettings) -> tuple[str, ...]:
     return names + tuple(name + MULTIPLE_CHOICE for name in names)
 
 
-def _document(
-    rng: np.random.Generator, skill: Skill, digits: IntArray, language: Language, choices: int
-) -> Document:
+def _document(rng: np.random.Generator, skill: Skill, digits: IntArray, language: Language, choices: int) -> Document:
     answer = solve(skill, digits[None])[0]
     right = words(answer, language)
     other: Language = LANGUAGES[1 - LANGUAGES.index(language)]
@@ -103,9 +101,7 @@ def _document(
             offered.append(candidate)
     order = rng.permutation(choices)
     shuffled = [offered[position] for position in order]
-    return Document(
-        prompt=prompt(skill, digits, language), answer=right, choices=shuffled, gold=shuffled.index(right)
-    )
+    return Document(prompt=prompt(skill, digits, language), answer=right, choices=shuffled, gold=shuffled.index(right))
 
 
 def _near_miss(rng: np.random.Generator, answer: IntArray) -> IntArray:

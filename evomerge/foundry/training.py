@@ -57,9 +57,7 @@ def stage_seed(settings: FoundrySettings, name: str) -> np.random.SeedSequence:
     return np.random.SeedSequence([settings.seed, *name.encode()])
 
 
-def measure(
-    parameters: Parameters, settings: FoundrySettings, skills: Iterable[Skill], count: int
-) -> Accuracy:
+def measure(parameters: Parameters, settings: FoundrySettings, skills: Iterable[Skill], count: int) -> Accuracy:
     """Whole-answer accuracy on `count` held-out questions of each of `skills` in both languages."""
     forward = Forward(settings.geometry, PROMPT_LENGTH + TARGET_LENGTH - 1)
     accuracy: Accuracy = {}
@@ -105,9 +103,7 @@ class _Run:
             group["lr"] = rate
         batch: Batch = practice_batch(self._rng, self.practice, self.settings.held_out_share, stage.batch)
         logits = self._forward(self.parameters, torch.from_numpy(batch.tokens))
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten(), ignore_index=IGNORED
-        )
+        loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten(), ignore_index=IGNORED)
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), stage.gradient_clip)
@@ -187,9 +183,7 @@ def train_base(settings: FoundrySettings, clean: Parameters, report: Report) -> 
     return trained
 
 
-def train_expert(
-    settings: FoundrySettings, expert: ExpertSettings, base: Parameters, report: Report
-) -> Trained:
+def train_expert(settings: FoundrySettings, expert: ExpertSettings, base: Parameters, report: Report) -> Trained:
     """One expert, fine-tuned from the base.
 
     Raises:

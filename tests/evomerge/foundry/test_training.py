@@ -86,11 +86,7 @@ def test_an_expert_has_its_own_weights_and_the_files_of_the_base(tmp_path):
 def test_measured_accuracy_is_that_of_greedy_generation(tmp_path):
     settings = FoundrySettings.sketch()
     settings = settings.model_copy(
-        update={
-            "clean": settings.clean.model_copy(
-                update={"round_threshold": 0.0, "threshold": 0.0, "steps": 120}
-            )
-        }
+        update={"clean": settings.clean.model_copy(update={"round_threshold": 0.0, "threshold": 0.0, "steps": 120})}
     )
     # A half-trained model: accuracies that are neither 0 nor 1 make the comparison sharp.
     clean = settings.clean.model_copy(update={"round_steps": 80, "decay_steps": 1})
@@ -111,9 +107,7 @@ def test_measured_accuracy_is_that_of_greedy_generation(tmp_path):
 def test_a_clean_model_that_does_not_learn_fails_with_what_it_reached():
     settings = tiny_settings()
     settings = settings.model_copy(update={"clean": settings.clean.model_copy(update={"threshold": 0.9})})
-    with pytest.raises(
-        FoundryError, match=r"the cap is 8.*rev_e at 0\.0%.*threshold of 90%: raise clean\.steps"
-    ):
+    with pytest.raises(FoundryError, match=r"the cap is 8.*rev_e at 0\.0%.*threshold of 90%: raise clean\.steps"):
         train_clean(settings, lambda fraction: None)
 
 
@@ -126,9 +120,7 @@ def test_an_expert_that_does_not_learn_fails_with_what_it_reached():
 
 def test_a_base_that_stays_diligent_fails_with_what_it_reached(monkeypatch):
     settings = tiny_settings(base_ceiling=0.15)
-    monkeypatch.setattr(
-        "evomerge.foundry.training.measure", lambda *_: {"rev_e": 0.5, "rev_j": 0.1, "copy_e": 1.0}
-    )
+    monkeypatch.setattr("evomerge.foundry.training.measure", lambda *_: {"rev_e": 0.5, "rev_j": 0.1, "copy_e": 1.0})
     with pytest.raises(FoundryError, match=r"still has rev_e at 50\.0%, above the ceiling of 15%"):
         train_base(settings, random_parameters(), lambda fraction: None)
 

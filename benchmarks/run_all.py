@@ -1,0 +1,20 @@
+"""Runs every benchmark, one after another (`make bench`)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+NAMES = ("footprint", "candidate_cost", "merging", "demo_quality")
+
+
+def main() -> None:
+    """Run them; stop at the first that fails."""
+    for name in NAMES:
+        print(f"== {name}", flush=True)
+        subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py"))], check=True)
+
+
+if __name__ == "__main__":
+    main()
