@@ -52,7 +52,7 @@ class Store:
 
     def searches(self) -> list[SearchRow]:
         """Return all searches, the oldest first."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(sa.select(searches).order_by(searches.c.id)).all()
         return [_search_row(row) for row in rows]
 
@@ -70,7 +70,7 @@ class Store:
 
     def find(self, name: str) -> SearchRecord | None:
         """Return the search called ``name``, or None."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(searches).where(searches.c.name == name)).first()
         return SearchRecord(self, _search_row(row)) if row else None
 
@@ -114,21 +114,21 @@ class Store:
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """One transaction; database errors come out as BadSearch with the remedy."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except sa.exc.DBAPIError as error:
-            raise BadSearch(f"storage {masked(self.storage)}: {explain_database(error)}") from None
+        with self._explained(), self._engine.begin() as connection:
+            yield connection
 
     @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection to read from; database errors come out as BadSearch with the remedy."""
+        with self._explained(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            with self._engine.connect() as connection:
-                yield connection
+            yield
         except sa.exc.DBAPIError as error:
             raise BadSearch(f"storage {masked(self.storage)}: {explain_database(error)}") from None
-
-    reading = _reading
 
 
 @dataclass(frozen=True)
