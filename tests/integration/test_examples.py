@@ -23,5 +23,6 @@ def test_python_api(tmp_path, sketch):
     assert done.returncode == 0, done.stderr[-3000:]
     scores = {line[:28].strip(): float(line[28:].split()[0]) for line in done.stdout.splitlines() if "[" in line}
     winner = next(score for label, score in scores.items() if label.startswith("winner"))
-    assert winner >= max(scores.values())
+    untuned = [score for label, score in scores.items() if not label.startswith(("winner", "single"))]
+    assert winner > max(untuned) + 0.1
     assert (tmp_path / "merged" / "model.safetensors").exists()
