@@ -71,7 +71,7 @@ def _summary(results: Results, rows: Sequence[Row]) -> list[dict[str, Any]]:
     if winner is None:
         return [{"text": _unfinished(results), "strong": False}]
     name = JOINT if len(results.objectives) > 1 else results.objectives[0].name
-    sign = 1.0 if results.joint_is_scaled else results.objectives[0].sign
+    sign = 1.0 if name == JOINT else results.objectives[0].sign
     what = "the joint objective of" if name == JOINT else f"{name} of"
     parts = [
         (f"The winner, {winner.candidate.label}, scores ", False),

@@ -90,8 +90,10 @@ class Results:
 
     @property
     def joint_is_scaled(self) -> bool:
-        """Whether `joint` is on the scale of the seeds: more of one objective and less of another do not add up."""
-        return len({objective.direction for objective in self.objectives}) > 1
+        """Whether `joint` is more than the weighted mean of the objectives as they are: some are turned or scaled."""
+        factors, offsets = self.chooser.preference.scale
+        turned = any(objective.direction == "minimize" for objective in self.objectives)
+        return turned or bool((factors != 1.0).any() or (offsets != 0.0).any())
 
     @property
     def costs(self) -> dict[Split, Cost]:
@@ -162,15 +164,11 @@ class Results:
         return estimates
 
     def _joint(self, estimates: Sequence[Estimate]) -> Estimate:
-        weights = np.array([objective.weight for objective in self.objectives])
-        if not self.joint_is_scaled:
-            return joint(estimates, weights)
-        count = len(weights)
+        """The number that optimizers and the choice of the winner maximise, with its interval."""
+        factors, offsets = self.chooser.preference.scale
         signs = np.array([objective.sign for objective in self.objectives])
-        offsets = self.chooser.preference.scaled(np.zeros(count))
-        slopes = (self.chooser.preference.scaled(np.ones(count)) - offsets) * signs
-        parts = zip(estimates, slopes.tolist(), offsets.tolist(), strict=True)
-        return joint([_affine(estimate, slope, offset) for estimate, slope, offset in parts], weights)
+        parts = zip(estimates, (factors * signs).tolist(), offsets.tolist(), strict=True)
+        return joint([_affine(*part) for part in parts], self.chooser.preference.weights)
 
     def table(self, others: Sequence[Results] = ()) -> list[Row]:
         """Return the rows measured on test documents: references, tuned baseline, winners of ``others``, winner."""

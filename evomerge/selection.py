@@ -25,7 +25,7 @@ HIGHEST_COEFFICIENT = 1.5
 
 @dataclass(frozen=True)
 class Chooser:
-    """The objectives of a search and the scale on which they are added up: the range of the seeds."""
+    """The objectives of a search and the scales on which they are added up."""
 
     objectives: tuple[Objective, ...]
     preference: Preference

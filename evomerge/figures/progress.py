@@ -24,7 +24,7 @@ class _Course:
     """The evaluations of one search in the order in which they came back.
 
     Attributes:
-        values: (evaluations, objectives) float64, more is better, each scaled to the range of the first search's
+        values: (evaluations, objectives) float64, more is better, each on the common scale of the first search
             seeds; NaN for failures.
         numbers: (evaluations,) float64, their weighted mean.
         seconds: (evaluations,) float64 since the search began.

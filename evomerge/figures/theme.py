@@ -89,7 +89,7 @@ def objective_label(objective: Objective) -> str:
 
 def joint_label(results: Results) -> str:
     """Return the title of the joint score."""
-    return f"{JOINT} (scaled to the seeds)" if results.joint_is_scaled else JOINT
+    return f"{JOINT} (scaled)" if results.joint_is_scaled else JOINT
 
 
 def thinned(count: int, most: int) -> np.ndarray:

@@ -1,7 +1,12 @@
-"""One number out of several objectives: a weighted mean, each objective scaled to the range of the seeds.
+"""One number out of several objectives: their weighted mean, on scales that can be added up.
 
-The optimizers of a single number and the choice of the winner use the same rule. Failures have one rule too:
-they have no number, and whoever ranks puts them behind every success (`ranked_values`).
+An objective whose seeds lie within [-1, 1] - a rate, an error rate - keeps its own scale; a negative one is shifted by
+one, so that it lies in [0, 1] too. Any other (a perplexity, a length) is scaled to the range that the seeds span. A
+range of the seeds is no scale for rates: where every seed scores next to nothing, it would let the noise of one
+objective outweigh all the others.
+
+The optimizers of a single number, the choice of the winner and the reported joint score use the same rule. Failures
+have one rule too: they have no number, and whoever ranks puts them behind every success (`ranked_values`).
 """
 
 from __future__ import annotations
@@ -15,10 +20,7 @@ TIE_BREAK_SHARE = 1e-6  # far below one document in ten thousand, so a tie-break
 
 
 class Preference:
-    """Weighted mean of objectives scaled to the range that seed candidates span.
-
-    Until two different seed values of an objective are known its scale is 1.
-    """
+    """Weighted mean of objectives on common scales; see the module's text."""
 
     def __init__(self, weights: Vector) -> None:
         """``weights``: (objectives,) positive."""
@@ -33,12 +35,20 @@ class Preference:
         self._low = np.minimum(self._low, values)
         self._high = np.maximum(self._high, values)
 
+    @property
+    def scale(self) -> tuple[Vector, Vector]:
+        """(objectives,) factors and offsets: ``factor * value + offset`` is what is added up."""
+        rate = (np.maximum(np.abs(self._low), np.abs(self._high)) <= 1.0) | ~np.isfinite(self._low)
+        spread = self._high > self._low
+        factor = np.divide(1.0, self._high - self._low, out=np.ones_like(self._low), where=~rate & spread)
+        shift = np.where(self._low < 0.0, 1.0, 0.0)
+        offset = np.where(rate, shift, -np.where(rate, 0.0, self._low) * factor)
+        return factor, offset
+
     def scaled(self, values: Vector) -> Vector:
-        """Return ``values`` ((..., objectives)) with each objective's seed range mapped to [0, 1]."""
-        known = self._high > self._low
-        low = np.where(known, self._low, 0.0)
-        scale = np.where(known, self._high - self._low, 1.0)
-        return np.asarray((values - low) / scale)
+        """Return ``values`` ((..., objectives)) on the common scales."""
+        factor, offset = self.scale
+        return np.asarray(values * factor + offset)
 
     def scalar(self, values: Vector, tie_break: float = 0.0) -> float:
         """Return the weighted mean of the scaled (objectives,) ``values``, nudged by the tie-break."""

@@ -60,12 +60,31 @@ def test_plateaus_do_not_end_the_search():
     assert coarse >= -0.1
 
 
-def test_preference_scales_objectives_to_the_range_of_the_seeds():
-    preference = Preference(np.array([1.0, 1.0]))
-    for values in ([0.0, 100.0], [1.0, 300.0]):
+def preference_of(*seeds):
+    preference = Preference(np.ones(len(seeds[0])))
+    for values in seeds:
         preference.see_seed(np.array(values))
+    return preference
+
+
+def test_preference_scales_what_is_no_rate_to_the_range_of_the_seeds():
+    preference = preference_of([0.0, 100.0], [1.0, 300.0])
     assert preference.scalar(np.array([0.5, 200.0])) == pytest.approx(0.5)
     assert preference.scalar(np.array([1.0, 100.0])) == pytest.approx(preference.scalar(np.array([0.0, 300.0])))
+
+
+def test_rates_keep_their_scale_however_little_the_seeds_score():
+    preference = preference_of([0.0, 0.0], [0.9, 0.01])
+    assert preference.scalar(np.array([0.8, 0.1])) == pytest.approx(0.45)
+
+
+def test_error_rates_and_losses_are_turned_so_that_more_is_better():
+    preference = preference_of([-0.9, -30.0], [-0.2, -10.0])
+    assert preference.scaled(np.array([-0.25, -10.0])).tolist() == pytest.approx([0.75, 1.0])
+
+
+def test_preference_without_seeds_is_the_plain_mean():
+    assert Preference(np.ones(2)).scalar(np.array([0.2, 0.6])) == pytest.approx(0.4)
 
 
 def test_tie_break_orders_equals_and_never_outweighs_a_document():
