@@ -24,8 +24,8 @@ class _Course:
     """The evaluations of one search in the order in which they came back.
 
     Attributes:
-        values: (evaluations, objectives) float64, more is better, each on the common scale of the first search
-            seeds; NaN for failures.
+        values: (evaluations, objectives) float64, more is better, each on the common scale of the first
+            search; NaN for failures.
         numbers: (evaluations,) float64, their weighted mean.
         seconds: (evaluations,) float64 since the search began.
     """
@@ -41,8 +41,8 @@ def progress_figure(
 ) -> go.Figure:
     """Draw the best score so far and the hypervolume against evaluations, for a search and those compared with it.
 
-    The score is the one that the search maximises: the weighted mean of the objectives, 0 being the worst and 1 the
-    best of the first search's seeds in each. The hypervolume uses the same scale, with the worst seeds as reference.
+    The score is the one that the search maximises: the weighted mean of the objectives on the common scales of the
+    first search. The hypervolume uses the same scale, with the worst seeds as reference.
     Answers from the record are not counted, failures are.
 
     Args:
