@@ -156,10 +156,10 @@ def worker_bytes(problem: Problem) -> int:
 
 
 def _check_memory(problem: Problem, machine: Machine) -> None:
-    import psutil
+    from evomerge.merging.resident import available_bytes
 
     needed = machine.workers * (worker_bytes(problem) + IMPORTS_BYTES)
-    available = psutil.virtual_memory().available
+    available = available_bytes()
     if needed > available:
         raise NotEnoughRoom(
             f"cluster.workers: {machine.workers} workers need {needed / 2**30:.1f} GiB of memory, "
