@@ -78,8 +78,7 @@ def worker(folders: list[str], tasks: str) -> None:
     import psutil
     import torch
 
-    import evaluators.evaluator
-    import evaluators.tasks
+    import evaluators.evaluator  # noqa: F401 - the imports are what the reading before leaves out
     import evomerge.merging.resident  # noqa: F401
     from evaluators.objective import EvaluationSettings, Objective
     from evomerge.worker import WorkerSpec
