@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.errors import BadRecipe
 
-METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ def parameters_of(method: str) -> dict[str, Parameter]:
         return {"weight": Parameter(float, per_model=True), "normalize": Parameter(bool, True)}
     if method == "slerp":
         return {"t": Parameter(float)}
+    if method == "model_stock":
+        return {"filter_wise": Parameter(bool, False)}
     return {
         "weight": Parameter(float, per_model=True),
         "density": Parameter(float, 1.0, per_model=True),

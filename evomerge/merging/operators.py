@@ -1,10 +1,12 @@
 """From an operator of a recipe and a tensor to the kernel that merges it: the formulas, with their edge cases.
 
-mergekit 0.1.5 gives the same results, with four differences, each where its result is not usable:
+mergekit 0.1.5 gives the same results, with these differences, each where its result is not usable:
 
 * weights that cancel under `normalize` fail the candidate (mergekit divides by a number near zero, or by 1);
 * TIES and DARE-TIES with `normalize` divide by the sum of the weights' magnitudes, which is the same for
   weights of one positive sign (see `kernels.Election`);
+* Model Stock's share of the mean stays within [0, 1] where cosines are negative, and does not depend on how
+  long the task vectors are (mergekit's falls to 0 where the product of their norms is below 1e-6);
 * random masks come from a counter-based generator of our own: equal in distribution, not in the draws;
 * the arithmetic is float32 whatever the sources are, with one cast at the end.
 """
@@ -17,10 +19,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.errors import CandidateFailed
+from evomerge.merging import geometry
 from evomerge.merging.kernels import Combination, Election, Term
 from evomerge.merging.masks import MaskKey
 from evomerge.merging.selection import Selector
-from search_spaces.operators import DareLinear, DareTies, Linear, Operator, Slerp, TaskArithmetic, Ties
+from search_spaces.operators import DareLinear, DareTies, Linear, ModelStock, Operator, Slerp, TaskArithmetic, Ties
 from search_spaces.recipe import Recipe
 
 Kernel = Combination | Election
@@ -61,6 +64,9 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
         factor = operator.scale / divisor
         scaled = [Term(term.source, term.weight * factor, term.keep, term.rescale) for term in terms]
         return Combination(_base(recipe), 1.0, _effective(scaled))
+    if isinstance(operator, ModelStock):
+        share = geometry.model_stock_share(selector.products(recipe.experts, name)) ** operator.power
+        return _combination(recipe, [share] * len(recipe.experts), float(len(recipe.experts)))
     kernel = whole_run(operator, recipe)
     assert kernel is not None
     return kernel

@@ -129,6 +129,17 @@ class Selector:
         """Return the cosine between two whole tensors, 0 when the norm of one is below 1e-8."""
         return self._remember(("cosine", first, second, name), lambda: self._cosine(first, second, name))
 
+    def products(self, positions: tuple[int, ...], name: str) -> np.ndarray:
+        """Return the inner products of these sources' task vectors: float64 (K, K)."""
+        return self._remember(("products", positions, name), lambda: self._products(positions, name))
+
+    def _products(self, positions: tuple[int, ...], name: str) -> np.ndarray:
+        total = np.zeros((len(positions), len(positions)))
+        for parts in zip(*(self._deltas(position, name) for position in positions), strict=True):
+            rows = torch.stack([delta for _, _, delta in parts]).double()
+            total += (rows @ rows.T).numpy()
+        return total
+
     def _deltas(self, expert: int, name: str) -> Iterator[tuple[int, int, Tensor]]:
         base, other = self.sources[self.base](name), self.sources[expert](name)
         for start in range(0, base.numel(), _CHUNK):

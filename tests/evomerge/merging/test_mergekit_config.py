@@ -10,7 +10,7 @@ from evomerge.errors import BadRecipe
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
-from search_spaces.operators import DareLinear, DareTies, Linear, Operator, Slerp, TaskArithmetic, Ties
+from search_spaces.operators import DareLinear, DareTies, Linear, ModelStock, Operator, Slerp, TaskArithmetic, Ties
 from search_spaces.recipe import Block, Blocks, Recipe, Source
 from search_spaces.tensors import block_for
 
@@ -33,6 +33,7 @@ EXPRESSIBLE: dict[str, Operator | list[Block]] = {
     "ties": T,
     "dare_linear": DareLinear(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), rescale=False),
     "dare_ties": DareTies(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), normalize=False),
+    "model_stock": ModelStock(),
     "layers": [
         Block(layers=(0, 1), operator=A), Block(layers=(1, 3), operator=B), Block(layers=(3, 4), operator=C)
     ],
@@ -129,6 +130,7 @@ def test_revisions_and_odd_paths_survive(family: list[Path], tmp_path: Path) -> 
             "one pair of models a slice",
         ),
         ([Block(layers=(0, 3), operator=A)], "no block"),
+        (ModelStock(power=0.5), "model_stock has no power"),
     ],
 )
 def test_what_mergekit_cannot_express(recipe_of: RecipeOf, what: Operator | list[Block], match: str) -> None:
@@ -251,7 +253,7 @@ slices:
 @pytest.mark.parametrize(
     ("text", "old", "new", "match"),
     [
-        (GOOD, "ties", "sce", "'sce' is not supported; linear, slerp"),
+        (GOOD, "ties", "magic", "'magic' is not supported; linear, slerp"),
         (GOOD, "dtype:", "chat_template: auto\ndtype:", "'chat_template' is not supported in the config"),
         (GOOD, "dtype:", "modules: {}\ndtype:", "'modules' is not supported"),
         (GOOD, "density", "gamma", "'gamma' is not supported in the parameters of ties"),
@@ -280,6 +282,30 @@ slices:
     ],
 )
 def test_what_is_not_supported_is_named(family: list[Path], text: str, old: str, new: str, match: str) -> None:
+    from_mergekit(config(family, text))
+    assert old in text
+    with pytest.raises(BadRecipe, match=match):
+        from_mergekit(config(family, text.replace(old, new)))
+
+
+STOCK = """
+merge_method: model_stock
+base_model: M0
+models: [{model: M1}, {model: M2}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "match"),
+    [
+        (STOCK, "models:", "parameters: {filter_wise: true}\nmodels:", "filter_wise is not supported"),
+        (STOCK, ", {model: M2}", "", "at least two other models"),
+        (STOCK, "models:", "tokenizer_source: M3\nmodels:", "only gives the tokenizer"),
+    ],
+)
+def test_what_is_not_supported_of_the_other_operators(
+    family: list[Path], text: str, old: str, new: str, match: str
+) -> None:
     from_mergekit(config(family, text))
     assert old in text
     with pytest.raises(BadRecipe, match=match):

@@ -129,6 +129,12 @@ CONFIGS = {
         models: [{model: M1, parameters: {weight: 0.5, density: 1}}, {model: M2, parameters: {weight: 0.8}}]
         parameters: {normalize: true, lambda: 0.9}
     """,
+    "model_stock": """
+        merge_method: model_stock
+        base_model: C0
+        models: [{model: C1}, {model: C2}, {model: C3}]
+        parameters: {filter_wise: false}
+    """,
     "tokenizer": """
         merge_method: task_arithmetic
         base_model: M0
@@ -199,6 +205,7 @@ def places(family: list[Path], make_family: Callable[..., list[Path]]) -> dict[s
         **{f"Q{i}": folder for i, folder in enumerate(qwen2)},
         **{f"T{i}": folder for i, folder in enumerate(make_family(tied, experts=1, noise=0.02))},
         "F1": make_family(experts=1, noise=0.08)[1],
+        **{f"C{i}": folder for i, folder in enumerate(make_family(common=0.02))},  # task vectors that agree
     }
 
 
@@ -284,3 +291,33 @@ def test_random_masks_have_their_distribution(
         for change in (ours, other):
             assert abs((change != 0).double().mean().item() - 0.4) < 5 * deviation + 1 / base.numel()
         torch.testing.assert_close(ours.abs().sum(), other.abs().sum(), rtol=1e-3, atol=1e-6)
+
+
+def test_where_mergekit_loses_model_stock_ours_is_the_formula(
+    make_family: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    """Task vectors as short as those of reinforcement learning: mergekit takes the cosine of norms for zero."""
+    folders = make_family(noise=1e-6, common=1e-5)
+    text = "\n".join(
+        [
+            "merge_method: model_stock",
+            f"base_model: {folders[0]}",
+            f"models: [{{model: {folders[1]}}}, {{model: {folders[2]}}}]",
+            "dtype: float32\n",
+        ]
+    )
+    theirs = Checkpoint.open(run_mergekit({"stock": text}, tmp_path)["stock"])
+    checkpoints = [Checkpoint.open(folder) for folder in folders[:3]]
+    engine = MergeEngine(checkpoints, names=checkpoints[0].names)
+    name = "model.norm.weight"
+    base, one, two = (checkpoint.tensor(name).double() for checkpoint in checkpoints)
+    mean = (one + two) / 2 - base
+    cosine = torch.nn.functional.cosine_similarity(one - base, two - base, dim=0).item()
+    share = 2 * cosine / (1 + cosine)
+
+    def moved(tensor: torch.Tensor) -> float:
+        return ((tensor.double() - base) @ mean / (mean @ mean)).item()
+
+    assert share > 0.9
+    assert abs(moved(engine.merge_tensor(from_mergekit(text), name)) - share) < 0.02
+    assert moved(theirs.tensor(name)) < 0.1
