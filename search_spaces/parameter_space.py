@@ -19,7 +19,17 @@ from search_spaces.genes import Gene, Genes, Genome
 from search_spaces.operators import OPERATORS, KnobSpec, MergeOperator, Operator
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
 
-OperatorKind = Literal["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock"]
+OperatorKind = Literal[
+    "linear",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "model_stock",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+]
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),
     "mlp": ("*.mlp.*", "*.feed_forward.*", "*.block_sparse_moe.*"),
@@ -38,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # see search_spaces.presets
 }
 
 
-OWN_KNOBS = frozenset({"power"})  # settings that only some operators have, none when they are not given
+OWN_KNOBS = frozenset({"power", "gamma"})  # settings that only some operators have, none when they are not given
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -72,6 +82,9 @@ class ParameterSpaceSettings(Frozen):
     density: ShareBounds = (0.1, 1.0)
     density_start: float | None = None
     t: ShareBounds = (0.0, 1.0)
+    gamma: Bounds | None = Field(
+        default=None, description="breadcrumbs: bounds of the share of largest elements dropped"
+    )
     power: Bounds | None = Field(default=None, description="model_stock: bounds of the exponent on its share")
     normalize: bool = Field(default=False, description="divide by the sum of the weights")
     scale: float = Field(default=1.0, description="fixed factor on the merged task vector (mergekit's lambda)")

@@ -113,6 +113,10 @@ def _sparsity(asked: Asked) -> dict[str, Any]:
     if asked.method == "task_arithmetic":
         return {}
     fields: dict[str, Any] = {"densities": [min(1.0, max(0.0, share)) for share in asked.values("density", 1.0)]}
+    if "gammas" in OPERATORS[asked.method].model_fields:
+        fields["gammas"] = asked.values("gamma", 0.0)
+        if not all(0.0 <= gamma <= 1.0 for gamma in fields["gammas"]):
+            raise BadRecipe(f"mergekit config: gamma should be between 0 and 1, got {fields['gammas']}")
     if "rescale" in OPERATORS[asked.method].model_fields:
         fields["rescale"] = asked.value("rescale")
     elif asked.value("rescale"):

@@ -8,7 +8,17 @@ from typing import Any
 
 from evomerge.errors import BadRecipe
 
-METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock")
+METHODS = (
+    "linear",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "model_stock",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ def parameters_of(method: str) -> dict[str, Parameter]:
         return {"t": Parameter(float)}
     if method == "model_stock":
         return {"filter_wise": Parameter(bool, False)}
-    return {
+    known = {
         "weight": Parameter(float, per_model=True),
         "density": Parameter(float, 1.0, per_model=True),
         "normalize": Parameter(bool, method == "ties"),
@@ -36,6 +46,9 @@ def parameters_of(method: str) -> dict[str, Parameter]:
         "lambda": Parameter(float, 1.0),
         "int8_mask": Parameter(bool, False),  # a saving of memory there, without effect on the result
     }
+    if method.startswith("breadcrumbs"):
+        known["gamma"] = Parameter(float, 0.01, per_model=True)
+    return known
 
 
 Settings = Mapping[str, Any]

@@ -14,13 +14,13 @@ from evomerge.errors import BadRecipe
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.sources import resolve
-from search_spaces.operators import DareTies, Linear, ModelStock, Operator, Slerp, Ties
+from search_spaces.operators import BreadcrumbsTies, DareTies, Linear, ModelStock, Operator, Slerp, Ties
 from search_spaces.recipe import Block, Recipe, Source
 from search_spaces.tensors import layer_of, matches
 
 _DRAWS = "# mergekit draws other random masks: an equally distributed model, not the same bytes.\n"
 _SHARED = {"normalize": "normalize", "scale": "lambda", "rescale": "rescale"}  # our fields, mergekit's parameters
-_EACH = {"weights": "weight", "densities": "density"}
+_EACH = {"weights": "weight", "densities": "density", "gammas": "gamma"}
 _Rule = tuple[str | None, Operator]
 
 
@@ -113,7 +113,11 @@ def _check_expressible(piece: _Piece) -> None:
     for _, operator in piece.rules:
         if isinstance(operator, ModelStock) and operator.power != 1.0:
             raise BadRecipe(f"mergekit's model_stock has no power; the recipe has power {operator.power:g}")
-        if isinstance(operator, Ties | DareTies) and operator.normalize and any(w < 0 for w in operator.weights):
+        if (
+            isinstance(operator, Ties | DareTies | BreadcrumbsTies)
+            and operator.normalize
+            and any(w < 0 for w in operator.weights)
+        ):
             raise BadRecipe(
                 f"mergekit divides {operator.kind} with normalize by the sum of signed weights, evomerge by that of "
                 "their magnitudes: with negative weights there is no such config"

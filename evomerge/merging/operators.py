@@ -23,10 +23,23 @@ from evomerge.merging import geometry
 from evomerge.merging.kernels import Combination, Election, Term
 from evomerge.merging.masks import MaskKey
 from evomerge.merging.selection import Selector
-from search_spaces.operators import DareLinear, DareTies, Linear, ModelStock, Operator, Slerp, TaskArithmetic, Ties
+from search_spaces.operators import (
+    Breadcrumbs,
+    BreadcrumbsTies,
+    DareLinear,
+    DareTies,
+    Linear,
+    ModelStock,
+    Operator,
+    Slerp,
+    TaskArithmetic,
+    Ties,
+)
 from search_spaces.recipe import Recipe
 
 Kernel = Combination | Election
+_Summed = DareLinear | Breadcrumbs
+_Elected = Ties | DareTies | BreadcrumbsTies
 _NEARLY_PARALLEL = 0.9995  # beyond this cosine the spherical formula divides by almost nothing
 _CANCELLED = 1e-6
 _LARGEST = float(np.finfo(np.float32).max)
@@ -59,11 +72,11 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
     if isinstance(operator, DareTies):
         return _election(recipe, operator, _dropped(operator, recipe, name, selector, keys))
     if isinstance(operator, DareLinear):
-        divisor = _divisor(operator.weights, operator.normalize, "dare_linear")
-        terms = _dropped(operator, recipe, name, selector, keys)
-        factor = operator.scale / divisor
-        scaled = [Term(term.source, term.weight * factor, term.keep, term.rescale) for term in terms]
-        return Combination(_base(recipe), 1.0, _effective(scaled))
+        return _sum(recipe, operator, _dropped(operator, recipe, name, selector, keys))
+    if isinstance(operator, Breadcrumbs):
+        return _sum(recipe, operator, _between(operator, recipe, name, selector))
+    if isinstance(operator, BreadcrumbsTies):
+        return _election(recipe, operator, _between(operator, recipe, name, selector))
     if isinstance(operator, ModelStock):
         share = geometry.model_stock_share(selector.products(recipe.experts, name)) ** operator.power
         return _combination(recipe, [share] * len(recipe.experts), float(len(recipe.experts)))
@@ -100,7 +113,13 @@ def _slerp(operator: Slerp, cosine: float) -> Combination:
     return Combination(first, one + two, _effective([Term(second, two)]))
 
 
-def _election(recipe: Recipe, operator: Ties | DareTies, terms: Sequence[Term]) -> Kernel:
+def _sum(recipe: Recipe, operator: _Summed, terms: Sequence[Term]) -> Combination:
+    factor = operator.scale / _divisor(operator.weights, operator.normalize, operator.kind)
+    scaled = [Term(term.source, term.weight * factor, term.keep, term.rescale) for term in terms]
+    return Combination(_base(recipe), 1.0, _effective(scaled))
+
+
+def _election(recipe: Recipe, operator: _Elected, terms: Sequence[Term]) -> Kernel:
     terms = _effective(terms)
     if not terms or operator.scale == 0.0:
         return Combination(_base(recipe), 1.0, ())
@@ -120,6 +139,22 @@ def _trimmed(operator: Ties, recipe: Recipe, name: str, selector: Selector) -> l
         for source, weight, density in shares
         if density > 0.0 and weight != 0.0
     ]
+
+
+def _between(operator: Breadcrumbs | BreadcrumbsTies, recipe: Recipe, name: str, selector: Selector) -> list[Term]:
+    size = selector.size(name)
+    terms = []
+    shares = zip(recipe.experts, operator.weights, operator.densities, operator.gammas, strict=True)
+    for source, weight, density, gamma in shares:
+        count = int(density * size)
+        if count == 0 or weight == 0.0:
+            continue
+        skipped = min(int(gamma * size), size - count)
+        keep = selector.band(source, name, skipped, count)
+        rescaled = operator.rescale and keep is not None
+        factor = selector.l1_ratio(source, name, keep, ("band", skipped, count)) if rescaled and keep else 1.0
+        terms.append(Term(source, weight, keep, factor))
+    return terms
 
 
 def _dropped(

@@ -67,6 +67,20 @@ class KeepLarge:
 
 
 @dataclass(frozen=True)
+class KeepBand:
+    """Elements of ``outer`` (none: all) that are not among those of ``inner``, which it contains."""
+
+    outer: Keep | None
+    inner: Keep
+
+    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
+        """See `Keep`."""
+        taken = self.inner.mask(start, stop, delta, torch.empty_like(out))
+        out = out.fill_(1.0) if self.outer is None else self.outer.mask(start, stop, delta, out)
+        return out.sub_(taken)
+
+
+@dataclass(frozen=True)
 class KeepDrawn:
     """Elements of ``tensor`` whose draw is below a limit."""
 
@@ -99,14 +113,27 @@ class Selector:
 
     def largest(self, expert: int, name: str, density: float) -> Keep | None:
         """Return the ``max(1, int(density n))`` largest elements, the first of equals; none for all of them."""
-        size = self.sources[self.base](name).numel()
+        size = self.size(name)
         count = max(1, int(density * size))
         if density >= 1.0 or count >= size:
             return None
-        if size <= SMALL:
+        return self._top(expert, name, count)
+
+    def size(self, name: str) -> int:
+        """Return the number of elements of tensor ``name``."""
+        return self.sources[self.base](name).numel()
+
+    def _top(self, expert: int, name: str, count: int) -> Keep:
+        if self.size(name) <= SMALL:
             ranks = self._remember(("ranks", expert, name), lambda: self._ranks(expert, name))
             return KeepBelow(ranks, count)
         return self._remember(("largest", expert, name, count), lambda: self._threshold(expert, name, count))
+
+    def band(self, expert: int, name: str, skipped: int, count: int) -> Keep | None:
+        """Return the ``count`` largest elements after the ``skipped`` largest; none for all of them."""
+        inner = self._top(expert, name, skipped) if skipped else None
+        outer = self._top(expert, name, skipped + count) if skipped + count < self.size(name) else None
+        return KeepBand(outer, inner) if inner is not None else outer
 
     def drawn(self, expert: int, name: str, density: float, key: MaskKey) -> Keep | None:
         """Return every element with probability ``density``, in (0, 1]; none for all of them."""
@@ -124,6 +151,10 @@ class Selector:
             kept = float(table.norms[np.searchsorted(table.ascending, keep.limit)])
             return _ratio(float(table.norms[-1]), kept)
         return self._remember(("l1", expert, name, key, keep), lambda: self._l1_by_chunks(expert, name, keep))
+
+    def l1_ratio(self, expert: int, name: str, keep: Keep, what: tuple[object, ...]) -> float:
+        """Return the same for any selection; ``what`` names it, so that the answer can be remembered."""
+        return self._remember(("l1", expert, name, *what), lambda: self._l1_by_chunks(expert, name, keep))
 
     def cosine(self, first: int, second: int, name: str) -> float:
         """Return the cosine between two whole tensors, 0 when the norm of one is below 1e-8."""

@@ -12,14 +12,24 @@ from pydantic import Field
 
 from search_spaces.operators.averages import Linear, Slerp
 from search_spaces.operators.base import KnobSpec, MergeOperator
-from search_spaces.operators.task_vectors import DareLinear, DareTies, ModelStock, TaskArithmetic, Ties
+from search_spaces.operators.task_vectors import (
+    Breadcrumbs,
+    BreadcrumbsTies,
+    DareLinear,
+    DareTies,
+    ModelStock,
+    TaskArithmetic,
+    Ties,
+)
 
-_Any = Linear | Slerp | TaskArithmetic | Ties | DareLinear | DareTies | ModelStock
+_Any = Linear | Slerp | TaskArithmetic | Ties | DareLinear | DareTies | ModelStock | Breadcrumbs | BreadcrumbsTies
 Operator = Annotated[_Any, Field(discriminator="kind")]
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
 
 __all__ = [
     "OPERATORS",
+    "Breadcrumbs",
+    "BreadcrumbsTies",
     "DareLinear",
     "DareTies",
     "KnobSpec",

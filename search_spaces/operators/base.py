@@ -13,6 +13,10 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weights = Annotated[tuple[float, ...], Field(min_length=1, description="one per expert")]
 Densities = Annotated[tuple[Share, ...], Field(min_length=1, description="share of elements kept, one per expert")]
 
+Gammas = Annotated[
+    tuple[Share, ...], Field(min_length=1, description="share of largest elements dropped, one per expert")
+]
+
 
 @dataclass(frozen=True)
 class KnobSpec:
@@ -37,6 +41,7 @@ class KnobSpec:
 
 _FIXED = ("normalize", "rescale", "scale")
 WEIGHT = KnobSpec("weight", "weights", (0.0, 1.5))
+GAMMA = KnobSpec("gamma", "gammas", (0.0, 0.05), (0.0, 1.0), 0.01)
 DENSITY = KnobSpec("density", "densities", (0.1, 1.0), (0.0, 1.0), 0.7)
 
 

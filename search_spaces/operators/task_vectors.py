@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from search_spaces.operators.base import DENSITY, WEIGHT, Densities, KnobSpec, MergeOperator, Weights
+from search_spaces.operators.base import DENSITY, GAMMA, WEIGHT, Densities, Gammas, KnobSpec, MergeOperator, Weights
 
 
 class TaskArithmetic(MergeOperator):
@@ -55,6 +55,38 @@ class DareTies(MergeOperator):
     densities: Densities
     normalize: bool = True
     rescale: bool = True
+    scale: float = 1.0
+
+
+class Breadcrumbs(MergeOperator):
+    """Keep the largest `densities` of each task vector below its largest `gammas`, then task arithmetic.
+
+    Model Breadcrumbs (Davari and Belilovsky 2024). Of n elements ``int(density n)`` are kept; fewer of the largest
+    are dropped where ``gamma n`` of them would not leave as many.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY, GAMMA)
+
+    kind: Literal["breadcrumbs"] = "breadcrumbs"
+    weights: Weights
+    densities: Densities
+    gammas: Gammas
+    normalize: bool = False
+    rescale: bool = Field(default=False, description="give what is kept the L1 norm of the whole")
+    scale: float = 1.0
+
+
+class BreadcrumbsTies(MergeOperator):
+    """Select as `Breadcrumbs` does, then elect signs and merge as TIES does."""
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY, GAMMA)
+
+    kind: Literal["breadcrumbs_ties"] = "breadcrumbs_ties"
+    weights: Weights
+    densities: Densities
+    gammas: Gammas
+    normalize: bool = False
+    rescale: bool = False
     scale: float = 1.0
 
 

@@ -104,6 +104,11 @@ def test_decoded_parameters_keep_the_settings():
     ("settings", "names", "start"),
     [
         ({"operator": "model_stock"}, ("power",), (1.0,)),
+        (
+            {"operator": "breadcrumbs", "gamma": (0.0, 0.1)},
+            ("weight/e0", "weight/e1", "density/e0", "density/e1", "gamma/e0", "gamma/e1"),
+            (0.5, 0.5, 0.7, 0.7, 0.01, 0.01),
+        ),
         ({"operator": "model_stock", "power": (2.0, 3.0)}, ("power",), (2.0,)),
     ],
 )

@@ -10,7 +10,18 @@ from evomerge.errors import BadRecipe
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
-from search_spaces.operators import DareLinear, DareTies, Linear, ModelStock, Operator, Slerp, TaskArithmetic, Ties
+from search_spaces.operators import (
+    Breadcrumbs,
+    BreadcrumbsTies,
+    DareLinear,
+    DareTies,
+    Linear,
+    ModelStock,
+    Operator,
+    Slerp,
+    TaskArithmetic,
+    Ties,
+)
 from search_spaces.recipe import Block, Blocks, Recipe, Source
 from search_spaces.tensors import block_for
 
@@ -34,6 +45,13 @@ EXPRESSIBLE: dict[str, Operator | list[Block]] = {
     "dare_linear": DareLinear(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), rescale=False),
     "dare_ties": DareTies(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), normalize=False),
     "model_stock": ModelStock(),
+    "breadcrumbs": Breadcrumbs(weights=(0.4, -0.3, 0.7), densities=(0.3, 0.5, 0.9), gammas=(0.05, 0, 0), rescale=True),
+    "breadcrumbs_ties": [
+        Block(layers=(0, 4), tensors=("*mlp*",), operator=BreadcrumbsTies(
+            weights=(0.4, -0.3, 0.7), densities=(0.3, 0.5, 0.9), gammas=(0.05, 0, 0.3))),
+        Block(layers=(0, 4), operator=BreadcrumbsTies(
+            weights=(0.4, 0.3, 0.7), densities=(0.3, 0.1, 0.9), gammas=(0.01, 0.01, 0), scale=0.7)),
+    ],
     "layers": [
         Block(layers=(0, 1), operator=A), Block(layers=(1, 3), operator=B), Block(layers=(3, 4), operator=C)
     ],
@@ -209,6 +227,7 @@ def test_defaults_are_those_of_mergekit(family: list[Path]) -> None:
     for method, normalize, rescale in [
         ("linear", True, None), ("task_arithmetic", False, None), ("ties", True, None),
         ("dare_linear", False, True), ("dare_ties", False, True),
+        ("breadcrumbs", False, False), ("breadcrumbs_ties", False, False),
     ]:  # fmt: skip
         text = f"{{merge_method: {method}, base_model: M0, models: [{{model: M1}}], parameters: {{weight: 1}}}}"
         operator = from_mergekit(config(family, text + "\n")).body.blocks[0].operator
@@ -288,6 +307,12 @@ def test_what_is_not_supported_is_named(family: list[Path], text: str, old: str,
         from_mergekit(config(family, text.replace(old, new)))
 
 
+CRUMBS = """
+merge_method: breadcrumbs_ties
+base_model: M0
+models: [{model: M1, parameters: {weight: 0.5, gamma: 0.02}}]
+parameters: {normalize: true, density: 0.5}
+"""
 STOCK = """
 merge_method: model_stock
 base_model: M0
@@ -300,6 +325,8 @@ models: [{model: M1}, {model: M2}]
     [
         (STOCK, "models:", "parameters: {filter_wise: true}\nmodels:", "filter_wise is not supported"),
         (STOCK, ", {model: M2}", "", "at least two other models"),
+        (CRUMBS, "0.02", "-0.02", "gamma should be between 0 and 1"),
+        (CRUMBS, "weight: 0.5", "weight: -0.5", "negative weights"),
         (STOCK, "models:", "tokenizer_source: M3\nmodels:", "only gives the tokenizer"),
     ],
 )

@@ -129,6 +129,29 @@ CONFIGS = {
         models: [{model: M1, parameters: {weight: 0.5, density: 1}}, {model: M2, parameters: {weight: 0.8}}]
         parameters: {normalize: true, lambda: 0.9}
     """,
+    "breadcrumbs": """
+        merge_method: breadcrumbs
+        base_model: M0
+        models:
+          - {model: M1, parameters: {weight: 0.5, density: 0.37, gamma: 0.1}}
+          - {model: M2, parameters: {weight: [0.3, 0.8], density: [{filter: mlp, value: 0.2}, {value: 0.6}]}}
+          - {model: M3, parameters: {weight: -0.7, density: 0.9, gamma: 0.3}}
+        parameters: {lambda: 0.8}
+    """,
+    "breadcrumbs-rescaled": """
+        merge_method: breadcrumbs
+        base_model: M0
+        models: [{model: M1, parameters: {weight: 0.5, density: 0.1}}, {model: M2, parameters: {weight: 1, gamma: 0}}]
+        parameters: {normalize: true, rescale: true, density: 0.5, gamma: 0.07}
+    """,
+    "breadcrumbs_ties": """
+        merge_method: breadcrumbs_ties
+        base_model: M0
+        models:
+          - {model: M1, parameters: {weight: 0.5, density: 0.37, gamma: 0.1}}
+          - {model: M2, parameters: {weight: -0.4, density: 0.6}}
+          - {model: M3, parameters: {weight: 0.7, density: 1.0, gamma: 0.3}}
+    """,
     "model_stock": """
         merge_method: model_stock
         base_model: C0
