@@ -20,16 +20,9 @@ from search_spaces.operators import OPERATORS, KnobSpec, MergeOperator, Operator
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
 
 OperatorKind = Literal[
-    "linear",
-    "slerp",
-    "task_arithmetic",
-    "ties",
-    "dare_linear",
-    "dare_ties",
-    "model_stock",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-]
+    "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties",
+    "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear",
+]  # fmt: skip
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),
     "mlp": ("*.mlp.*", "*.feed_forward.*", "*.block_sparse_moe.*"),
@@ -48,7 +41,9 @@ PRESETS: dict[str, dict[str, Any]] = {  # see search_spaces.presets
 }
 
 
-OWN_KNOBS = frozenset({"power", "gamma"})  # settings that only some operators have, none when they are not given
+OWN_KNOBS = frozenset(
+    {"power", "gamma", "spread"}
+)  # settings that only some operators have, none when they are not given
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -85,6 +80,7 @@ class ParameterSpaceSettings(Frozen):
     gamma: Bounds | None = Field(
         default=None, description="breadcrumbs: bounds of the share of largest elements dropped"
     )
+    spread: Bounds | None = Field(default=None, description="della: bounds of epsilon / min(density, 1 - density)")
     power: Bounds | None = Field(default=None, description="model_stock: bounds of the exponent on its share")
     normalize: bool = Field(default=False, description="divide by the sum of the weights")
     scale: float = Field(default=1.0, description="fixed factor on the merged task vector (mergekit's lambda)")

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from search_spaces.canonical import Frozen, canonical_json, digest
 from search_spaces.operators import Operator
 
-PER_MODEL = ("weights", "densities", "gammas")
+PER_MODEL = ("weights", "densities", "gammas", "spreads")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 

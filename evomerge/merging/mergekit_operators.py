@@ -11,6 +11,8 @@ from evomerge.merging.mergekit_settings import lookup, parameters_of
 from search_spaces.operators import OPERATORS, Linear, ModelStock, Operator, Slerp
 from search_spaces.recipe import Source
 
+_VOTING = ("ties", "dare_ties", "breadcrumbs_ties", "della")
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -101,12 +103,25 @@ def _task_vectors(asked: Asked) -> Operator:
     fields: dict[str, Any] = {"weights": asked.values("weight", 0.0), "normalize": asked.value("normalize")}
     fields["scale"] = asked.value("lambda")
     fields |= _sparsity(asked)
-    if asked.method.endswith("ties") and fields["normalize"] and any(weight < 0 for weight in fields["weights"]):
+    if asked.method in _VOTING and fields["normalize"] and any(weight < 0 for weight in fields["weights"]):
         raise BadRecipe(
             f"mergekit config: {asked.method} with normalize and negative weights divides by a sum that may be near "
             "zero; evomerge divides by the sum of magnitudes, which is another merge. Set normalize: false"
         )
     return OPERATORS[asked.method].model_validate(fields)
+
+
+def _spread(epsilon: float, density: float) -> float:
+    """Return mergekit's epsilon as a share of the room that the density leaves it."""
+    room = min(density, 1.0 - density)
+    if room == 0.0:
+        return 0.0  # nothing or everything is kept, whatever epsilon is
+    if not 0.0 <= epsilon < room:
+        raise BadRecipe(
+            f"mergekit config: epsilon should be at least 0 and less than min(density, 1 - density) = {room:g}, "
+            f"got {epsilon:g}"
+        )
+    return epsilon / room
 
 
 def _sparsity(asked: Asked) -> dict[str, Any]:
@@ -117,6 +132,9 @@ def _sparsity(asked: Asked) -> dict[str, Any]:
         fields["gammas"] = asked.values("gamma", 0.0)
         if not all(0.0 <= gamma <= 1.0 for gamma in fields["gammas"]):
             raise BadRecipe(f"mergekit config: gamma should be between 0 and 1, got {fields['gammas']}")
+    if "spreads" in OPERATORS[asked.method].model_fields:
+        epsilons = asked.values("epsilon", 0.0)
+        fields["spreads"] = [_spread(*pair) for pair in zip(epsilons, fields["densities"], strict=True)]
     if "rescale" in OPERATORS[asked.method].model_fields:
         fields["rescale"] = asked.value("rescale")
     elif asked.value("rescale"):

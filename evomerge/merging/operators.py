@@ -28,6 +28,8 @@ from search_spaces.operators import (
     BreadcrumbsTies,
     DareLinear,
     DareTies,
+    Della,
+    DellaLinear,
     Linear,
     ModelStock,
     Operator,
@@ -38,8 +40,8 @@ from search_spaces.operators import (
 from search_spaces.recipe import Recipe
 
 Kernel = Combination | Election
-_Summed = DareLinear | Breadcrumbs
-_Elected = Ties | DareTies | BreadcrumbsTies
+_Summed = DareLinear | Breadcrumbs | DellaLinear
+_Elected = Ties | DareTies | BreadcrumbsTies | Della
 _NEARLY_PARALLEL = 0.9995  # beyond this cosine the spherical formula divides by almost nothing
 _CANCELLED = 1e-6
 _LARGEST = float(np.finfo(np.float32).max)
@@ -77,6 +79,10 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
         return _sum(recipe, operator, _between(operator, recipe, name, selector))
     if isinstance(operator, BreadcrumbsTies):
         return _election(recipe, operator, _between(operator, recipe, name, selector))
+    if isinstance(operator, DellaLinear):
+        return _sum(recipe, operator, _dropped_by_rank(operator, recipe, name, selector, keys))
+    if isinstance(operator, Della):
+        return _election(recipe, operator, _dropped_by_rank(operator, recipe, name, selector, keys))
     if isinstance(operator, ModelStock):
         share = geometry.model_stock_share(selector.products(recipe.experts, name)) ** operator.power
         return _combination(recipe, [share] * len(recipe.experts), float(len(recipe.experts)))
@@ -152,7 +158,9 @@ def _between(operator: Breadcrumbs | BreadcrumbsTies, recipe: Recipe, name: str,
         skipped = min(int(gamma * size), size - count)
         keep = selector.band(source, name, skipped, count)
         rescaled = operator.rescale and keep is not None
-        factor = selector.l1_ratio(source, name, keep, ("band", skipped, count)) if rescaled and keep else 1.0
+        factor = (
+            selector.l1_ratio(source, name, keep, ("band", skipped, count)) if rescaled and keep is not None else 1.0
+        )
         terms.append(Term(source, weight, keep, factor))
     return terms
 
@@ -168,6 +176,22 @@ def _dropped(
         keep = selector.drawn(source, name, density, keys[source])
         rescaled = operator.rescale and keep is not None
         factor = selector.l1_rescale(source, name, keys[source], keep) if rescaled and keep is not None else 1.0
+        terms.append(Term(source, weight, keep, factor))
+    return terms
+
+
+def _dropped_by_rank(
+    operator: Della | DellaLinear, recipe: Recipe, name: str, selector: Selector, keys: Sequence[MaskKey]
+) -> list[Term]:
+    terms = []
+    shares = zip(recipe.experts, operator.weights, operator.densities, operator.spreads, strict=True)
+    for source, weight, density, spread in shares:
+        if density <= 0.0 or weight == 0.0:
+            continue
+        keep = selector.drawn_by_rank(source, name, density, spread, keys[source])
+        rescaled = operator.rescale and keep is not None
+        what = ("by rank", keys[source], density, spread)
+        factor = selector.l1_ratio(source, name, keep, what) if rescaled and keep is not None else 1.0
         terms.append(Term(source, weight, keep, factor))
     return terms
 

@@ -17,12 +17,16 @@ from search_spaces.operators.task_vectors import (
     BreadcrumbsTies,
     DareLinear,
     DareTies,
+    Della,
+    DellaLinear,
     ModelStock,
     TaskArithmetic,
     Ties,
 )
 
-_Any = Linear | Slerp | TaskArithmetic | Ties | DareLinear | DareTies | ModelStock | Breadcrumbs | BreadcrumbsTies
+_Plain = Linear | Slerp | TaskArithmetic | ModelStock
+_Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
+_Any = _Plain | _Sparse
 Operator = Annotated[_Any, Field(discriminator="kind")]
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
 
@@ -32,6 +36,8 @@ __all__ = [
     "BreadcrumbsTies",
     "DareLinear",
     "DareTies",
+    "Della",
+    "DellaLinear",
     "KnobSpec",
     "Linear",
     "MergeOperator",

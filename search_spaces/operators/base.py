@@ -17,6 +17,11 @@ Gammas = Annotated[
     tuple[Share, ...], Field(min_length=1, description="share of largest elements dropped, one per expert")
 ]
 
+Spreads = Annotated[
+    tuple[Share, ...],
+    Field(min_length=1, description="mergekit's epsilon as a share of min(density, 1 - density), one per expert"),
+]
+
 
 @dataclass(frozen=True)
 class KnobSpec:
@@ -42,6 +47,7 @@ class KnobSpec:
 _FIXED = ("normalize", "rescale", "scale")
 WEIGHT = KnobSpec("weight", "weights", (0.0, 1.5))
 GAMMA = KnobSpec("gamma", "gammas", (0.0, 0.05), (0.0, 1.0), 0.01)
+SPREAD = KnobSpec("spread", "spreads", (0.0, 0.9), (0.0, 1.0), 0.5)
 DENSITY = KnobSpec("density", "densities", (0.1, 1.0), (0.0, 1.0), 0.7)
 
 

@@ -6,7 +6,18 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from search_spaces.operators.base import DENSITY, GAMMA, WEIGHT, Densities, Gammas, KnobSpec, MergeOperator, Weights
+from search_spaces.operators.base import (
+    DENSITY,
+    GAMMA,
+    SPREAD,
+    WEIGHT,
+    Densities,
+    Gammas,
+    KnobSpec,
+    MergeOperator,
+    Spreads,
+    Weights,
+)
 
 
 class TaskArithmetic(MergeOperator):
@@ -87,6 +98,38 @@ class BreadcrumbsTies(MergeOperator):
     gammas: Gammas
     normalize: bool = False
     rescale: bool = False
+    scale: float = 1.0
+
+
+class DellaLinear(MergeOperator):
+    """Drop elements at random, small ones more often, rescale, then task arithmetic (Deep et al. 2024).
+
+    Within each row of a matrix the probability of being kept grows linearly with the rank by magnitude, from
+    ``density - eps`` to ``density + eps`` with ``eps = spread min(density, 1 - density)``: valid for every spread.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY, SPREAD)
+
+    kind: Literal["della_linear"] = "della_linear"
+    weights: Weights
+    densities: Densities
+    spreads: Spreads
+    normalize: bool = False
+    rescale: bool = True
+    scale: float = 1.0
+
+
+class Della(MergeOperator):
+    """Drop as `DellaLinear` does, then elect signs and merge as TIES does."""
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY, SPREAD)
+
+    kind: Literal["della"] = "della"
+    weights: Weights
+    densities: Densities
+    spreads: Spreads
+    normalize: bool = True
+    rescale: bool = True
     scale: float = 1.0
 
 

@@ -105,6 +105,11 @@ def test_decoded_parameters_keep_the_settings():
     [
         ({"operator": "model_stock"}, ("power",), (1.0,)),
         (
+            {"operator": "della", "density": (0.2, 0.6)},
+            ("weight/e0", "weight/e1", "density/e0", "density/e1", "spread/e0", "spread/e1"),
+            (0.5, 0.5, 0.6, 0.6, 0.5, 0.5),
+        ),
+        (
             {"operator": "breadcrumbs", "gamma": (0.0, 0.1)},
             ("weight/e0", "weight/e1", "density/e0", "density/e1", "gamma/e0", "gamma/e1"),
             (0.5, 0.5, 0.7, 0.7, 0.01, 0.01),

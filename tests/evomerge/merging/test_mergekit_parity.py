@@ -152,6 +152,14 @@ CONFIGS = {
           - {model: M2, parameters: {weight: -0.4, density: 0.6}}
           - {model: M3, parameters: {weight: 0.7, density: 1.0, gamma: 0.3}}
     """,
+    "della-without-dropping": """
+        merge_method: della
+        base_model: M0
+        models:
+          - {model: M1, parameters: {weight: 0.5, density: 1.0}}
+          - {model: M2, parameters: {weight: 0.8}}
+          - {model: M3, parameters: {weight: 0.7, density: 0.0}}
+    """,
     "model_stock": """
         merge_method: model_stock
         base_model: C0
@@ -293,14 +301,15 @@ def test_our_recipe_gives_their_merge(recipes: dict[str, tuple[Recipe, Path]], n
     assert_same(*recipes[name])
 
 
+@pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
 def test_random_masks_have_their_distribution(
-    recipe_of: Callable[..., Recipe], places: dict[str, Path], tmp_path: Path
+    method: str, recipe_of: Callable[..., Recipe], places: dict[str, Path], tmp_path: Path
 ) -> None:
     """The share of elements moved, and the L1 norm of the change, per tensor; the draws themselves differ."""
-    text = """
-        merge_method: dare_linear
+    text = f"""
+        merge_method: {method}
         base_model: M0
-        models: [{model: M1, parameters: {weight: 0.7, density: 0.4}}]
+        models: [{{model: M1, parameters: {{weight: 0.7, density: 0.4}}}}]
     """
     text = written(text, places, "float32")
     theirs = Checkpoint.open(run_mergekit({"dare": text}, tmp_path)["dare"])
