@@ -6,7 +6,7 @@ genome of mergekit-evolve; `search_spaces.presets` reproduces both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
@@ -16,18 +16,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from search_spaces.canonical import Frozen
 from search_spaces.genes import Gene, Genes, Genome
-from search_spaces.operators import (
-    DareLinear,
-    DareTies,
-    Linear,
-    Operator,
-    Slerp,
-    TaskArithmetic,
-    Ties,
-)
+from search_spaces.operators import OPERATORS, KnobSpec, MergeOperator, Operator
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
 
-OperatorKind = Literal["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+OperatorKind = Literal[
+    "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties",
+    "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear",
+]  # fmt: skip
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),
     "mlp": ("*.mlp.*", "*.feed_forward.*", "*.block_sparse_moe.*"),
@@ -44,7 +39,11 @@ PRESETS: dict[str, dict[str, Any]] = {  # see search_spaces.presets
         "density_start": 0.5,
     },
 }
-SPARSE: frozenset[str] = frozenset({"ties", "dare_linear", "dare_ties"})
+
+
+OWN_KNOBS = frozenset(
+    {"power", "gamma", "spread"}
+)  # settings that only some operators have, none when they are not given
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -78,6 +77,11 @@ class ParameterSpaceSettings(Frozen):
     density: ShareBounds = (0.1, 1.0)
     density_start: float | None = None
     t: ShareBounds = (0.0, 1.0)
+    gamma: Bounds | None = Field(
+        default=None, description="breadcrumbs: bounds of the share of largest elements dropped"
+    )
+    spread: Bounds | None = Field(default=None, description="della: bounds of epsilon / min(density, 1 - density)")
+    power: Bounds | None = Field(default=None, description="model_stock: bounds of the exponent on its share")
     normalize: bool = Field(default=False, description="divide by the sum of the weights")
     scale: float = Field(default=1.0, description="fixed factor on the merged task vector (mergekit's lambda)")
     rescale: bool = Field(default=True, description="DARE: undo the loss of length by dropping")
@@ -96,6 +100,24 @@ class ParameterSpaceSettings(Frozen):
     def _groups_are_known(self) -> ParameterSpaceSettings:
         list(_named_groups(self))
         return self
+
+    @model_validator(mode="after")
+    def _bounds_fit_the_operator(self) -> ParameterSpaceSettings:
+        knobs = {spec.name: spec for spec in OPERATORS[self.operator].knobs}
+        for name in sorted(OWN_KNOBS - knobs.keys()):
+            if getattr(self, name) is not None:
+                known = ", ".join(knobs)
+                raise ValueError(f"{name} is no parameter of {self.operator}, which has {known}; leave it out")
+        for name, spec in knobs.items():
+            low, high = self.bounds(spec)
+            if low < spec.limits[0] or high > spec.limits[1]:
+                raise ValueError(f"{name} of {self.operator} must lie within {list(spec.limits)}, got {[low, high]}")
+        return self
+
+    def bounds(self, spec: KnobSpec) -> tuple[float, float]:
+        """Return the bounds of a knob of the operator: those given here, else the operator's own."""
+        given: tuple[float, float] | None = getattr(self, spec.name)
+        return spec.bounds if given is None else given
 
 
 class TensorGroup(NamedTuple):
@@ -152,8 +174,11 @@ class ParameterSpace:
             raise ValueError(f"{experts} experts need {experts} names (at least one), got {list(self.expert_names)}")
         if self.settings.layer_groups > self.layers:
             raise ValueError(f"layer_groups is {self.settings.layer_groups}, but the models have {self.layers} layers")
-        if self.settings.operator == "slerp" and experts != 2:
-            raise ValueError(f"slerp merges exactly two experts, got {experts}; use task_arithmetic or ties for more")
+        kind = self.settings.operator
+        if self.operator.pair and experts != 2:
+            raise ValueError(f"{kind} merges exactly two experts, got {experts}; use task_arithmetic or ties for more")
+        if experts < self.operator.fewest_experts:
+            raise ValueError(f"{kind} merges at least {self.operator.fewest_experts} experts, got {experts}")
 
     @cached_property
     def tensor_groups(self) -> tuple[TensorGroup, ...]:
@@ -167,20 +192,25 @@ class ParameterSpace:
         edges = np.linspace(0, self.layers, self.settings.layer_groups + 1).round().astype(int)
         return tuple((int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
 
+    @property
+    def operator(self) -> type[MergeOperator]:
+        """The operator whose parameters are searched."""
+        return OPERATORS[self.settings.operator]
+
     @cached_property
     def knobs(self) -> tuple[Knob, ...]:
         """The operator's parameters that are searched."""
-        settings = self.settings
-        if settings.operator == "slerp":
-            return (Knob("t", *settings.t, _inside(0.5, settings.t), ()),)
-        start = settings.weight_start
+        return tuple(self._knob(spec) for spec in self.operator.knobs)
+
+    def _knob(self, spec: KnobSpec) -> Knob:
+        experts = self.expert_names if spec.per_expert else ()
+        return Knob(spec.name, *self.settings.bounds(spec), self._start(spec), experts)
+
+    def _start(self, spec: KnobSpec) -> float:
+        start: float | None = getattr(self.settings, f"{spec.name}_start", None)
         if start is None:
-            start = max(1.0 / len(self.expert_names), 0.5)
-        weight = Knob("weight", *settings.weight, _inside(start, settings.weight), self.expert_names)
-        if settings.operator not in SPARSE:
-            return (weight,)
-        start = 0.7 if settings.density_start is None else settings.density_start
-        return (weight, Knob("density", *settings.density, _inside(start, settings.density), self.expert_names))
+            start = max(1.0 / len(self.expert_names), 0.5) if spec.start is None else spec.start
+        return _inside(start, self.settings.bounds(spec))
 
     @cached_property
     def genes(self) -> Genes:
@@ -225,34 +255,12 @@ class ParameterSpace:
             yield (layer, layer + 1), (1.0 - share) * table[lower] + share * table[lower + 1]
 
     def _operator(self, numbers: np.ndarray) -> Operator:
-        settings, values = self.settings, tuple(float(v) for v in numbers)
-        experts = len(self.expert_names)
-        weights, densities = values[:experts], values[experts:]
-        makers: dict[str, Callable[[], Operator]] = {
-            "slerp": lambda: Slerp(between=(1, 2), t=values[0]),
-            "linear": lambda: Linear(weights=(0.0, *weights), normalize=settings.normalize),
-            "task_arithmetic": lambda: TaskArithmetic(
-                weights=weights, normalize=settings.normalize, scale=settings.scale
-            ),
-            "ties": lambda: Ties(
-                weights=weights, densities=densities, normalize=settings.normalize, scale=settings.scale
-            ),
-            "dare_linear": lambda: DareLinear(
-                weights=weights,
-                densities=densities,
-                normalize=settings.normalize,
-                rescale=settings.rescale,
-                scale=settings.scale,
-            ),
-            "dare_ties": lambda: DareTies(
-                weights=weights,
-                densities=densities,
-                normalize=settings.normalize,
-                rescale=settings.rescale,
-                scale=settings.scale,
-            ),
-        }
-        return makers[settings.operator]()
+        left = iter(numbers.tolist())
+        fields: dict[str, Any] = {}
+        for spec in self.operator.knobs:
+            fields[spec.field] = tuple(next(left) for _ in self.expert_names) if spec.per_expert else next(left)
+        kind = OPERATORS[self.settings.operator]
+        return kind.model_validate(kind.in_space(fields, dict(self.settings)))
 
     def recipe(self, blocks: tuple[Block, ...]) -> Recipe:
         """Return a recipe over this space's sources with ``blocks`` as its body."""
@@ -266,9 +274,10 @@ class ParameterSpace:
 
     def constant(self, weights: tuple[float, ...], density: float = 1.0) -> Genome | None:
         """Return the genome with these expert weights in every group, or None where the bounds exclude it."""
-        if self.settings.operator == "slerp":
+        fields = {"weights": list(weights), "densities": [density] * len(weights)}
+        if any(spec.field not in fields for spec in self.operator.knobs):
             return None
-        numbers = [*weights, *([density] * len(weights) if self.settings.operator in SPARSE else [])]
+        numbers = [number for spec in self.operator.knobs for number in fields[spec.field]]
         genome = Genome(np.tile(numbers, len(self.layer_ranges) * len(self.tensor_groups)))
         return genome if self.genes.contains(genome) else None
 

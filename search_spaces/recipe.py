@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from search_spaces.canonical import Frozen, canonical_json, digest
-from search_spaces.operators import Linear, Operator, Slerp
+from search_spaces.operators import Operator
 
+PER_MODEL = ("weights", "densities", "gammas", "spreads")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -93,15 +94,15 @@ class Recipe(Frozen):
 
     def _check_operator(self, operator: Operator) -> None:
         count, experts = len(self.sources), len(self.experts)
-        if isinstance(operator, Slerp):
-            if len(set(operator.between)) != 2 or not all(0 <= i < count for i in operator.between):
-                raise ValueError(f"slerp is between two different sources of {count}, got {operator.between}")
-            return
-        expected = count if isinstance(operator, Linear) else experts
-        if not isinstance(operator, Linear) and self.base is None:
+        between = getattr(operator, "between", None)
+        if between is not None and (len(set(between)) != 2 or not all(0 <= i < count for i in between)):
+            raise ValueError(f"{operator.kind} is between two different sources of {count}, got {between}")
+        if operator.needs_base and self.base is None:
             raise ValueError(f"{operator.kind} merges task vectors and needs a base; linear and slerp do not")
-        for name in ("weights", "densities"):
+        if operator.needs_base and experts < operator.fewest_experts:
+            raise ValueError(f"{operator.kind} merges at least {operator.fewest_experts} experts, got {experts}")
+        expected, kind = (count, "source") if operator.per_source else (experts, "expert")
+        for name in PER_MODEL:
             values = getattr(operator, name, None)
             if values is not None and len(values) != expected:
-                kind = "source" if isinstance(operator, Linear) else "expert"
                 raise ValueError(f"{operator.kind} needs one of {name} per {kind} ({expected}), got {len(values)}")

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from evomerge.figures.theme import text
-from search_spaces.operators import Linear, Operator, Slerp
+from search_spaces.operators import Operator
 from search_spaces.parameter_space import TENSOR_GROUPS
 from search_spaces.recipe import Recipe
 
@@ -79,15 +79,16 @@ def recipe_figure(recipe: Recipe, *, source_names: Sequence[str], layers: int) -
 
 
 def _cells(operator: Operator, names: Sequence[str], experts: Sequence[int]) -> Iterator[_Cell]:
-    if isinstance(operator, Slerp):
-        first, second = (names[i] for i in operator.between)
-        yield _Cell("t", f"{first} to {second}", operator.t)
-        return
-    models = range(len(names)) if isinstance(operator, Linear) else experts
-    for model, weight in zip(models, operator.weights, strict=True):
-        yield _Cell("weight", names[model], weight)
-    for model, density in zip(models, getattr(operator, "densities", ()), strict=False):
-        yield _Cell("density", names[model], density)
+    between = getattr(operator, "between", None)
+    everyone = f"{names[between[0]]} to {names[between[1]]}" if between else "all experts"
+    models = range(len(names)) if operator.per_source else experts
+    for spec in operator.knobs:
+        value = getattr(operator, spec.field)
+        if not spec.per_expert:
+            yield _Cell(spec.name, everyone, value)
+            continue
+        for model, number in zip(models, value, strict=True):
+            yield _Cell(spec.name, names[model], number)
 
 
 def _panels(recipe: Recipe, names: Sequence[str], layers: int) -> list[_Panel]:
@@ -160,7 +161,7 @@ def _add_panel(figure: go.Figure, panel: _Panel, edges: Sequence[int], *, row: i
 def _colors(parameter: str, panels: Sequence[_Panel]) -> dict[str, object]:
     values = np.concatenate([panel.values.ravel() for panel in panels])
     if parameter != "weight":
-        return {"colorscale": SHARES, "cmin": 0.0, "cmax": 1.0, "showscale": False}
+        return {"colorscale": SHARES, "cmin": 0.0, "cmax": max(1.0, float(np.nanmax(values))), "showscale": False}
     top = max(float(np.nanmax(np.abs(values))), 1e-9)
     if np.nanmin(values) < 0.0:
         return {"colorscale": SIGNED, "cmin": -top, "cmax": top, "showscale": False}

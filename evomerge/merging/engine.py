@@ -136,7 +136,8 @@ class MergeEngine:
     def _selector(self, recipe: Recipe) -> Selector:
         base = recipe.base if recipe.base is not None else 0
         if base not in self._selectors:
-            self._selectors[base] = Selector([flat.__getitem__ for flat in self._flat], base)
+            shapes = {name: self._checkpoints[0].info(name).shape for name in self.order}
+            self._selectors[base] = Selector([flat.__getitem__ for flat in self._flat], base, shapes)
         return self._selectors[base]
 
     def _scratch_on(self, device: torch.device) -> Scratch:

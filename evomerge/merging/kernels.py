@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merging.selection import Keep
+from evomerge.merging.keeps import Keep
 
 _CHUNK_PER_THREAD = 1 << 15  # float32 buffers of this size stay in the second-level cache
 

@@ -18,10 +18,11 @@ from evomerge.errors import BadRecipe
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.mergekit_layout import MergekitConfig, Slice, parse
-from evomerge.merging.mergekit_settings import filters_in, lookup, parameters_of
+from evomerge.merging.mergekit_operators import Asked, read_operator
+from evomerge.merging.mergekit_settings import filters_in
 from evomerge.merging.sources import resolve
-from search_spaces.operators import OPERATORS, Operator, Slerp
-from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
+from search_spaces.operators import Operator
+from search_spaces.recipe import Block, Blocks, Dtype, Recipe
 from search_spaces.tensors import in_stack, layer_of, matches
 
 _Groups = list[tuple[tuple[str, ...], Operator]]
@@ -92,61 +93,13 @@ def _scopes(config: MergekitConfig) -> Iterable[Mapping[str, Any]]:
 
 
 def _operator(config: MergekitConfig, piece: Slice, name: str, layer: int, layers: int) -> Operator:
-    """Return the operator for tensor ``name``, of which mergekit says the parameters one by one."""
     t = _place(piece, layer, layers) if in_stack(name) else 0.0
-    known = parameters_of(config.method)
-
-    def value(parameter: str, model: Source | None = None) -> Any:
-        own = [entry.parameters for entry in piece.inputs if entry.model == model]
-        scopes = [*own, piece.parameters, config.parameters]
-        return lookup(parameter, known[parameter], scopes, tensor=name, t=t)
-
-    present = [entry.model for entry in piece.inputs]
-    if config.method == "slerp":
-        return _slerp(config, piece, present, value("t"))
-    fields: dict[str, Any] = {"normalize": value("normalize")}
-    weighted = [model for model in config.models if config.method == "linear" or model != piece.base]
-    fields["weights"] = [value("weight", model) if model in present else 0.0 for model in weighted]
-    if config.method != "linear":
-        if piece.base != config.base:
-            raise BadRecipe("mergekit config: a slice with a base_model of its own is supported for slerp only")
-        fields["scale"] = value("lambda")
-        fields |= _sparsity(config.method, weighted, present, value)
-        _check_signs(config.method, fields)
-    return OPERATORS[config.method].model_validate(fields)
+    return read_operator(Asked(config, piece, name, t))
 
 
 def _place(piece: Slice, layer: int, layers: int) -> float:
     length = (layers if piece.stop is None else piece.stop) - piece.first
     return (layer - piece.first) / (length - 1) if length > 1 else 1.0
-
-
-def _slerp(config: MergekitConfig, piece: Slice, present: Sequence[Source], t: float) -> Slerp:
-    assert piece.base is not None
-    (other,) = (model for model in present if model != piece.base)
-    if not 0.0 <= t <= 1.0:
-        raise BadRecipe(f"mergekit config: t should be between 0 and 1, got {t:g}")
-    return Slerp(between=(config.models.index(piece.base), config.models.index(other)), t=t)
-
-
-def _sparsity(method: str, weighted: Sequence[Source], present: Sequence[Source], value: Any) -> dict[str, Any]:
-    if method == "task_arithmetic":
-        return {}
-    densities = [value("density", model) if model in present else 1.0 for model in weighted]
-    fields: dict[str, Any] = {"densities": [min(1.0, max(0.0, density)) for density in densities]}
-    if method.startswith("dare"):
-        fields["rescale"] = value("rescale")
-    elif value("rescale"):
-        raise BadRecipe("mergekit config: rescale is not supported for ties")
-    return fields
-
-
-def _check_signs(method: str, fields: Mapping[str, Any]) -> None:
-    if method.endswith("ties") and fields["normalize"] and any(weight < 0 for weight in fields["weights"]):
-        raise BadRecipe(
-            f"mergekit config: {method} with normalize and negative weights divides by a sum that may be near zero; "
-            "evomerge divides by the sum of magnitudes, which is another merge. Set normalize: false"
-        )
 
 
 def _grouped(names: Sequence[str], operators: Mapping[str, Operator], filters: Sequence[str]) -> _Groups:

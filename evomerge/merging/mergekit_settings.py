@@ -8,7 +8,10 @@ from typing import Any
 
 from evomerge.errors import BadRecipe
 
-METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+METHODS = (
+    "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock", "breadcrumbs",
+    "breadcrumbs_ties", "della", "della_linear",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,21 @@ def parameters_of(method: str) -> dict[str, Parameter]:
         return {"weight": Parameter(float, per_model=True), "normalize": Parameter(bool, True)}
     if method == "slerp":
         return {"t": Parameter(float)}
-    return {
+    if method == "model_stock":
+        return {"filter_wise": Parameter(bool, False)}
+    known = {
         "weight": Parameter(float, per_model=True),
         "density": Parameter(float, 1.0, per_model=True),
-        "normalize": Parameter(bool, method == "ties"),
-        "rescale": Parameter(bool, method.startswith("dare")),
+        "normalize": Parameter(bool, method in ("ties", "della")),
+        "rescale": Parameter(bool, method.startswith(("dare", "della"))),
         "lambda": Parameter(float, 1.0),
         "int8_mask": Parameter(bool, False),  # a saving of memory there, without effect on the result
     }
+    if method.startswith("breadcrumbs"):
+        known["gamma"] = Parameter(float, 0.01, per_model=True)
+    if method.startswith("della"):
+        known["epsilon"] = Parameter(float, 0.15, per_model=True)
+    return known
 
 
 Settings = Mapping[str, Any]

@@ -14,11 +14,23 @@ from evomerge.errors import BadRecipe
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.sources import resolve
-from search_spaces.operators import DareLinear, DareTies, Linear, Operator, Slerp, Ties
+from search_spaces.operators import (
+    BreadcrumbsTies,
+    DareTies,
+    Della,
+    DellaLinear,
+    Linear,
+    ModelStock,
+    Operator,
+    Slerp,
+    Ties,
+)
 from search_spaces.recipe import Block, Recipe, Source
 from search_spaces.tensors import layer_of, matches
 
 _DRAWS = "# mergekit draws other random masks: an equally distributed model, not the same bytes.\n"
+_SHARED = {"normalize": "normalize", "scale": "lambda", "rescale": "rescale"}  # our fields, mergekit's parameters
+_EACH = {"weights": "weight", "densities": "density", "gammas": "gamma", "spreads": "epsilon"}
 _Rule = tuple[str | None, Operator]
 
 
@@ -62,7 +74,7 @@ def to_mergekit(recipe: Recipe) -> str:
     if recipe.tokenizer != base:
         value["tokenizer_source"] = _reference(source)
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
-    return (_DRAWS if kinds[0].startswith("dare") else "") + text
+    return (_DRAWS if kinds[0].startswith(("dare", "della")) else "") + text
 
 
 def _pieces(recipe: Recipe, names: Sequence[str], layers: int) -> list[_Piece]:
@@ -109,7 +121,15 @@ def _filters(pattern: str, matched: set[str], names: Sequence[str]) -> list[str]
 
 def _check_expressible(piece: _Piece) -> None:
     for _, operator in piece.rules:
-        if isinstance(operator, Ties | DareTies) and operator.normalize and any(w < 0 for w in operator.weights):
+        if isinstance(operator, Della | DellaLinear) and max(operator.spreads) >= 1.0:
+            raise BadRecipe(f"mergekit's {operator.kind} needs every spread below 1, got {operator.spreads}")
+        if isinstance(operator, ModelStock) and operator.power != 1.0:
+            raise BadRecipe(f"mergekit's model_stock has no power; the recipe has power {operator.power:g}")
+        if (
+            isinstance(operator, Ties | DareTies | BreadcrumbsTies | Della)
+            and operator.normalize
+            and any(w < 0 for w in operator.weights)
+        ):
             raise BadRecipe(
                 f"mergekit divides {operator.kind} with normalize by the sum of signed weights, evomerge by that of "
                 "their magnitudes: with negative weights there is no such config"
@@ -167,25 +187,31 @@ def _inputs(recipe: Recipe, piece: _Piece) -> tuple[dict[int, dict[str, Any]], d
         base = _slerp_base(recipe, piece)
         t = _setting(piece, lambda rule: rule.t if rule.between[0] == base else 1.0 - rule.t)
         return {position: {} for position in _pair(piece)}, {"t": t}
-    shared = {"normalize": _setting(piece, lambda rule: rule.normalize)}
-    if isinstance(operator, Linear):
+    fields = type(operator).model_fields
+    shared = {theirs: _setting(piece, partial(_field, ours)) for ours, theirs in _SHARED.items() if ours in fields}
+    if operator.per_source:
         positions: Sequence[int] = range(len(recipe.sources))
         inputs: dict[int, dict[str, Any]] = {}
     else:
         assert recipe.base is not None
         positions, inputs = recipe.experts, {recipe.base: {}}
-        shared["lambda"] = _setting(piece, lambda rule: rule.scale)
-    if isinstance(operator, DareLinear | DareTies):
-        shared["rescale"] = _setting(piece, lambda rule: rule.rescale)
     for number, position in enumerate(positions):
-        inputs[position] = {"weight": _setting(piece, partial(_share, "weights", number))}
-        if isinstance(operator, Ties | DareLinear | DareTies):
-            inputs[position]["density"] = _setting(piece, partial(_share, "densities", number))
+        inputs[position] = {
+            theirs: _setting(piece, partial(_share, ours, number)) for ours, theirs in _EACH.items() if ours in fields
+        }
     return inputs, shared
 
 
+def _field(field: str, operator: Operator) -> Any:
+    return getattr(operator, field)
+
+
 def _share(field: str, number: int, operator: Operator) -> float:
-    return float(getattr(operator, field)[number])
+    value = float(getattr(operator, field)[number])
+    if isinstance(operator, Della | DellaLinear) and field == "spreads":
+        density = operator.densities[number]
+        value *= min(density, 1.0 - density)  # mergekit's epsilon is absolute
+    return value
 
 
 def _setting(piece: _Piece, value: Callable[[Any], Any]) -> Any:

@@ -1,10 +1,12 @@
 """From an operator of a recipe and a tensor to the kernel that merges it: the formulas, with their edge cases.
 
-mergekit 0.1.5 gives the same results, with four differences, each where its result is not usable:
+mergekit 0.1.5 gives the same results, with these differences, each where its result is not usable:
 
 * weights that cancel under `normalize` fail the candidate (mergekit divides by a number near zero, or by 1);
 * TIES and DARE-TIES with `normalize` divide by the sum of the weights' magnitudes, which is the same for
   weights of one positive sign (see `kernels.Election`);
+* Model Stock's share of the mean stays within [0, 1] where cosines are negative, and does not depend on how
+  long the task vectors are (mergekit's falls to 0 where the product of their norms is below 1e-6);
 * random masks come from a counter-based generator of our own: equal in distribution, not in the draws;
 * the arithmetic is float32 whatever the sources are, with one cast at the end.
 """
@@ -17,13 +19,29 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.errors import CandidateFailed
+from evomerge.merging import geometry
 from evomerge.merging.kernels import Combination, Election, Term
 from evomerge.merging.masks import MaskKey
 from evomerge.merging.selection import Selector
-from search_spaces.operators import DareLinear, DareTies, Linear, Operator, Slerp, TaskArithmetic, Ties
+from search_spaces.operators import (
+    Breadcrumbs,
+    BreadcrumbsTies,
+    DareLinear,
+    DareTies,
+    Della,
+    DellaLinear,
+    Linear,
+    ModelStock,
+    Operator,
+    Slerp,
+    TaskArithmetic,
+    Ties,
+)
 from search_spaces.recipe import Recipe
 
 Kernel = Combination | Election
+_Summed = DareLinear | Breadcrumbs | DellaLinear
+_Elected = Ties | DareTies | BreadcrumbsTies | Della
 _NEARLY_PARALLEL = 0.9995  # beyond this cosine the spherical formula divides by almost nothing
 _CANCELLED = 1e-6
 _LARGEST = float(np.finfo(np.float32).max)
@@ -56,11 +74,18 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
     if isinstance(operator, DareTies):
         return _election(recipe, operator, _dropped(operator, recipe, name, selector, keys))
     if isinstance(operator, DareLinear):
-        divisor = _divisor(operator.weights, operator.normalize, "dare_linear")
-        terms = _dropped(operator, recipe, name, selector, keys)
-        factor = operator.scale / divisor
-        scaled = [Term(term.source, term.weight * factor, term.keep, term.rescale) for term in terms]
-        return Combination(_base(recipe), 1.0, _effective(scaled))
+        return _sum(recipe, operator, _dropped(operator, recipe, name, selector, keys))
+    if isinstance(operator, Breadcrumbs):
+        return _sum(recipe, operator, _between(operator, recipe, name, selector))
+    if isinstance(operator, BreadcrumbsTies):
+        return _election(recipe, operator, _between(operator, recipe, name, selector))
+    if isinstance(operator, DellaLinear):
+        return _sum(recipe, operator, _dropped_by_rank(operator, recipe, name, selector, keys))
+    if isinstance(operator, Della):
+        return _election(recipe, operator, _dropped_by_rank(operator, recipe, name, selector, keys))
+    if isinstance(operator, ModelStock):
+        share = geometry.model_stock_share(selector.products(recipe.experts, name)) ** operator.power
+        return _combination(recipe, [share] * len(recipe.experts), float(len(recipe.experts)))
     kernel = whole_run(operator, recipe)
     assert kernel is not None
     return kernel
@@ -94,7 +119,13 @@ def _slerp(operator: Slerp, cosine: float) -> Combination:
     return Combination(first, one + two, _effective([Term(second, two)]))
 
 
-def _election(recipe: Recipe, operator: Ties | DareTies, terms: Sequence[Term]) -> Kernel:
+def _sum(recipe: Recipe, operator: _Summed, terms: Sequence[Term]) -> Combination:
+    factor = operator.scale / _divisor(operator.weights, operator.normalize, operator.kind)
+    scaled = [Term(term.source, term.weight * factor, term.keep, term.rescale) for term in terms]
+    return Combination(_base(recipe), 1.0, _effective(scaled))
+
+
+def _election(recipe: Recipe, operator: _Elected, terms: Sequence[Term]) -> Kernel:
     terms = _effective(terms)
     if not terms or operator.scale == 0.0:
         return Combination(_base(recipe), 1.0, ())
@@ -116,6 +147,24 @@ def _trimmed(operator: Ties, recipe: Recipe, name: str, selector: Selector) -> l
     ]
 
 
+def _between(operator: Breadcrumbs | BreadcrumbsTies, recipe: Recipe, name: str, selector: Selector) -> list[Term]:
+    size = selector.size(name)
+    terms = []
+    shares = zip(recipe.experts, operator.weights, operator.densities, operator.gammas, strict=True)
+    for source, weight, density, gamma in shares:
+        count = int(density * size)
+        if count == 0 or weight == 0.0:
+            continue
+        skipped = min(int(gamma * size), size - count)
+        keep = selector.band(source, name, skipped, count)
+        rescaled = operator.rescale and keep is not None
+        factor = (
+            selector.l1_ratio(source, name, keep, ("band", skipped, count)) if rescaled and keep is not None else 1.0
+        )
+        terms.append(Term(source, weight, keep, factor))
+    return terms
+
+
 def _dropped(
     operator: DareLinear | DareTies, recipe: Recipe, name: str, selector: Selector, keys: Sequence[MaskKey]
 ) -> list[Term]:
@@ -127,6 +176,22 @@ def _dropped(
         keep = selector.drawn(source, name, density, keys[source])
         rescaled = operator.rescale and keep is not None
         factor = selector.l1_rescale(source, name, keys[source], keep) if rescaled and keep is not None else 1.0
+        terms.append(Term(source, weight, keep, factor))
+    return terms
+
+
+def _dropped_by_rank(
+    operator: Della | DellaLinear, recipe: Recipe, name: str, selector: Selector, keys: Sequence[MaskKey]
+) -> list[Term]:
+    terms = []
+    shares = zip(recipe.experts, operator.weights, operator.densities, operator.spreads, strict=True)
+    for source, weight, density, spread in shares:
+        if density <= 0.0 or weight == 0.0:
+            continue
+        keep = selector.drawn_by_rank(source, name, density, spread, keys[source])
+        rescaled = operator.rescale and keep is not None
+        what = ("by rank", keys[source], density, spread)
+        factor = selector.l1_ratio(source, name, keep, what) if rescaled and keep is not None else 1.0
         terms.append(Term(source, weight, keep, factor))
     return terms
 

@@ -9,74 +9,23 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.merging.keeps import Keep, KeepBand, KeepBelow, KeepDrawn, KeepLarge
 from evomerge.merging.masks import MaskKey, draws, threshold
+from evomerge.merging.ranked import KeepByRank, rank_limits, row_ranks
 
 SMALL = 1 << 16  # elements up to which per-element ranks and draws are remembered
 CACHE_BYTES = 96 << 20
 _CHUNK = 1 << 16
 _LOW_BITS = 15
 T = TypeVar("T")
-
-
-class Keep(Protocol):
-    """A subset of the elements of one tensor."""
-
-    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
-        """Write to ``out``, float32 (stop - start,), 1 where an element is kept and 0 elsewhere, and return it.
-
-        ``delta`` is the task vector there. On the CPU float masks are several times faster than boolean ones.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class KeepBelow:
-    """Elements whose remembered rank or draw, int32 (n,), is below a limit."""
-
-    field: Tensor
-    limit: int
-
-    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
-        """See `Keep`."""
-        part = self.field if stop - start == self.field.numel() else self.field[start:stop]
-        return torch.lt(part.to(out.device), self.limit, out=out)
-
-
-@dataclass(frozen=True)
-class KeepLarge:
-    """Elements larger in magnitude than a threshold, and those equal to it up to position ``last_tie``."""
-
-    threshold: float
-    last_tie: int
-
-    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
-        """See `Keep`."""
-        torch.abs(delta, out=out)
-        ties = max(0, min(stop, self.last_tie + 1) - start)
-        out[:ties].ge_(self.threshold)
-        out[ties:].gt_(self.threshold)
-        return out
-
-
-@dataclass(frozen=True)
-class KeepDrawn:
-    """Elements of ``tensor`` whose draw is below a limit."""
-
-    key: MaskKey
-    tensor: str
-    limit: int
-
-    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
-        """See `Keep`."""
-        return torch.lt(draws(self.key, self.tensor, start, stop, device=out.device), self.limit, out=out)
 
 
 @dataclass(frozen=True)
@@ -94,19 +43,33 @@ class Selector:
 
     sources: Sequence[Callable[[str], Tensor]]
     base: int
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of tensors that are not one row
     _cache: OrderedDict[tuple[object, ...], tuple[object, int]] = field(default_factory=OrderedDict)
     _cached_bytes: int = 0
 
     def largest(self, expert: int, name: str, density: float) -> Keep | None:
         """Return the ``max(1, int(density n))`` largest elements, the first of equals; none for all of them."""
-        size = self.sources[self.base](name).numel()
+        size = self.size(name)
         count = max(1, int(density * size))
         if density >= 1.0 or count >= size:
             return None
-        if size <= SMALL:
+        return self._top(expert, name, count)
+
+    def size(self, name: str) -> int:
+        """Return the number of elements of tensor ``name``."""
+        return self.sources[self.base](name).numel()
+
+    def _top(self, expert: int, name: str, count: int) -> Keep:
+        if self.size(name) <= SMALL:
             ranks = self._remember(("ranks", expert, name), lambda: self._ranks(expert, name))
             return KeepBelow(ranks, count)
         return self._remember(("largest", expert, name, count), lambda: self._threshold(expert, name, count))
+
+    def band(self, expert: int, name: str, skipped: int, count: int) -> Keep | None:
+        """Return the ``count`` largest elements after the ``skipped`` largest; none for all of them."""
+        inner = self._top(expert, name, skipped) if skipped else None
+        outer = self._top(expert, name, skipped + count) if skipped + count < self.size(name) else None
+        return KeepBand(outer, inner) if inner is not None else outer
 
     def drawn(self, expert: int, name: str, density: float, key: MaskKey) -> Keep | None:
         """Return every element with probability ``density``, in (0, 1]; none for all of them."""
@@ -117,6 +80,20 @@ class Selector:
             return KeepBelow(self._draws(expert, name, key).field, limit)
         return KeepDrawn(key, name, limit)
 
+    def drawn_by_rank(self, expert: int, name: str, density: float, spread: float, key: MaskKey) -> Keep | None:
+        """Return every element with a probability that grows with its rank in its row: see `rank_limits`."""
+        if density >= 1.0:
+            return None
+        width = (self.shapes.get(name) or (self.size(name),))[-1]
+        limits = rank_limits(density, spread, width)
+        if self.size(name) <= SMALL:
+            ranks = self._remember(("row ranks", expert, name), lambda: self._row_ranks(expert, name, width))
+            values = self._draws(expert, name, key).field
+            return KeepByRank(lambda a, b: ranks[a:b], lambda a, b: values[a:b], limits)
+        return KeepByRank(
+            lambda a, b: self._ranks_between(expert, name, width, a, b), lambda a, b: draws(key, name, a, b), limits
+        )
+
     def l1_rescale(self, expert: int, name: str, key: MaskKey, keep: Keep) -> float:
         """Return the factor that gives the kept elements the L1 norm of all of them; 1 if none is left."""
         if isinstance(keep, KeepBelow):
@@ -125,9 +102,24 @@ class Selector:
             return _ratio(float(table.norms[-1]), kept)
         return self._remember(("l1", expert, name, key, keep), lambda: self._l1_by_chunks(expert, name, keep))
 
+    def l1_ratio(self, expert: int, name: str, keep: Keep, what: tuple[object, ...]) -> float:
+        """Return the same for any selection; ``what`` names it, so that the answer can be remembered."""
+        return self._remember(("l1", expert, name, *what), lambda: self._l1_by_chunks(expert, name, keep))
+
     def cosine(self, first: int, second: int, name: str) -> float:
         """Return the cosine between two whole tensors, 0 when the norm of one is below 1e-8."""
         return self._remember(("cosine", first, second, name), lambda: self._cosine(first, second, name))
+
+    def products(self, positions: tuple[int, ...], name: str) -> np.ndarray:
+        """Return the inner products of these sources' task vectors: float64 (K, K)."""
+        return self._remember(("products", positions, name), lambda: self._products(positions, name))
+
+    def _products(self, positions: tuple[int, ...], name: str) -> np.ndarray:
+        total = np.zeros((len(positions), len(positions)))
+        for parts in zip(*(self._deltas(position, name) for position in positions), strict=True):
+            rows = torch.stack([delta for _, _, delta in parts]).double()
+            total += (rows @ rows.T).numpy()
+        return total
 
     def _deltas(self, expert: int, name: str) -> Iterator[tuple[int, int, Tensor]]:
         base, other = self.sources[self.base](name), self.sources[expert](name)
@@ -140,6 +132,17 @@ class Selector:
         ranks = torch.empty(size, dtype=torch.int32)
         ranks[torch.argsort(delta.abs(), descending=True, stable=True)] = torch.arange(size, dtype=torch.int32)
         return ranks
+
+    def _row_ranks(self, expert: int, name: str, width: int) -> Tensor:
+        ((_, _, delta),) = self._deltas(expert, name)
+        return row_ranks(delta, width)
+
+    def _ranks_between(self, expert: int, name: str, width: int, start: int, stop: int) -> Tensor:
+        """Rank the rows that elements ``start`` to ``stop`` lie in: whole rows, whatever the chunk."""
+        first, last = start // width * width, -(-stop // width) * width
+        base, other = self.sources[self.base](name), self.sources[expert](name)
+        ranks = row_ranks(other[first:last].float() - base[first:last].float(), width)
+        return ranks[start - first : stop - first]
 
     def _draws(self, expert: int, name: str, key: MaskKey) -> _Draws:
         return self._remember(("draws", expert, name, key), lambda: self._make_draws(expert, name, key))

@@ -1,5 +1,7 @@
 """Parameter spaces: genes with real bounds, decoding, groups, smooth interpolation, presets, seeds."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from pydantic import ValidationError
 
 from search_spaces.genes import Gene, Genes, Genome
 from search_spaces.operators import Linear, TaskArithmetic, Ties
-from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
+from search_spaces.parameter_space import OperatorKind, ParameterSpace, ParameterSpaceSettings
 from search_spaces.presets import mergekit_evolve, sakana
 from search_spaces.recipe import Source
 from search_spaces.seeds import UNIFORM, seeds, single_coefficient
@@ -34,7 +36,7 @@ spaces = st.builds(
     space,
     experts=st.just(2),
     layers=st.integers(2, 9),
-    operator=st.sampled_from(["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]),
+    operator=st.sampled_from(sorted(get_args(OperatorKind))),
     layer_groups=st.integers(1, 2),
     tensor_groups=st.sampled_from([(), ("self_attn",), ("self_attn", "mlp", "norms"), ({"up": ("*.up_proj.*",)},)]),
     smooth=st.booleans(),
@@ -99,6 +101,31 @@ def test_decoded_parameters_keep_the_settings():
 
 
 @pytest.mark.parametrize(
+    ("settings", "names", "start"),
+    [
+        ({"operator": "model_stock"}, ("power",), (1.0,)),
+        (
+            {"operator": "della", "density": (0.2, 0.6)},
+            ("weight/e0", "weight/e1", "density/e0", "density/e1", "spread/e0", "spread/e1"),
+            (0.5, 0.5, 0.6, 0.6, 0.5, 0.5),
+        ),
+        (
+            {"operator": "breadcrumbs", "gamma": (0.0, 0.1)},
+            ("weight/e0", "weight/e1", "density/e0", "density/e1", "gamma/e0", "gamma/e1"),
+            (0.5, 0.5, 0.7, 0.7, 0.01, 0.01),
+        ),
+        ({"operator": "model_stock", "power": (2.0, 3.0)}, ("power",), (2.0,)),
+    ],
+)
+def test_the_genes_of_an_operator_start_inside_their_bounds(settings, names, start):
+    made = space(**settings)
+    assert made.genes.names == names
+    assert tuple(made.genes.start) == start
+    operator = made.decode(Genome(made.genes.start)).body.blocks[0].operator
+    assert operator.kind == settings["operator"]
+
+
+@pytest.mark.parametrize(
     ("settings", "match"),
     [
         ({"tensor_groups": ("attention_heads",)}, "not known"),
@@ -109,6 +136,8 @@ def test_decoded_parameters_keep_the_settings():
         ({"layer_groups": 0}, "layer_groups"),
         ({"operator": "magic"}, "operator"),
         ({"colour": "red"}, "colour"),
+        ({"power": (0.5, 1.0)}, "power is no parameter of task_arithmetic, which has weight"),
+        ({"operator": "model_stock", "power": (-1.0, 1.0)}, "power of model_stock must lie within"),
         ({"preset": "magic"}, "preset 'magic' is not known"),
     ],
 )
@@ -122,6 +151,8 @@ def test_more_groups_than_layers_and_slerp_of_three_are_refused():
         space(layer_groups=7)
     with pytest.raises(ValueError, match="slerp merges exactly two experts, got 3"):
         space(experts=3, operator="slerp")
+    with pytest.raises(ValueError, match="model_stock merges at least 2 experts, got 1"):
+        space(experts=1, operator="model_stock")
 
 
 def test_sakana_preset_is_the_papers_genome():

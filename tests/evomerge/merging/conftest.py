@@ -44,7 +44,7 @@ def llama_config(**changes: object) -> transformers.PretrainedConfig:
 
 @pytest.fixture(scope="session")
 def make_family(tmp_path_factory: pytest.TempPathFactory) -> Maker:
-    """Return a maker of folders: the first holds the base, the others base + noise of its own."""
+    """Return a maker of folders: the first holds the base, the others base + a common shift + noise of its own."""
 
     def make(
         config: transformers.PretrainedConfig | None = None,
@@ -52,16 +52,19 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Maker:
         experts: int = 3,
         dtype: torch.dtype = torch.float32,
         noise: float = 0.01,
+        common: float = 0.0,
     ) -> list[Path]:
         root = tmp_path_factory.mktemp("family")
         generator = torch.Generator().manual_seed(7)
         model = transformers.AutoModelForCausalLM.from_config(config or llama_config(), dtype=torch.float32)
         start = {name: torch.randn(p.shape, generator=generator) * 0.05 for name, p in model.named_parameters()}
+        others = torch.Generator().manual_seed(8)
+        shared = {name: torch.randn(value.shape, generator=others) * common for name, value in start.items()}
         folders = []
         for number in range(experts + 1):
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
-                    shift = torch.randn(parameter.shape, generator=generator) * noise if number else 0.0
+                    shift = torch.randn(parameter.shape, generator=generator) * noise + shared[name] if number else 0.0
                     parameter.copy_(start[name] + shift)
             folder = root / (f"expert{number}" if number else "base")
             model.to(dtype).save_pretrained(folder)

@@ -10,7 +10,20 @@ from evomerge.errors import BadRecipe
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
-from search_spaces.operators import DareLinear, DareTies, Linear, Operator, Slerp, TaskArithmetic, Ties
+from search_spaces.operators import (
+    Breadcrumbs,
+    BreadcrumbsTies,
+    DareLinear,
+    DareTies,
+    Della,
+    DellaLinear,
+    Linear,
+    ModelStock,
+    Operator,
+    Slerp,
+    TaskArithmetic,
+    Ties,
+)
 from search_spaces.recipe import Block, Blocks, Recipe, Source
 from search_spaces.tensors import block_for
 
@@ -33,6 +46,18 @@ EXPRESSIBLE: dict[str, Operator | list[Block]] = {
     "ties": T,
     "dare_linear": DareLinear(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), rescale=False),
     "dare_ties": DareTies(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), normalize=False),
+    "model_stock": ModelStock(),
+    "della": Della(weights=(0.4, 0.3, 0.7), densities=(0.25, 0.5, 1), spreads=(0.5, 0, 0)),
+    "della_linear": DellaLinear(
+        weights=(0.4, -0.3, 0.7), densities=(0.75, 0.5, 0), spreads=(0.5, 0.25, 0), rescale=False
+    ),
+    "breadcrumbs": Breadcrumbs(weights=(0.4, -0.3, 0.7), densities=(0.3, 0.5, 0.9), gammas=(0.05, 0, 0), rescale=True),
+    "breadcrumbs_ties": [
+        Block(layers=(0, 4), tensors=("*mlp*",), operator=BreadcrumbsTies(
+            weights=(0.4, -0.3, 0.7), densities=(0.3, 0.5, 0.9), gammas=(0.05, 0, 0.3))),
+        Block(layers=(0, 4), operator=BreadcrumbsTies(
+            weights=(0.4, 0.3, 0.7), densities=(0.3, 0.1, 0.9), gammas=(0.01, 0.01, 0), scale=0.7)),
+    ],
     "layers": [
         Block(layers=(0, 1), operator=A), Block(layers=(1, 3), operator=B), Block(layers=(3, 4), operator=C)
     ],
@@ -129,6 +154,8 @@ def test_revisions_and_odd_paths_survive(family: list[Path], tmp_path: Path) -> 
             "one pair of models a slice",
         ),
         ([Block(layers=(0, 3), operator=A)], "no block"),
+        (Della(weights=(1, 1, 1), densities=(0.5,) * 3, spreads=(1, 0, 0)), "every spread below 1"),
+        (ModelStock(power=0.5), "model_stock has no power"),
     ],
 )
 def test_what_mergekit_cannot_express(recipe_of: RecipeOf, what: Operator | list[Block], match: str) -> None:
@@ -207,6 +234,8 @@ def test_defaults_are_those_of_mergekit(family: list[Path]) -> None:
     for method, normalize, rescale in [
         ("linear", True, None), ("task_arithmetic", False, None), ("ties", True, None),
         ("dare_linear", False, True), ("dare_ties", False, True),
+        ("della", True, True), ("della_linear", False, True),
+        ("breadcrumbs", False, False), ("breadcrumbs_ties", False, False),
     ]:  # fmt: skip
         text = f"{{merge_method: {method}, base_model: M0, models: [{{model: M1}}], parameters: {{weight: 1}}}}"
         operator = from_mergekit(config(family, text + "\n")).body.blocks[0].operator
@@ -251,7 +280,7 @@ slices:
 @pytest.mark.parametrize(
     ("text", "old", "new", "match"),
     [
-        (GOOD, "ties", "sce", "'sce' is not supported; linear, slerp"),
+        (GOOD, "ties", "magic", "'magic' is not supported; linear, slerp"),
         (GOOD, "dtype:", "chat_template: auto\ndtype:", "'chat_template' is not supported in the config"),
         (GOOD, "dtype:", "modules: {}\ndtype:", "'modules' is not supported"),
         (GOOD, "density", "gamma", "'gamma' is not supported in the parameters of ties"),
@@ -280,6 +309,47 @@ slices:
     ],
 )
 def test_what_is_not_supported_is_named(family: list[Path], text: str, old: str, new: str, match: str) -> None:
+    from_mergekit(config(family, text))
+    assert old in text
+    with pytest.raises(BadRecipe, match=match):
+        from_mergekit(config(family, text.replace(old, new)))
+
+
+DELLA = """
+merge_method: della
+base_model: M0
+models: [{model: M1, parameters: {weight: 0.5, epsilon: 0.1}}]
+parameters: {density: 0.7}
+"""
+CRUMBS = """
+merge_method: breadcrumbs_ties
+base_model: M0
+models: [{model: M1, parameters: {weight: 0.5, gamma: 0.02}}]
+parameters: {normalize: true, density: 0.5}
+"""
+STOCK = """
+merge_method: model_stock
+base_model: M0
+models: [{model: M1}, {model: M2}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "match"),
+    [
+        (STOCK, "models:", "parameters: {filter_wise: true}\nmodels:", "filter_wise is not supported"),
+        (STOCK, ", {model: M2}", "", "at least two other models"),
+        (DELLA, "0.1", "0.35", "less than min.density, 1 - density. = 0.3, got 0.35"),
+        (DELLA, "0.1", "-0.1", "epsilon should be at least 0"),
+        (DELLA, "weight: 0.5", "weight: -0.5", "negative weights"),
+        (CRUMBS, "0.02", "-0.02", "gamma should be between 0 and 1"),
+        (CRUMBS, "weight: 0.5", "weight: -0.5", "negative weights"),
+        (STOCK, "models:", "tokenizer_source: M3\nmodels:", "only gives the tokenizer"),
+    ],
+)
+def test_what_is_not_supported_of_the_other_operators(
+    family: list[Path], text: str, old: str, new: str, match: str
+) -> None:
     from_mergekit(config(family, text))
     assert old in text
     with pytest.raises(BadRecipe, match=match):

@@ -129,6 +129,43 @@ CONFIGS = {
         models: [{model: M1, parameters: {weight: 0.5, density: 1}}, {model: M2, parameters: {weight: 0.8}}]
         parameters: {normalize: true, lambda: 0.9}
     """,
+    "breadcrumbs": """
+        merge_method: breadcrumbs
+        base_model: M0
+        models:
+          - {model: M1, parameters: {weight: 0.5, density: 0.37, gamma: 0.1}}
+          - {model: M2, parameters: {weight: [0.3, 0.8], density: [{filter: mlp, value: 0.2}, {value: 0.6}]}}
+          - {model: M3, parameters: {weight: -0.7, density: 0.9, gamma: 0.3}}
+        parameters: {lambda: 0.8}
+    """,
+    "breadcrumbs-rescaled": """
+        merge_method: breadcrumbs
+        base_model: M0
+        models: [{model: M1, parameters: {weight: 0.5, density: 0.1}}, {model: M2, parameters: {weight: 1, gamma: 0}}]
+        parameters: {normalize: true, rescale: true, density: 0.5, gamma: 0.07}
+    """,
+    "breadcrumbs_ties": """
+        merge_method: breadcrumbs_ties
+        base_model: M0
+        models:
+          - {model: M1, parameters: {weight: 0.5, density: 0.37, gamma: 0.1}}
+          - {model: M2, parameters: {weight: -0.4, density: 0.6}}
+          - {model: M3, parameters: {weight: 0.7, density: 1.0, gamma: 0.3}}
+    """,
+    "della-without-dropping": """
+        merge_method: della
+        base_model: M0
+        models:
+          - {model: M1, parameters: {weight: 0.5, density: 1.0}}
+          - {model: M2, parameters: {weight: 0.8}}
+          - {model: M3, parameters: {weight: 0.7, density: 0.0}}
+    """,
+    "model_stock": """
+        merge_method: model_stock
+        base_model: C0
+        models: [{model: C1}, {model: C2}, {model: C3}]
+        parameters: {filter_wise: false}
+    """,
     "tokenizer": """
         merge_method: task_arithmetic
         base_model: M0
@@ -199,6 +236,7 @@ def places(family: list[Path], make_family: Callable[..., list[Path]]) -> dict[s
         **{f"Q{i}": folder for i, folder in enumerate(qwen2)},
         **{f"T{i}": folder for i, folder in enumerate(make_family(tied, experts=1, noise=0.02))},
         "F1": make_family(experts=1, noise=0.08)[1],
+        **{f"C{i}": folder for i, folder in enumerate(make_family(common=0.02))},  # task vectors that agree
     }
 
 
@@ -263,14 +301,15 @@ def test_our_recipe_gives_their_merge(recipes: dict[str, tuple[Recipe, Path]], n
     assert_same(*recipes[name])
 
 
+@pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
 def test_random_masks_have_their_distribution(
-    recipe_of: Callable[..., Recipe], places: dict[str, Path], tmp_path: Path
+    method: str, recipe_of: Callable[..., Recipe], places: dict[str, Path], tmp_path: Path
 ) -> None:
     """The share of elements moved, and the L1 norm of the change, per tensor; the draws themselves differ."""
-    text = """
-        merge_method: dare_linear
+    text = f"""
+        merge_method: {method}
         base_model: M0
-        models: [{model: M1, parameters: {weight: 0.7, density: 0.4}}]
+        models: [{{model: M1, parameters: {{weight: 0.7, density: 0.4}}}}]
     """
     text = written(text, places, "float32")
     theirs = Checkpoint.open(run_mergekit({"dare": text}, tmp_path)["dare"])
@@ -284,3 +323,33 @@ def test_random_masks_have_their_distribution(
         for change in (ours, other):
             assert abs((change != 0).double().mean().item() - 0.4) < 5 * deviation + 1 / base.numel()
         torch.testing.assert_close(ours.abs().sum(), other.abs().sum(), rtol=1e-3, atol=1e-6)
+
+
+def test_where_mergekit_loses_model_stock_ours_is_the_formula(
+    make_family: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    """Task vectors as short as those of reinforcement learning: mergekit takes the cosine of norms for zero."""
+    folders = make_family(noise=1e-6, common=1e-5)
+    text = "\n".join(
+        [
+            "merge_method: model_stock",
+            f"base_model: {folders[0]}",
+            f"models: [{{model: {folders[1]}}}, {{model: {folders[2]}}}]",
+            "dtype: float32\n",
+        ]
+    )
+    theirs = Checkpoint.open(run_mergekit({"stock": text}, tmp_path)["stock"])
+    checkpoints = [Checkpoint.open(folder) for folder in folders[:3]]
+    engine = MergeEngine(checkpoints, names=checkpoints[0].names)
+    name = "model.norm.weight"
+    base, one, two = (checkpoint.tensor(name).double() for checkpoint in checkpoints)
+    mean = (one + two) / 2 - base
+    cosine = torch.nn.functional.cosine_similarity(one - base, two - base, dim=0).item()
+    share = 2 * cosine / (1 + cosine)
+
+    def moved(tensor: torch.Tensor) -> float:
+        return ((tensor.double() - base) @ mean / (mean @ mean)).item()
+
+    assert share > 0.9
+    assert abs(moved(engine.merge_tensor(from_mergekit(text), name)) - share) < 0.02
+    assert moved(theirs.tensor(name)) < 0.1

@@ -1,0 +1,49 @@
+"""The merge operators a recipe can name, with their parameters. What they compute is in `evomerge.merging`.
+
+`weights` and `densities` of the task-vector operators hold one number per expert: the sources of the recipe in
+order, the base left out. Those of `linear` hold one number per source.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from search_spaces.operators.averages import Linear, Slerp
+from search_spaces.operators.base import KnobSpec, MergeOperator
+from search_spaces.operators.task_vectors import (
+    Breadcrumbs,
+    BreadcrumbsTies,
+    DareLinear,
+    DareTies,
+    Della,
+    DellaLinear,
+    ModelStock,
+    TaskArithmetic,
+    Ties,
+)
+
+_Plain = Linear | Slerp | TaskArithmetic | ModelStock
+_Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
+_Any = _Plain | _Sparse
+Operator = Annotated[_Any, Field(discriminator="kind")]
+OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
+
+__all__ = [
+    "OPERATORS",
+    "Breadcrumbs",
+    "BreadcrumbsTies",
+    "DareLinear",
+    "DareTies",
+    "Della",
+    "DellaLinear",
+    "KnobSpec",
+    "Linear",
+    "MergeOperator",
+    "ModelStock",
+    "Operator",
+    "Slerp",
+    "TaskArithmetic",
+    "Ties",
+]

@@ -1,0 +1,80 @@
+"""What every merge operator says of itself: which models it needs, and which of its fields can be searched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from search_spaces.canonical import Frozen
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weights = Annotated[tuple[float, ...], Field(min_length=1, description="one per expert")]
+Densities = Annotated[tuple[Share, ...], Field(min_length=1, description="share of elements kept, one per expert")]
+
+Gammas = Annotated[
+    tuple[Share, ...], Field(min_length=1, description="share of largest elements dropped, one per expert")
+]
+
+Spreads = Annotated[
+    tuple[Share, ...],
+    Field(min_length=1, description="mergekit's epsilon as a share of min(density, 1 - density), one per expert"),
+]
+
+
+@dataclass(frozen=True)
+class KnobSpec:
+    """A field of an operator that a search can turn.
+
+    Attributes:
+        name: of the gene, and of the setting of a search file that gives its bounds.
+        field: of the operator.
+        bounds: where the search file gives none.
+        limits: what the operator accepts; bounds must lie within.
+        start: where the search starts, moved into the bounds; none for ``max(1 / experts, 0.5)``.
+        per_expert: whether ``field`` is a tuple with one number per expert.
+    """
+
+    name: str
+    field: str
+    bounds: tuple[float, float]
+    limits: tuple[float, float] = (float("-inf"), float("inf"))
+    start: float | None = None
+    per_expert: bool = True
+
+
+_FIXED = ("normalize", "rescale", "scale")
+WEIGHT = KnobSpec("weight", "weights", (0.0, 1.5))
+GAMMA = KnobSpec("gamma", "gammas", (0.0, 0.05), (0.0, 1.0), 0.01)
+SPREAD = KnobSpec("spread", "spreads", (0.0, 0.9), (0.0, 1.0), 0.5)
+DENSITY = KnobSpec("density", "densities", (0.1, 1.0), (0.0, 1.0), 0.7)
+
+
+class MergeOperator(Frozen):
+    """An operator of a recipe.
+
+    Attributes:
+        knobs: the fields that a parameter space makes genes of.
+        needs_base: whether it merges task vectors.
+        per_source: whether its weights are one per source; otherwise one per expert.
+        fewest_experts: that it can merge.
+        pair: whether a parameter space gives it its two models, the experts, as ``between``.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = ()
+    needs_base: ClassVar[bool] = True
+    per_source: ClassVar[bool] = False
+    fewest_experts: ClassVar[int] = 1
+    pair: ClassVar[bool] = False
+
+    @classmethod
+    def in_space(cls, numbers: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields for the values of the knobs, by field, and the settings of a parameter space."""
+        fields: dict[str, Any] = {name: settings[name] for name in _FIXED if name in cls.model_fields}
+        fields |= numbers
+        if cls.pair:
+            fields["between"] = (1, 2)
+        if cls.per_source:
+            fields["weights"] = (0.0, *fields["weights"])
+        return fields

@@ -1,0 +1,149 @@
+"""Operators on task vectors, ``tau_i = theta_i - theta_0``: their lists hold one number per expert."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from search_spaces.operators.base import (
+    DENSITY,
+    GAMMA,
+    SPREAD,
+    WEIGHT,
+    Densities,
+    Gammas,
+    KnobSpec,
+    MergeOperator,
+    Spreads,
+    Weights,
+)
+
+
+class TaskArithmetic(MergeOperator):
+    """``theta_0 + scale * sum_i w_i tau_i``, divided by ``sum_i w_i`` when `normalize` (Ilharco et al. 2023)."""
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT,)
+
+    kind: Literal["task_arithmetic"] = "task_arithmetic"
+    weights: Weights
+    normalize: bool = False
+    scale: float = Field(default=1.0, description="mergekit's lambda")
+
+
+class Ties(MergeOperator):
+    """Trim to the largest `densities` of each task vector, elect signs, disjoint merge (Yadav et al. 2023)."""
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY)
+
+    kind: Literal["ties"] = "ties"
+    weights: Weights
+    densities: Densities
+    normalize: bool = True
+    scale: float = 1.0
+
+
+class DareLinear(MergeOperator):
+    """Drop elements at random, keeping `densities`, rescale, then task arithmetic (Yu et al. 2024)."""
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY)
+
+    kind: Literal["dare_linear"] = "dare_linear"
+    weights: Weights
+    densities: Densities
+    normalize: bool = False
+    rescale: bool = True
+    scale: float = 1.0
+
+
+class DareTies(MergeOperator):
+    """Drop elements at random instead of the smallest ones, then elect signs and merge as TIES does."""
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY)
+
+    kind: Literal["dare_ties"] = "dare_ties"
+    weights: Weights
+    densities: Densities
+    normalize: bool = True
+    rescale: bool = True
+    scale: float = 1.0
+
+
+class Breadcrumbs(MergeOperator):
+    """Keep the largest `densities` of each task vector below its largest `gammas`, then task arithmetic.
+
+    Model Breadcrumbs (Davari and Belilovsky 2024). Of n elements ``int(density n)`` are kept; fewer of the largest
+    are dropped where ``gamma n`` of them would not leave as many.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY, GAMMA)
+
+    kind: Literal["breadcrumbs"] = "breadcrumbs"
+    weights: Weights
+    densities: Densities
+    gammas: Gammas
+    normalize: bool = False
+    rescale: bool = Field(default=False, description="give what is kept the L1 norm of the whole")
+    scale: float = 1.0
+
+
+class BreadcrumbsTies(MergeOperator):
+    """Select as `Breadcrumbs` does, then elect signs and merge as TIES does."""
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY, GAMMA)
+
+    kind: Literal["breadcrumbs_ties"] = "breadcrumbs_ties"
+    weights: Weights
+    densities: Densities
+    gammas: Gammas
+    normalize: bool = False
+    rescale: bool = False
+    scale: float = 1.0
+
+
+class DellaLinear(MergeOperator):
+    """Drop elements at random, small ones more often, rescale, then task arithmetic (Deep et al. 2024).
+
+    Within each row of a matrix the probability of being kept grows linearly with the rank by magnitude, from
+    ``density - eps`` to ``density + eps`` with ``eps = spread min(density, 1 - density)``: valid for every spread.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY, SPREAD)
+
+    kind: Literal["della_linear"] = "della_linear"
+    weights: Weights
+    densities: Densities
+    spreads: Spreads
+    normalize: bool = False
+    rescale: bool = True
+    scale: float = 1.0
+
+
+class Della(MergeOperator):
+    """Drop as `DellaLinear` does, then elect signs and merge as TIES does."""
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY, SPREAD)
+
+    kind: Literal["della"] = "della"
+    weights: Weights
+    densities: Densities
+    spreads: Spreads
+    normalize: bool = True
+    rescale: bool = True
+    scale: float = 1.0
+
+
+class ModelStock(MergeOperator):
+    """``theta_0 + t^power * mean_i tau_i`` with ``t = K c / (1 + (K - 1) c)`` (Jang et al. 2024, eq. 6).
+
+    ``c`` is the mean cosine between the K task vectors, per tensor, and 0 where it is negative: t lies in [0, 1].
+    `power` is ours: 1 is the paper's, less goes further towards the mean, more stays closer to the base.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (
+        KnobSpec("power", "power", (0.1, 3.0), (1e-6, 1e6), 1.0, per_expert=False),
+    )
+    fewest_experts: ClassVar[int] = 2
+
+    kind: Literal["model_stock"] = "model_stock"
+    power: float = Field(default=1.0, gt=0.0, description="exponent on the share of the mean")
