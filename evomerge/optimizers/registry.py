@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from evomerge.optimizers.contract import Optimizer
 from search_spaces.genes import Genes, Vector
 
-OptimizerKind = Literal["cma_es", "random"]
+OptimizerKind = Literal["cma_es", "random", "sobol"]
 
 
 class OptimizerSettings(BaseModel):
@@ -24,11 +24,19 @@ class OptimizerSettings(BaseModel):
 
 
 def make_optimizer(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
-    """Return the optimizer that ``settings`` names, for objectives with these (objectives,) ``weights``."""
+    """Return the optimizer that ``settings`` names, for objectives with these (objectives,) ``weights``.
+
+    Raises:
+        ValueError: the optimizer cannot search a space of so many genes.
+    """
     if settings.kind == "random":
         from evomerge.optimizers.random_search import RandomSearch
 
         return RandomSearch(genes, seed=settings.seed)
+    if settings.kind == "sobol":
+        from evomerge.optimizers.sobol import SobolSearch
+
+        return SobolSearch(genes, seed=settings.seed)
     from evomerge.optimizers.cma_es import CmaEs
 
     return CmaEs(genes, weights=weights, seed=settings.seed, sigma=settings.sigma, population=settings.population)

@@ -1,10 +1,12 @@
 """The one contract suite that every optimizer passes."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from evomerge.optimizers.contract import Observation, Optimizer
-from evomerge.optimizers.registry import OptimizerSettings, make_optimizer
+from evomerge.optimizers.registry import OptimizerKind, OptimizerSettings, make_optimizer
 from search_spaces.genes import Gene, Genes, Genome
 
 GENES = Genes(tuple(Gene(f"g{i}", -1.0, 2.0, 0.5) for i in range(5)))
@@ -17,7 +19,7 @@ def values(genome):
     return np.array([-distance[:2].sum(), -distance[2:].sum()])
 
 
-@pytest.fixture(params=["cma_es", "random"])
+@pytest.fixture(params=get_args(OptimizerKind))
 def make(request):
     return lambda seed=0: make_optimizer(OptimizerSettings(kind=request.param, seed=seed), GENES, WEIGHTS)
 
@@ -50,6 +52,30 @@ def test_ask_gives_as_many_as_asked_for_and_no_duplicates(make):
     asked = make().ask(50)
     assert len(asked) == 50
     assert len(set(asked)) == 50
+
+
+def test_never_asks_for_a_genome_twice(make):
+    asked = [e[1] for e in steps(make(), 300, rng=np.random.default_rng(6), fail_every=5) if e[0] == "ask"]
+    assert len(set(asked)) == 300
+
+
+def test_takes_any_subset_in_any_order(make):
+    optimizer, rng = make(), np.random.default_rng(9)
+    waiting, asked = [], []
+    for _ in range(6):
+        waiting += optimizer.ask(12)
+        asked += waiting[-12:]
+        rng.shuffle(waiting)
+        told, waiting = waiting[:9], waiting[9:]  # some are left out for several rounds, and for ever
+        optimizer.tell([Observation(genome, values(genome)) for genome in told])
+    assert len(set(asked)) == len(asked) == 72
+    assert all(GENES.contains(genome) for genome in asked)
+
+
+def test_tells_nothing_without_complaint(make):
+    optimizer = make()
+    optimizer.tell([])
+    assert GENES.contains(optimizer.ask(1)[0])
 
 
 def test_same_seed_same_genomes_other_seed_others(make):
