@@ -116,4 +116,6 @@ def test_takes_seeds_with_and_without_genome(make):
     optimizer.tell([Observation(None, np.array([0.1, 0.2]), seed=True)])
     optimizer.tell([Observation(Genome(TARGET), np.array([1.0, 1.0]), seed=True)])
     optimizer.tell([Observation(Genome(TARGET), None, seed=True)])
-    assert GENES.contains(optimizer.ask(1)[0])
+    asked = optimizer.ask(3)
+    assert all(GENES.contains(genome) for genome in asked)
+    assert Genome(TARGET) not in asked
