@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from evomerge.optimizers.contract import Optimizer
 from search_spaces.genes import Genes, Vector
 
-OptimizerKind = Literal["cma_es", "nsga2", "random", "sobol"]
+OptimizerKind = Literal["cma_es", "nsga2", "tpe", "gp", "random", "sobol"]
 
 
 class OptimizerSettings(BaseModel):
@@ -29,18 +30,53 @@ def make_optimizer(settings: OptimizerSettings, genes: Genes, weights: Vector) -
     Raises:
         ValueError: the optimizer cannot search a space of so many genes.
     """
-    if settings.kind == "random":
-        from evomerge.optimizers.random_search import RandomSearch
+    return _MAKERS[settings.kind](settings, genes, weights)
 
-        return RandomSearch(genes, seed=settings.seed)
-    if settings.kind == "sobol":
-        from evomerge.optimizers.sobol import SobolSearch
 
-        return SobolSearch(genes, seed=settings.seed)
-    if settings.kind == "nsga2":
-        from evomerge.optimizers.nsga2 import Nsga2
+# Libraries are imported by the maker that needs them: SciPy and Optuna take a second.
 
-        return Nsga2(genes, seed=settings.seed, population=settings.population)
+
+def _cma_es(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
     from evomerge.optimizers.cma_es import CmaEs
 
     return CmaEs(genes, weights=weights, seed=settings.seed, sigma=settings.sigma, population=settings.population)
+
+
+def _nsga2(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
+    from evomerge.optimizers.nsga2 import Nsga2
+
+    return Nsga2(genes, seed=settings.seed, population=settings.population)
+
+
+def _tpe(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
+    from evomerge.optimizers.optuna_samplers import tpe
+
+    return tpe(genes, objectives=len(weights), seed=settings.seed)
+
+
+def _gp(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
+    from evomerge.optimizers.optuna_samplers import gp
+
+    return gp(genes, weights=weights, seed=settings.seed)
+
+
+def _random(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
+    from evomerge.optimizers.random_search import RandomSearch
+
+    return RandomSearch(genes, seed=settings.seed)
+
+
+def _sobol(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
+    from evomerge.optimizers.sobol import SobolSearch
+
+    return SobolSearch(genes, seed=settings.seed)
+
+
+_MAKERS: dict[OptimizerKind, Callable[[OptimizerSettings, Genes, Vector], Optimizer]] = {
+    "cma_es": _cma_es,
+    "nsga2": _nsga2,
+    "tpe": _tpe,
+    "gp": _gp,
+    "random": _random,
+    "sobol": _sobol,
+}

@@ -39,9 +39,13 @@ def distance(kind, evaluations, seeds):
     return np.median([-found(kind, bowl, 1, evaluations, seed).max() for seed in seeds])
 
 
-@pytest.mark.parametrize(("kind", "share"), [("cma_es", 0.1), ("nsga2", 0.25)])
-def test_comes_nearer_to_the_optimum_than_random_search(kind, share):
-    assert distance(kind, 300, range(5)) < share * distance("random", 300, range(5))
+@pytest.mark.parametrize(
+    ("kind", "evaluations", "seeds", "share"),
+    [("cma_es", 300, 5, 0.1), ("nsga2", 300, 5, 0.25), ("tpe", 150, 3, 0.6), ("gp", 24, 3, 0.3)],
+)
+def test_comes_nearer_to_the_optimum_than_random_search(kind, evaluations, seeds, share):
+    random = distance("random", evaluations, range(seeds))
+    assert distance(kind, evaluations, range(seeds)) < share * random
 
 
 def test_nsga2_dominates_more_than_random_search():
