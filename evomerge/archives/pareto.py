@@ -37,3 +37,45 @@ def hypervolume(values: Matrix, reference: npt.NDArray[np.float64]) -> float:
     if len(above) == 0:
         return 0.0
     return float(moocore.hypervolume(np.ascontiguousarray(above), ref=reference, maximise=True))
+
+
+def ranks(values: Matrix) -> npt.NDArray[np.intp]:
+    """Return the front to which each row belongs (Deb et al. 2002, fast non-dominated sorting).
+
+    Front 0 is dominated by nobody, front 1 by front 0 only, and so on. Equal rows share a front.
+
+    Args:
+        values: (points, objectives) float64, more is better.
+
+    Returns:
+        (points,) fronts, 0 is the best.
+    """
+    if len(values) == 0:
+        return np.zeros(0, dtype=np.intp)
+    if values.shape[1] == 1:  # moocore sorts from two objectives on
+        return np.asarray(np.unique(-values[:, 0], return_inverse=True)[1], dtype=np.intp)
+    return np.asarray(moocore.pareto_rank(np.ascontiguousarray(values), maximise=True), dtype=np.intp)
+
+
+def crowding(values: Matrix) -> npt.NDArray[np.float64]:
+    """Return the crowding distance of each row among the others (Deb et al. 2002, section III-B).
+
+    ``d_i = sum_m (next_m(i) - previous_m(i)) / (max_m - min_m)``, the neighbours being those of row i when sorted by
+    objective m; the ends of every objective that varies get infinity.
+
+    Args:
+        values: (points, objectives) float64 of one front.
+
+    Returns:
+        (points,) distances, more is lonelier.
+    """
+    distances = np.zeros(len(values))
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        sorted_column = column[order]
+        spread = sorted_column[-1] - sorted_column[0] if len(column) else 0.0
+        if spread == 0.0:
+            continue
+        distances[order[1:-1]] += (sorted_column[2:] - sorted_column[:-2]) / spread
+        distances[order[[0, -1]]] = np.inf
+    return distances

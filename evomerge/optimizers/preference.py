@@ -53,7 +53,12 @@ class Preference:
     def scalar(self, values: Vector, tie_break: float = 0.0) -> float:
         """Return the weighted mean of the scaled (objectives,) ``values``, nudged by the tie-break."""
         mean = float(self.scaled(values) @ self.weights / self.weights.sum())
-        return mean + TIE_BREAK_SHARE * tie_break / (1.0 + abs(tie_break))
+        return mean + nudge(tie_break)
+
+
+def nudge(tie_break: float) -> float:
+    """Return a number within `TIE_BREAK_SHARE` of 0 that grows with ``tie_break``, to be added to a value."""
+    return TIE_BREAK_SHARE * tie_break / (1.0 + abs(tie_break))
 
 
 def ranked_values(observations: list[Observation], preference: Preference) -> list[float]:

@@ -111,6 +111,16 @@ def test_a_killed_driver_continues_with_the_same_genomes(tmp_path, dies_after):
     assert resumed.winner.recipe_digest == unbroken.winner.recipe_digest
 
 
+@pytest.mark.parametrize("kind", ["nsga2", "tpe", "gp", "sobol"])
+def test_every_optimizer_continues_after_a_kill(tmp_path, kind):
+    settings = {"optimizer": {"kind": kind, "seed": 3}, "budget": {"evaluations": 22, "finalists": 5}}
+    unbroken = finish(search_file(tmp_path, name="unbroken", **settings))
+    broken = search_file(tmp_path, name="broken", **settings)
+    with pytest.raises(Stop), started(broken, watcher=DieAfter(17)) as search:
+        search.run()
+    assert genomes(finish(broken)) == genomes(unbroken)
+
+
 def test_candidate_recorded_but_not_evaluated_is_dispatched_again(tmp_path):
     file = search_file(tmp_path)
     with pytest.raises(Stop), started(file, watcher=DieAfter(12)) as search:

@@ -60,6 +60,15 @@ def test_plateaus_do_not_end_the_search():
     assert coarse >= -0.1
 
 
+def test_two_thousand_genes_are_searched_with_a_diagonal():
+    """No matrix of 2,000 x 2,000 numbers is kept or drawn from, and it climbs all the same."""
+    optimizer = CmaEs(genes(2000), weights=ONE, seed=0)
+    start = 2000 * 0.4**2 + 2000 * 0.28**2  # the middle of the space, and the scatter of the first points around it
+    assert best_after(optimizer, lambda x: -float(np.square(x - 1.15).sum()), 2000) > -0.5 * start
+    sizes = [np.size(value) for value in vars(optimizer._run.sm).values()]
+    assert max(sizes) <= 2000
+
+
 def preference_of(*seeds):
     preference = Preference(np.ones(len(seeds[0])))
     for values in seeds:
