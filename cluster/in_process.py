@@ -27,6 +27,14 @@ from typing import Any, TypeAlias
 from cluster.calls import factory_failed, make_worker, perform
 from cluster.pool import Call, Finished, Raised, Returned, TimedOut, WorkerFactory, WorkersFailed
 
+THREAD_NAME = "worker-of-call-"
+CLOSE_SECONDS = 3.0
+
+
+def busy() -> bool:
+    """Whether a worker's thread of this process still runs: then leave by `os._exit`, see `InProcessPool.close`."""
+    return any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate())
+
 
 @dataclass(frozen=True)
 class _Started:
@@ -78,7 +86,8 @@ class _Seat:
 
     def __init__(self, factory: WorkerFactory, report: Callable[[_Event], None], name: str) -> None:
         self.inbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        threading.Thread(target=_serve, args=(factory, self.inbox, report), name=name, daemon=True).start()
+        self.thread = threading.Thread(target=_serve, args=(factory, self.inbox, report), name=name, daemon=True)
+        self.thread.start()
 
 
 class InProcessPool:
@@ -153,16 +162,23 @@ class InProcessPool:
         return finished
 
     def close(self) -> None:
-        """Let every idle worker go; busy ones go when their method returns, unheard. Safe to call twice."""
+        """Let every worker go; a busy one gets a few seconds to return, unheard. Safe to call twice.
+
+        A thread that is still inside a numerical library when the interpreter shuts down can crash it, so an
+        ordinary candidate is allowed to end; see also `busy`.
+        """
         self._closed = True
         for seat in (*self._idle, *self._out.values()):
             seat.inbox.put(None)
+        until = time.monotonic() + CLOSE_SECONDS
+        for seat in self._out.values():
+            seat.thread.join(max(0.0, until - time.monotonic()))
         self._idle.clear()
         self._out.clear()
         self._deadlines.clear()
 
     def _new_seat(self, ticket: int) -> _Seat:
-        return _Seat(self._factory, self._events.put, f"worker-of-call-{ticket}")
+        return _Seat(self._factory, self._events.put, f"{THREAD_NAME}{ticket}")
 
     def _receive(self, finished: list[Finished], *, until: float) -> None:
         """Wait for one event, at the latest ``until`` (monotonic seconds), then take all that are there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,7 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)  # commands return nothing; typer turns an interrupt into 130
         if status == INTERRUPTED:
-            _fail("stopped; nothing that was measured is lost. Run the same command again to continue", status)
+            _stop()
         sys.exit(status)
     except Exception as error:
         known = _status_of(error)
@@ -69,6 +70,18 @@ def _text_of(error: Exception) -> str:
         return str(error)  # with the worker's own traceback
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     return " ".join(str(message).split())
+
+
+def _stop() -> None:
+    """Leave after an interrupt."""
+    from cluster import in_process
+
+    text = "evomerge: stopped; nothing that was measured is lost. Run the same command again to continue\n"
+    sys.stderr.write(text)
+    if in_process.busy():  # a candidate cannot be stopped inside its thread, where it would crash Python's shutdown
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+    sys.exit(INTERRUPTED)
 
 
 def _fail(text: str, status: int) -> None:

@@ -66,7 +66,8 @@ class OptunaSearch:
     def tell(self, observations: Sequence[Observation]) -> None:
         """Finish the trials of ``observations``; seeds with a genome become trials of their own."""
         with _quiet():
-            if self._preference and any(self._rescales(o) for o in observations):
+            rescaled = [self._rescales(o) for o in observations] if self._preference else []
+            if any(rescaled):
                 self._rebuild()
             for observation in observations:
                 self._take(observation)

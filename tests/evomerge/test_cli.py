@@ -10,6 +10,7 @@ import yaml
 from fakes import FakeSpec, problem, search_file
 
 import evomerge
+from cluster import in_process
 from cluster.in_process import InProcessPool
 from evomerge import cli
 from evomerge.dispatch import Dispatcher
@@ -196,6 +197,7 @@ def test_interrupt_says_how_to_continue(run, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evomerge, "load_file", interrupted)
+    monkeypatch.setattr(in_process, "busy", lambda: False)  # threads that other tests left must not end this process
     status, _, err = run("run", tmp_path / "search.yaml")
     assert status == 130
     assert "Run the same command again to continue" in err
