@@ -8,7 +8,7 @@ from typing import Any
 from evomerge.errors import BadRecipe
 from evomerge.merging.mergekit_layout import MergekitConfig, Slice
 from evomerge.merging.mergekit_settings import lookup, parameters_of
-from search_spaces.operators import OPERATORS, Linear, ModelStock, Operator, Slerp
+from search_spaces.operators import OPERATORS, Linear, ModelStock, Operator, Sce, Slerp
 from search_spaces.recipe import Source
 
 _VOTING = ("ties", "dare_ties", "breadcrumbs_ties", "della")
@@ -65,6 +65,9 @@ def read_operator(asked: Asked) -> Operator:
         raise BadRecipe("mergekit config: a slice with a base_model of its own is supported for slerp only")
     if asked.method == "model_stock":
         return _model_stock(asked)
+    if asked.method == "sce":
+        _all_present(asked)
+        return Sce(select_topk=min(1.0, max(0.0, asked.value("select_topk"))))
     return _task_vectors(asked)
 
 

@@ -22,6 +22,7 @@ from search_spaces.operators import (
     Linear,
     ModelStock,
     Operator,
+    Sce,
     Slerp,
     Ties,
 )
@@ -29,7 +30,12 @@ from search_spaces.recipe import Block, Recipe, Source
 from search_spaces.tensors import layer_of, matches
 
 _DRAWS = "# mergekit draws other random masks: an equally distributed model, not the same bytes.\n"
-_SHARED = {"normalize": "normalize", "scale": "lambda", "rescale": "rescale"}  # our fields, mergekit's parameters
+_SHARED = {  # our fields, mergekit's parameters
+    "normalize": "normalize",
+    "scale": "lambda",
+    "rescale": "rescale",
+    "select_topk": "select_topk",
+}
 _EACH = {"weights": "weight", "densities": "density", "gammas": "gamma", "spreads": "epsilon"}
 _Rule = tuple[str | None, Operator]
 
@@ -123,6 +129,8 @@ def _check_expressible(piece: _Piece) -> None:
     for _, operator in piece.rules:
         if isinstance(operator, Della | DellaLinear) and max(operator.spreads) >= 1.0:
             raise BadRecipe(f"mergekit's {operator.kind} needs every spread below 1, got {operator.spreads}")
+        if isinstance(operator, Sce) and operator.scale != 1.0:
+            raise BadRecipe(f"mergekit's sce has no lambda; the recipe has scale {operator.scale:g}")
         if isinstance(operator, ModelStock) and operator.power != 1.0:
             raise BadRecipe(f"mergekit's model_stock has no power; the recipe has power {operator.power:g}")
         if (
@@ -189,6 +197,8 @@ def _inputs(recipe: Recipe, piece: _Piece) -> tuple[dict[int, dict[str, Any]], d
         return {position: {} for position in _pair(piece)}, {"t": t}
     fields = type(operator).model_fields
     shared = {theirs: _setting(piece, partial(_field, ours)) for ours, theirs in _SHARED.items() if ours in fields}
+    if isinstance(operator, Sce):
+        del shared["lambda"]  # it is 1: `_check_expressible`
     if operator.per_source:
         positions: Sequence[int] = range(len(recipe.sources))
         inputs: dict[int, dict[str, Any]] = {}

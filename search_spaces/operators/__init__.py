@@ -20,11 +20,12 @@ from search_spaces.operators.task_vectors import (
     Della,
     DellaLinear,
     ModelStock,
+    Sce,
     TaskArithmetic,
     Ties,
 )
 
-_Plain = Linear | Slerp | TaskArithmetic | ModelStock
+_Plain = Linear | Slerp | TaskArithmetic | ModelStock | Sce
 _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
 _Any = _Plain | _Sparse
 Operator = Annotated[_Any, Field(discriminator="kind")]
@@ -43,6 +44,7 @@ __all__ = [
     "MergeOperator",
     "ModelStock",
     "Operator",
+    "Sce",
     "Slerp",
     "TaskArithmetic",
     "Ties",

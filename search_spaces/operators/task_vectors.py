@@ -133,6 +133,23 @@ class Della(MergeOperator):
     scale: float = 1.0
 
 
+class Sce(MergeOperator):
+    """Select, calculate, erase (Wan et al. 2024, FuseChat): ``theta_0 + scale * sum_i a_i e_i d_i / sum_i a_i e_i``.
+
+    ``d_i`` is the task vector on the `select_topk` of the elements whose variance over the experts is largest (of
+    those where it is not zero), ``a_i`` its share of the sum of squares, ``e_i`` 1 where its sign is that of the
+    sum of all ``d_i`` and 0 elsewhere.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (
+        KnobSpec("select_topk", "select_topk", (0.1, 1.0), (0.0, 1.0), 0.5, per_expert=False),
+    )
+
+    kind: Literal["sce"] = "sce"
+    select_topk: float = Field(default=1.0, ge=0.0, le=1.0, description="share of elements selected")
+    scale: float = 1.0
+
+
 class ModelStock(MergeOperator):
     """``theta_0 + t^power * mean_i tau_i`` with ``t = K c / (1 + (K - 1) c)`` (Jang et al. 2024, eq. 6).
 

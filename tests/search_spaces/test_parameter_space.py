@@ -104,6 +104,7 @@ def test_decoded_parameters_keep_the_settings():
     ("settings", "names", "start"),
     [
         ({"operator": "model_stock"}, ("power",), (1.0,)),
+        ({"operator": "sce"}, ("select_topk",), (0.5,)),
         (
             {"operator": "della", "density": (0.2, 0.6)},
             ("weight/e0", "weight/e1", "density/e0", "density/e1", "spread/e0", "spread/e1"),

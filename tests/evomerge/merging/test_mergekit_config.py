@@ -20,6 +20,7 @@ from search_spaces.operators import (
     Linear,
     ModelStock,
     Operator,
+    Sce,
     Slerp,
     TaskArithmetic,
     Ties,
@@ -47,6 +48,9 @@ EXPRESSIBLE: dict[str, Operator | list[Block]] = {
     "dare_linear": DareLinear(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), rescale=False),
     "dare_ties": DareTies(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), normalize=False),
     "model_stock": ModelStock(),
+    "sce": [
+        Block(layers=(0, 2), tensors=("*mlp*",), operator=Sce(select_topk=0.3)), Block(layers=(0, 4), operator=Sce())
+    ],
     "della": Della(weights=(0.4, 0.3, 0.7), densities=(0.25, 0.5, 1), spreads=(0.5, 0, 0)),
     "della_linear": DellaLinear(
         weights=(0.4, -0.3, 0.7), densities=(0.75, 0.5, 0), spreads=(0.5, 0.25, 0), rescale=False
@@ -155,6 +159,7 @@ def test_revisions_and_odd_paths_survive(family: list[Path], tmp_path: Path) -> 
         ),
         ([Block(layers=(0, 3), operator=A)], "no block"),
         (Della(weights=(1, 1, 1), densities=(0.5,) * 3, spreads=(1, 0, 0)), "every spread below 1"),
+        (Sce(scale=0.5), "sce has no lambda"),
         (ModelStock(power=0.5), "model_stock has no power"),
     ],
 )
@@ -339,6 +344,7 @@ models: [{model: M1}, {model: M2}]
     [
         (STOCK, "models:", "parameters: {filter_wise: true}\nmodels:", "filter_wise is not supported"),
         (STOCK, ", {model: M2}", "", "at least two other models"),
+        (STOCK.replace("model_stock", "sce"), "models:", "tokenizer_source: M3\nmodels:", "only gives the tokenizer"),
         (DELLA, "0.1", "0.35", "less than min.density, 1 - density. = 0.3, got 0.35"),
         (DELLA, "0.1", "-0.1", "epsilon should be at least 0"),
         (DELLA, "weight: 0.5", "weight: -0.5", "negative weights"),
