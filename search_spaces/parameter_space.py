@@ -21,7 +21,8 @@ from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
 
 OperatorKind = Literal[
     "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties",
-    "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce",
+    "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "nuslerp",
+    "multislerp",
 ]  # fmt: skip
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),

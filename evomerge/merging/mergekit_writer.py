@@ -21,6 +21,8 @@ from search_spaces.operators import (
     DellaLinear,
     Linear,
     ModelStock,
+    MultiSlerp,
+    NuSlerp,
     Operator,
     Sce,
     Slerp,
@@ -157,11 +159,11 @@ def _base(recipe: Recipe, pieces: Sequence[_Piece]) -> int:
 
 
 def _pair(piece: _Piece) -> tuple[int, int]:
-    pairs = {tuple(sorted(rule.between)) for _, rule in piece.rules if isinstance(rule, Slerp)}
+    pairs = {tuple(sorted(rule.between)) for _, rule in piece.rules if isinstance(rule, Slerp | NuSlerp)}
     if len(pairs) != 1:
+        where = f"layers {piece.first} to {piece.stop - 1}"
         raise BadRecipe(
-            f"mergekit merges one pair of models a slice with slerp, layers {piece.first} to {piece.stop - 1} have "
-            f"{sorted(pairs)}"
+            f"mergekit merges one pair of models a slice with {piece.rules[0][1].kind}, {where} have {sorted(pairs)}"
         )
     ((first, second),) = pairs
     return first, second
@@ -195,8 +197,12 @@ def _inputs(recipe: Recipe, piece: _Piece) -> tuple[dict[int, dict[str, Any]], d
         base = _slerp_base(recipe, piece)
         t = _setting(piece, lambda rule: rule.t if rule.between[0] == base else 1.0 - rule.t)
         return {position: {} for position in _pair(piece)}, {"t": t}
+    if isinstance(operator, NuSlerp):
+        return _nuslerp_inputs(recipe, piece), {}
     fields = type(operator).model_fields
     shared = {theirs: _setting(piece, partial(_field, ours)) for ours, theirs in _SHARED.items() if ours in fields}
+    if isinstance(operator, MultiSlerp):
+        shared["normalize_weights"] = shared.pop("normalize")
     if isinstance(operator, Sce):
         del shared["lambda"]  # it is 1: `_check_expressible`
     if operator.per_source:
@@ -210,6 +216,17 @@ def _inputs(recipe: Recipe, piece: _Piece) -> tuple[dict[int, dict[str, Any]], d
             theirs: _setting(piece, partial(_share, ours, number)) for ours, theirs in _EACH.items() if ours in fields
         }
     return inputs, shared
+
+
+def _nuslerp_inputs(recipe: Recipe, piece: _Piece) -> dict[int, dict[str, Any]]:
+    """mergekit's t is the share of the second of two weights: they are written as 1 - t and t."""
+    assert recipe.base is not None
+    first, second = _pair(piece)
+    return {
+        recipe.base: {},
+        first: {"weight": _setting(piece, lambda rule: rule.t if rule.between[1] == first else 1.0 - rule.t)},
+        second: {"weight": _setting(piece, lambda rule: rule.t if rule.between[1] == second else 1.0 - rule.t)},
+    }
 
 
 def _field(field: str, operator: Operator) -> Any:

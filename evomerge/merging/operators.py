@@ -7,6 +7,8 @@ mergekit 0.1.5 gives the same results, with these differences, each where its re
   weights of one positive sign (see `kernels.Election`);
 * Model Stock's share of the mean stays within [0, 1] where cosines are negative, and does not depend on how
   long the task vectors are (mergekit's falls to 0 where the product of their norms is below 1e-6);
+* Multi-SLERP whose weighted directions cancel fails the candidate (mergekit stops, or with two models interpolates
+  linearly);
 * SCE's shares do not depend on how long the task vectors are (mergekit's become equal where the mean squares sum to
   less than 1e-6, which they do in most fine-tuned language models);
 * random masks come from a counter-based generator of our own: equal in distribution, not in the draws;
@@ -35,6 +37,8 @@ from search_spaces.operators import (
     DellaLinear,
     Linear,
     ModelStock,
+    MultiSlerp,
+    NuSlerp,
     Operator,
     Sce,
     Slerp,
@@ -79,9 +83,8 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
         return _election(recipe, operator, _terms(operator, recipe, name, selector, keys))
     if isinstance(operator, Sce):
         return _fusion(operator, recipe, name, selector)
-    if isinstance(operator, ModelStock):
-        share = geometry.model_stock_share(selector.products(recipe.experts, name)) ** operator.power
-        return _combination(recipe, [share] * len(recipe.experts), float(len(recipe.experts)))
+    if isinstance(operator, ModelStock | NuSlerp | MultiSlerp):
+        return _by_products(operator, recipe, name, selector)
     kernel = whole_run(operator, recipe)
     assert kernel is not None
     return kernel
@@ -132,6 +135,24 @@ def _election(recipe: Recipe, operator: _Elected, terms: Sequence[Term]) -> Kern
             _base(recipe), 1.0, _effective([Term(only.source, weight * operator.scale, only.keep, only.rescale)])
         )
     return Election(_base(recipe), _check_size(operator.scale), operator.normalize, terms)
+
+
+def _by_products(
+    operator: ModelStock | NuSlerp | MultiSlerp, recipe: Recipe, name: str, selector: Selector
+) -> Combination:
+    if isinstance(operator, NuSlerp):
+        found = geometry.nuslerp_coefficients(selector.products(operator.between, name), operator.t)
+        terms = [Term(source, weight) for source, weight in zip(operator.between, found, strict=True)]
+        return Combination(_base(recipe), 1.0, _effective(terms))
+    products = selector.products(recipe.experts, name)
+    if isinstance(operator, ModelStock):
+        share = geometry.model_stock_share(products) ** operator.power
+        return _combination(recipe, [share] * len(recipe.experts), float(len(recipe.experts)))
+    weights = np.array(operator.weights) / _divisor(operator.weights, operator.normalize, operator.kind)
+    coefficients = geometry.multislerp_coefficients(products, weights)
+    if coefficients is None:
+        raise CandidateFailed(f"multislerp: the weighted directions of the task vectors cancel in tensor {name!r}")
+    return _combination(recipe, coefficients.tolist(), 1.0)
 
 
 def _fusion(operator: Sce, recipe: Recipe, name: str, selector: Selector) -> Kernel:

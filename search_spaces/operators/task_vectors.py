@@ -150,6 +150,35 @@ class Sce(MergeOperator):
     scale: float = 1.0
 
 
+class NuSlerp(MergeOperator):
+    """Spherical interpolation of two experts' task vectors by `t`, whole tensors, lengths kept.
+
+    ``theta_0 + sin((1 - t) a) / sin a tau_1 + sin(t a) / sin a tau_2``, a the angle between them (Shoemake 1985;
+    mergekit's nuslerp with a base). t outside [0, 1] goes on along the arc.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (KnobSpec("t", "t", (0.0, 1.0), start=0.5, per_expert=False),)
+    pair: ClassVar[bool] = True
+
+    kind: Literal["nuslerp"] = "nuslerp"
+    between: tuple[int, int] = Field(description="positions of the two experts")
+    t: float
+
+
+class MultiSlerp(MergeOperator):
+    """``theta_0 + sum_i w_i |tau_i| * m / |m|`` with ``m = sum_i w_i tau_i / |tau_i|``, per tensor (mergekit).
+
+    The weighted mean of the directions at the weighted mean of the lengths. `normalize` divides the weights by
+    their sum first.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT,)
+
+    kind: Literal["multislerp"] = "multislerp"
+    weights: Weights
+    normalize: bool = True
+
+
 class ModelStock(MergeOperator):
     """``theta_0 + t^power * mean_i tau_i`` with ``t = K c / (1 + (K - 1) c)`` (Jang et al. 2024, eq. 6).
 

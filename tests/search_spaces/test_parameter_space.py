@@ -104,6 +104,8 @@ def test_decoded_parameters_keep_the_settings():
     ("settings", "names", "start"),
     [
         ({"operator": "model_stock"}, ("power",), (1.0,)),
+        ({"operator": "nuslerp", "t": (0.6, 0.9)}, ("t",), (0.6,)),
+        ({"operator": "multislerp"}, ("weight/e0", "weight/e1"), (0.5, 0.5)),
         ({"operator": "sce"}, ("select_topk",), (0.5,)),
         (
             {"operator": "della", "density": (0.2, 0.6)},

@@ -171,6 +171,25 @@ CONFIGS = {
         base_model: C0
         models: [{model: C1}, {model: C3}]
     """,
+    "nuslerp": """
+        merge_method: nuslerp
+        base_model: C0
+        models: [{model: C1, parameters: {weight: [0.1, 0.9]}}, {model: C2, parameters: {weight: 0.5}}]
+    """,
+    "multislerp": """
+        merge_method: multislerp
+        base_model: C0
+        models:
+          - {model: C1, parameters: {weight: [0.1, 0.9]}}
+          - {model: C2, parameters: {weight: 0.5}}
+          - {model: C3, parameters: {weight: -0.2}}
+    """,
+    "multislerp-plain": """
+        merge_method: multislerp
+        base_model: M0
+        models: [{model: M1, parameters: {weight: 0.9}}, {model: M3, parameters: {weight: 0.4}}]
+        parameters: {normalize_weights: false}
+    """,
     "model_stock": """
         merge_method: model_stock
         base_model: C0
