@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from search_spaces.genes import Gene, Genes, Genome
-from search_spaces.operators import Linear, TaskArithmetic, Ties
+from search_spaces.operators import OPERATORS, Linear, TaskArithmetic, Ties
 from search_spaces.parameter_space import OperatorKind, ParameterSpace, ParameterSpaceSettings
 from search_spaces.presets import mergekit_evolve, sakana
 from search_spaces.recipe import Source
@@ -217,3 +217,7 @@ def test_genome_is_a_value():
     assert Genes((Gene("a", 0, 1, 0), Gene("b", 0, 1, 0))).named(genome) == {"a": 0.1, "b": 0.2}
     with pytest.raises(ValueError, match="different"):
         Genes((Gene("a", 0, 1, 0), Gene("a", 0, 1, 0)))
+
+
+def test_every_operator_can_be_searched():
+    assert set(get_args(OperatorKind)) == set(OPERATORS)
