@@ -21,7 +21,8 @@ from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
 
 OperatorKind = Literal[
     "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties",
-    "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear",
+    "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "nuslerp",
+    "multislerp",
 ]  # fmt: skip
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),
@@ -42,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # see search_spaces.presets
 
 
 OWN_KNOBS = frozenset(
-    {"power", "gamma", "spread"}
+    {"power", "gamma", "spread", "select_topk"}
 )  # settings that only some operators have, none when they are not given
 
 
@@ -81,6 +82,7 @@ class ParameterSpaceSettings(Frozen):
         default=None, description="breadcrumbs: bounds of the share of largest elements dropped"
     )
     spread: Bounds | None = Field(default=None, description="della: bounds of epsilon / min(density, 1 - density)")
+    select_topk: Bounds | None = Field(default=None, description="sce: bounds of the share of elements selected")
     power: Bounds | None = Field(default=None, description="model_stock: bounds of the exponent on its share")
     normalize: bool = Field(default=False, description="divide by the sum of the weights")
     scale: float = Field(default=1.0, description="fixed factor on the merged task vector (mergekit's lambda)")

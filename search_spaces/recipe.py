@@ -99,6 +99,8 @@ class Recipe(Frozen):
             raise ValueError(f"{operator.kind} is between two different sources of {count}, got {between}")
         if operator.needs_base and self.base is None:
             raise ValueError(f"{operator.kind} merges task vectors and needs a base; linear and slerp do not")
+        if operator.needs_base and between is not None and self.base in between:
+            raise ValueError(f"{operator.kind} is between two experts, got {between} with the base {self.base}")
         if operator.needs_base and experts < operator.fewest_experts:
             raise ValueError(f"{operator.kind} merges at least {operator.fewest_experts} experts, got {experts}")
         expected, kind = (count, "source") if operator.per_source else (experts, "expert")

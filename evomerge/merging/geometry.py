@@ -27,3 +27,38 @@ def model_stock_share(products: np.ndarray) -> float:
     pairs = cosines(products)[np.triu_indices(count, 1)]
     cosine = max(0.0, float(pairs.mean()))
     return count * cosine / (1.0 + (count - 1) * cosine)
+
+
+def nuslerp_coefficients(products: np.ndarray, t: float) -> tuple[float, float]:
+    """Return the coefficients of two vectors in their spherical interpolation by ``t``, lengths kept.
+
+    ``sin((1 - t) a) / sin a`` and ``sin(t a) / sin a`` with the angle a between them; the linear ``1 - t`` and ``t``,
+    which is the limit for parallel vectors, where sin a is below 1e-6 or one of the vectors is zero.
+    """
+    if not products.diagonal().all():
+        return 1.0 - t, t
+    angle = float(np.arccos(cosines(products)[0, 1]))
+    if np.sin(angle) < 1e-6:
+        return 1.0 - t, t
+    return float(np.sin((1.0 - t) * angle) / np.sin(angle)), float(np.sin(t * angle) / np.sin(angle))
+
+
+def multislerp_coefficients(products: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
+    """Return the coefficient of every vector, float64 (K,), in ``sum_i w_i n_i * m / |m|`` with ``m = sum_i w_i u_i``.
+
+    n_i and u_i are length and direction of vector i; zero vectors have no direction and drop out. None where m
+    is too short, by cancelling, to have a direction: below 1e-6 of the sum of the weights' magnitudes.
+
+    The published form goes on from m / |m| by the weighted mean of the u_i in its tangent space. That mean is
+    ``m - <m, m / |m|> m / |m| = 0``: there is nowhere to go.
+    """
+    norms = np.sqrt(products.diagonal())
+    weights = np.where(norms > 0.0, weights, 0.0)
+    if not weights.any():
+        return np.zeros_like(weights)
+    length = float(np.sqrt(max(0.0, weights @ cosines(products) @ weights)))
+    if length <= 1e-6 * float(np.abs(weights).sum()):
+        return None
+    directions = weights / np.where(norms > 0.0, norms, 1.0)
+    coefficients: np.ndarray = float(weights @ norms) / length * directions
+    return coefficients

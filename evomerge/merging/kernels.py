@@ -70,9 +70,9 @@ class Combination:
     def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
         """Write the combination of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
         same = self._equal_source()
-        for start, stop, target in _chunks(out, scratch):
+        for start, stop, target in chunks(out, scratch):
             if same is not None:
-                target.copy_(_part(sources[same], start, stop))
+                target.copy_(part(sources[same], start, stop))
             else:
                 self._chunk(sources, target, start, stop, scratch)
             scratch.watch(target)
@@ -88,7 +88,7 @@ class Combination:
 
     def _chunk(self, sources: Sequence[Tensor], target: Tensor, start: int, stop: int, scratch: Scratch) -> None:
         size = stop - start
-        pivot = _float32(_part(sources[self.pivot], start, stop), scratch.row(0, size))
+        pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
         total = scratch.row(1, size)
         if not self.terms:
             total.zero_()
@@ -100,7 +100,7 @@ class Combination:
                 delta.mul_(coefficient)
             else:
                 total.add_(delta, alpha=coefficient)
-        _finish(total, pivot, self.scale, target)
+        finish(total, pivot, self.scale, target)
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,13 @@ class Election:
 
     def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
         """Write the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
-        for start, stop, target in _chunks(out, scratch):
+        for start, stop, target in chunks(out, scratch):
             self._chunk(sources, target, start, stop, scratch)
             scratch.watch(target)
 
     def _chunk(self, sources: Sequence[Tensor], target: Tensor, start: int, stop: int, scratch: Scratch) -> None:
         size, count = stop - start, len(self.terms)
-        pivot = _float32(_part(sources[self.pivot], start, stop), scratch.row(0, size))
+        pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
         sign, total, spare = (scratch.row(number, size) for number in (1, 2, 3))
         rows = [scratch.row(5 + number, size) for number in range(count)]
         sign.zero_()
@@ -142,10 +142,11 @@ class Election:
                 divisor.add_(row.sign_(), alpha=abs(term.weight))
             total.div_(divisor.add_(torch.eq(divisor, 0.0, out=spare)))
         total.mul_(sign).mul_(self.scale)
-        _finish(total, pivot, 1.0, target)
+        finish(total, pivot, 1.0, target)
 
 
-def _chunks(out: Tensor, scratch: Scratch) -> Iterator[tuple[int, int, Tensor]]:
+def chunks(out: Tensor, scratch: Scratch) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield start, stop and that part of ``out``, in steps of the buffers' size."""
     size = out.numel()
     if size <= scratch.chunk:
         yield 0, size, out
@@ -155,11 +156,12 @@ def _chunks(out: Tensor, scratch: Scratch) -> Iterator[tuple[int, int, Tensor]]:
         yield start, stop, out[start:stop]
 
 
-def _part(source: Tensor, start: int, stop: int) -> Tensor:
+def part(source: Tensor, start: int, stop: int) -> Tensor:
+    """Return elements ``start`` to ``stop`` of ``source``."""
     return source if stop - start == source.numel() else source[start:stop]
 
 
-def _float32(part: Tensor, buffer: Tensor) -> Tensor:
+def float32(part: Tensor, buffer: Tensor) -> Tensor:
     """Return ``part`` as float32 on the buffer's device: itself if it is, else copied into ``buffer``."""
     if part.dtype is torch.float32 and part.device == buffer.device:
         return part
@@ -169,13 +171,14 @@ def _float32(part: Tensor, buffer: Tensor) -> Tensor:
 def _delta(source: Tensor, pivot: Tensor, term: Term, span: tuple[int, int], buffer: Tensor, spare: Tensor) -> Tensor:
     """Return the kept part of the task vector of ``source``, in ``buffer``; ``spare`` is overwritten."""
     start, stop = span
-    torch.sub(_float32(_part(source, start, stop), buffer), pivot, out=buffer)
+    torch.sub(float32(part(source, start, stop), buffer), pivot, out=buffer)
     if term.keep is not None:
         buffer.mul_(term.keep.mask(start, stop, buffer, spare))
     return buffer
 
 
-def _finish(total: Tensor, pivot: Tensor, scale: float, target: Tensor) -> None:
+def finish(total: Tensor, pivot: Tensor, scale: float, target: Tensor) -> None:
+    """Write ``total + scale pivot`` to ``target``, cast once; ``total`` is overwritten."""
     if target.dtype is torch.float32:
         torch.add(total, pivot, alpha=scale, out=target)
     else:

@@ -8,7 +8,7 @@ from typing import Any
 from evomerge.errors import BadRecipe
 from evomerge.merging.mergekit_layout import MergekitConfig, Slice
 from evomerge.merging.mergekit_settings import lookup, parameters_of
-from search_spaces.operators import OPERATORS, Linear, ModelStock, Operator, Slerp
+from search_spaces.operators import OPERATORS, Linear, ModelStock, MultiSlerp, NuSlerp, Operator, Sce, Slerp
 from search_spaces.recipe import Source
 
 _VOTING = ("ties", "dare_ties", "breadcrumbs_ties", "della")
@@ -65,6 +65,13 @@ def read_operator(asked: Asked) -> Operator:
         raise BadRecipe("mergekit config: a slice with a base_model of its own is supported for slerp only")
     if asked.method == "model_stock":
         return _model_stock(asked)
+    if asked.method == "sce":
+        _all_present(asked)
+        return Sce(select_topk=min(1.0, max(0.0, asked.value("select_topk"))))
+    if asked.method == "nuslerp":
+        return _nuslerp(asked)
+    if asked.method == "multislerp":
+        return MultiSlerp(weights=tuple(asked.values("weight", 0.0)), normalize=asked.value("normalize_weights"))
     return _task_vectors(asked)
 
 
@@ -87,6 +94,19 @@ def _model_stock(asked: Asked) -> ModelStock:
     if len(asked.experts) < 2:
         raise BadRecipe("mergekit config: model_stock needs the base_model and at least two other models")
     return ModelStock()
+
+
+def _nuslerp(asked: Asked) -> NuSlerp:
+    if asked.value("nuslerp_row_wise") or not asked.value("nuslerp_flatten"):
+        raise BadRecipe("mergekit config: nuslerp is supported for whole tensors; leave out row_wise and flatten")
+    pair = [model for model in asked.present if model != asked.piece.base]
+    if len(pair) != 2:
+        raise BadRecipe(f"mergekit config: nuslerp merges two models besides the base_model, got {len(pair)}")
+    first, second = (asked.value("weight", model) for model in pair)
+    if abs(first + second) <= 1e-6:
+        raise BadRecipe(f"mergekit config: the weights of nuslerp cancel ({first:g} and {second:g})")
+    models = asked.config.models
+    return NuSlerp(between=(models.index(pair[0]), models.index(pair[1])), t=second / (first + second))
 
 
 def _all_present(asked: Asked) -> None:

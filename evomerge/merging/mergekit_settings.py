@@ -10,7 +10,7 @@ from evomerge.errors import BadRecipe
 
 METHODS = (
     "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock", "breadcrumbs",
-    "breadcrumbs_ties", "della", "della_linear",
+    "breadcrumbs_ties", "della", "della_linear", "sce", "nuslerp", "multislerp",
 )  # fmt: skip
 
 
@@ -29,6 +29,16 @@ def parameters_of(method: str) -> dict[str, Parameter]:
         return {"weight": Parameter(float, per_model=True), "normalize": Parameter(bool, True)}
     if method == "slerp":
         return {"t": Parameter(float)}
+    if method == "nuslerp":
+        return {
+            "weight": Parameter(float, per_model=True),
+            "nuslerp_row_wise": Parameter(bool, False),
+            "nuslerp_flatten": Parameter(bool, True),
+        }
+    if method == "multislerp":
+        return {"weight": Parameter(float, per_model=True), "normalize_weights": Parameter(bool, True)}
+    if method == "sce":
+        return {"select_topk": Parameter(float, 1.0), "int8_mask": Parameter(bool, False)}
     if method == "model_stock":
         return {"filter_wise": Parameter(bool, False)}
     known = {

@@ -21,7 +21,10 @@ from search_spaces.operators import (
     DellaLinear,
     Linear,
     ModelStock,
+    MultiSlerp,
+    NuSlerp,
     Operator,
+    Sce,
     Slerp,
     Ties,
 )
@@ -29,7 +32,12 @@ from search_spaces.recipe import Block, Recipe, Source
 from search_spaces.tensors import layer_of, matches
 
 _DRAWS = "# mergekit draws other random masks: an equally distributed model, not the same bytes.\n"
-_SHARED = {"normalize": "normalize", "scale": "lambda", "rescale": "rescale"}  # our fields, mergekit's parameters
+_SHARED = {  # our fields, mergekit's parameters
+    "normalize": "normalize",
+    "scale": "lambda",
+    "rescale": "rescale",
+    "select_topk": "select_topk",
+}
 _EACH = {"weights": "weight", "densities": "density", "gammas": "gamma", "spreads": "epsilon"}
 _Rule = tuple[str | None, Operator]
 
@@ -123,6 +131,8 @@ def _check_expressible(piece: _Piece) -> None:
     for _, operator in piece.rules:
         if isinstance(operator, Della | DellaLinear) and max(operator.spreads) >= 1.0:
             raise BadRecipe(f"mergekit's {operator.kind} needs every spread below 1, got {operator.spreads}")
+        if isinstance(operator, Sce) and operator.scale != 1.0:
+            raise BadRecipe(f"mergekit's sce has no lambda; the recipe has scale {operator.scale:g}")
         if isinstance(operator, ModelStock) and operator.power != 1.0:
             raise BadRecipe(f"mergekit's model_stock has no power; the recipe has power {operator.power:g}")
         if (
@@ -149,11 +159,11 @@ def _base(recipe: Recipe, pieces: Sequence[_Piece]) -> int:
 
 
 def _pair(piece: _Piece) -> tuple[int, int]:
-    pairs = {tuple(sorted(rule.between)) for _, rule in piece.rules if isinstance(rule, Slerp)}
+    pairs = {tuple(sorted(rule.between)) for _, rule in piece.rules if isinstance(rule, Slerp | NuSlerp)}
     if len(pairs) != 1:
+        where = f"layers {piece.first} to {piece.stop - 1}"
         raise BadRecipe(
-            f"mergekit merges one pair of models a slice with slerp, layers {piece.first} to {piece.stop - 1} have "
-            f"{sorted(pairs)}"
+            f"mergekit merges one pair of models a slice with {piece.rules[0][1].kind}, {where} have {sorted(pairs)}"
         )
     ((first, second),) = pairs
     return first, second
@@ -187,8 +197,14 @@ def _inputs(recipe: Recipe, piece: _Piece) -> tuple[dict[int, dict[str, Any]], d
         base = _slerp_base(recipe, piece)
         t = _setting(piece, lambda rule: rule.t if rule.between[0] == base else 1.0 - rule.t)
         return {position: {} for position in _pair(piece)}, {"t": t}
+    if isinstance(operator, NuSlerp):
+        return _nuslerp_inputs(recipe, piece), {}
     fields = type(operator).model_fields
     shared = {theirs: _setting(piece, partial(_field, ours)) for ours, theirs in _SHARED.items() if ours in fields}
+    if isinstance(operator, MultiSlerp):
+        shared["normalize_weights"] = shared.pop("normalize")
+    if isinstance(operator, Sce):
+        del shared["lambda"]  # it is 1: `_check_expressible`
     if operator.per_source:
         positions: Sequence[int] = range(len(recipe.sources))
         inputs: dict[int, dict[str, Any]] = {}
@@ -200,6 +216,17 @@ def _inputs(recipe: Recipe, piece: _Piece) -> tuple[dict[int, dict[str, Any]], d
             theirs: _setting(piece, partial(_share, ours, number)) for ours, theirs in _EACH.items() if ours in fields
         }
     return inputs, shared
+
+
+def _nuslerp_inputs(recipe: Recipe, piece: _Piece) -> dict[int, dict[str, Any]]:
+    """mergekit's t is the share of the second of two weights: they are written as 1 - t and t."""
+    assert recipe.base is not None
+    first, second = _pair(piece)
+    return {
+        recipe.base: {},
+        first: {"weight": _setting(piece, lambda rule: rule.t if rule.between[1] == first else 1.0 - rule.t)},
+        second: {"weight": _setting(piece, lambda rule: rule.t if rule.between[1] == second else 1.0 - rule.t)},
+    }
 
 
 def _field(field: str, operator: Operator) -> Any:

@@ -7,6 +7,10 @@ mergekit 0.1.5 gives the same results, with these differences, each where its re
   weights of one positive sign (see `kernels.Election`);
 * Model Stock's share of the mean stays within [0, 1] where cosines are negative, and does not depend on how
   long the task vectors are (mergekit's falls to 0 where the product of their norms is below 1e-6);
+* Multi-SLERP whose weighted directions cancel fails the candidate (mergekit stops, or with two models interpolates
+  linearly);
+* SCE's shares do not depend on how long the task vectors are (mergekit's become equal where the mean squares sum to
+  less than 1e-6, which they do in most fine-tuned language models);
 * random masks come from a counter-based generator of our own: equal in distribution, not in the draws;
 * the arithmetic is float32 whatever the sources are, with one cast at the end.
 """
@@ -22,6 +26,7 @@ from evomerge.errors import CandidateFailed
 from evomerge.merging import geometry
 from evomerge.merging.kernels import Combination, Election, Term
 from evomerge.merging.masks import MaskKey
+from evomerge.merging.sce import Fusion
 from evomerge.merging.selection import Selector
 from search_spaces.operators import (
     Breadcrumbs,
@@ -32,14 +37,17 @@ from search_spaces.operators import (
     DellaLinear,
     Linear,
     ModelStock,
+    MultiSlerp,
+    NuSlerp,
     Operator,
+    Sce,
     Slerp,
     TaskArithmetic,
     Ties,
 )
 from search_spaces.recipe import Recipe
 
-Kernel = Combination | Election
+Kernel = Combination | Election | Fusion
 _Summed = DareLinear | Breadcrumbs | DellaLinear
 _Elected = Ties | DareTies | BreadcrumbsTies | Della
 _NEARLY_PARALLEL = 0.9995  # beyond this cosine the spherical formula divides by almost nothing
@@ -69,23 +77,14 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
     """
     if isinstance(operator, Slerp):
         return _slerp(operator, selector.cosine(min(operator.between), max(operator.between), name))
-    if isinstance(operator, Ties):
-        return _election(recipe, operator, _trimmed(operator, recipe, name, selector))
-    if isinstance(operator, DareTies):
-        return _election(recipe, operator, _dropped(operator, recipe, name, selector, keys))
-    if isinstance(operator, DareLinear):
-        return _sum(recipe, operator, _dropped(operator, recipe, name, selector, keys))
-    if isinstance(operator, Breadcrumbs):
-        return _sum(recipe, operator, _between(operator, recipe, name, selector))
-    if isinstance(operator, BreadcrumbsTies):
-        return _election(recipe, operator, _between(operator, recipe, name, selector))
-    if isinstance(operator, DellaLinear):
-        return _sum(recipe, operator, _dropped_by_rank(operator, recipe, name, selector, keys))
-    if isinstance(operator, Della):
-        return _election(recipe, operator, _dropped_by_rank(operator, recipe, name, selector, keys))
-    if isinstance(operator, ModelStock):
-        share = geometry.model_stock_share(selector.products(recipe.experts, name)) ** operator.power
-        return _combination(recipe, [share] * len(recipe.experts), float(len(recipe.experts)))
+    if isinstance(operator, _Summed):
+        return _sum(recipe, operator, _terms(operator, recipe, name, selector, keys))
+    if isinstance(operator, _Elected):
+        return _election(recipe, operator, _terms(operator, recipe, name, selector, keys))
+    if isinstance(operator, Sce):
+        return _fusion(operator, recipe, name, selector)
+    if isinstance(operator, ModelStock | NuSlerp | MultiSlerp):
+        return _by_products(operator, recipe, name, selector)
     kernel = whole_run(operator, recipe)
     assert kernel is not None
     return kernel
@@ -136,6 +135,47 @@ def _election(recipe: Recipe, operator: _Elected, terms: Sequence[Term]) -> Kern
             _base(recipe), 1.0, _effective([Term(only.source, weight * operator.scale, only.keep, only.rescale)])
         )
     return Election(_base(recipe), _check_size(operator.scale), operator.normalize, terms)
+
+
+def _by_products(
+    operator: ModelStock | NuSlerp | MultiSlerp, recipe: Recipe, name: str, selector: Selector
+) -> Combination:
+    if isinstance(operator, NuSlerp):
+        found = geometry.nuslerp_coefficients(selector.products(operator.between, name), operator.t)
+        terms = [Term(source, weight) for source, weight in zip(operator.between, found, strict=True)]
+        return Combination(_base(recipe), 1.0, _effective(terms))
+    products = selector.products(recipe.experts, name)
+    if isinstance(operator, ModelStock):
+        share = geometry.model_stock_share(products) ** operator.power
+        return _combination(recipe, [share] * len(recipe.experts), float(len(recipe.experts)))
+    weights = np.array(operator.weights) / _divisor(operator.weights, operator.normalize, operator.kind)
+    coefficients = geometry.multislerp_coefficients(products, weights)
+    if coefficients is None:
+        raise CandidateFailed(f"multislerp: the weighted directions of the task vectors cancel in tensor {name!r}")
+    return _combination(recipe, coefficients.tolist(), 1.0)
+
+
+def _fusion(operator: Sce, recipe: Recipe, name: str, selector: Selector) -> Kernel:
+    count, keep = selector.varied(recipe.experts, name, operator.select_topk)
+    energies = selector.energies(recipe.experts, name, count, keep) if count else ()
+    total = math.fsum(energies)
+    if total == 0.0:  # nothing is selected, or no expert has moved
+        return Combination(_base(recipe), 1.0, ())
+    shares = tuple(energy / total for energy in energies)
+    return Fusion(_base(recipe), recipe.experts, shares, _check_size(operator.scale), keep)
+
+
+def _terms(
+    operator: _Summed | _Elected, recipe: Recipe, name: str, selector: Selector, keys: Sequence[MaskKey]
+) -> list[Term]:
+    """Return what the operator keeps of each task vector."""
+    if isinstance(operator, Ties):
+        return _trimmed(operator, recipe, name, selector)
+    if isinstance(operator, Breadcrumbs | BreadcrumbsTies):
+        return _between(operator, recipe, name, selector)
+    if isinstance(operator, Della | DellaLinear):
+        return _dropped_by_rank(operator, recipe, name, selector, keys)
+    return _dropped(operator, recipe, name, selector, keys)
 
 
 def _trimmed(operator: Ties, recipe: Recipe, name: str, selector: Selector) -> list[Term]:

@@ -20,11 +20,13 @@ from torch import Tensor
 from evomerge.merging.keeps import Keep, KeepBand, KeepBelow, KeepDrawn, KeepLarge
 from evomerge.merging.masks import MaskKey, draws, threshold
 from evomerge.merging.ranked import KeepByRank, rank_limits, row_ranks
+from evomerge.merging.variance import variance
 
 SMALL = 1 << 16  # elements up to which per-element ranks and draws are remembered
 CACHE_BYTES = 96 << 20
 _CHUNK = 1 << 16
 _LOW_BITS = 15
+Subject = int | tuple[int, ...]  # an expert, or several: the variance over them takes the task vector's place
 T = TypeVar("T")
 
 
@@ -59,7 +61,7 @@ class Selector:
         """Return the number of elements of tensor ``name``."""
         return self.sources[self.base](name).numel()
 
-    def _top(self, expert: int, name: str, count: int) -> Keep:
+    def _top(self, expert: Subject, name: str, count: int) -> Keep:
         if self.size(name) <= SMALL:
             ranks = self._remember(("ranks", expert, name), lambda: self._ranks(expert, name))
             return KeepBelow(ranks, count)
@@ -79,6 +81,34 @@ class Selector:
         if self.sources[self.base](name).numel() <= SMALL:
             return KeepBelow(self._draws(expert, name, key).field, limit)
         return KeepDrawn(key, name, limit)
+
+    def varied(self, experts: tuple[int, ...], name: str, share: float) -> tuple[int, Keep | None]:
+        """Return how many elements of m whose variance over ``experts`` is not zero are the ``int(share m)`` most
+        varied, and which they are, told from the variance; none for all elements.
+        """
+        if share >= 1.0:
+            return self.size(name), None
+        count = int(self._remember(("varying", experts, name), lambda: self._varying(experts, name)) * share)
+        return count, self._top(experts, name, count) if 0 < count < self.size(name) else None
+
+    def energies(self, experts: tuple[int, ...], name: str, count: int, keep: Keep | None) -> tuple[float, ...]:
+        """Return the sum of squares of the kept elements of every expert; ``count`` names what `varied` gave."""
+        what = ("energies", experts, name, count, keep is None)
+        return self._remember(what, lambda: self._energies(experts, name, keep))
+
+    def _varying(self, experts: tuple[int, ...], name: str) -> int:
+        return sum(int(torch.count_nonzero(values)) for _, _, values in self._deltas(experts, name))
+
+    def _energies(self, experts: tuple[int, ...], name: str, keep: Keep | None) -> tuple[float, ...]:
+        totals = np.zeros(len(experts))
+        for parts in zip(*(self._deltas(expert, name) for expert in experts), strict=True):
+            rows = [delta for _, _, delta in parts]
+            if keep is not None:
+                start, stop, _ = parts[0]
+                mask = keep.mask(start, stop, variance(rows), torch.empty_like(rows[0]))
+                rows = [row * mask for row in rows]
+            totals += [float(row.double().square().sum()) for row in rows]
+        return tuple(totals.tolist())
 
     def drawn_by_rank(self, expert: int, name: str, density: float, spread: float, key: MaskKey) -> Keep | None:
         """Return every element with a probability that grows with its rank in its row: see `rank_limits`."""
@@ -121,13 +151,18 @@ class Selector:
             total += (rows @ rows.T).numpy()
         return total
 
-    def _deltas(self, expert: int, name: str) -> Iterator[tuple[int, int, Tensor]]:
+    def _deltas(self, expert: Subject, name: str) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield the task vector of an expert piece by piece, or of several experts the variance over them."""
+        if isinstance(expert, tuple):
+            for parts in zip(*(self._deltas(each, name) for each in expert), strict=True):
+                yield parts[0][0], parts[0][1], variance([delta for _, _, delta in parts])
+            return
         base, other = self.sources[self.base](name), self.sources[expert](name)
         for start in range(0, base.numel(), _CHUNK):
             stop = min(start + _CHUNK, base.numel())
             yield start, stop, other[start:stop].float() - base[start:stop].float()
 
-    def _ranks(self, expert: int, name: str) -> Tensor:
+    def _ranks(self, expert: Subject, name: str) -> Tensor:
         ((_, size, delta),) = self._deltas(expert, name)
         ranks = torch.empty(size, dtype=torch.int32)
         ranks[torch.argsort(delta.abs(), descending=True, stable=True)] = torch.arange(size, dtype=torch.int32)
@@ -172,7 +207,7 @@ class Selector:
         norms = [norm if norm > 1e-8 else 1.0 for norm in (math.sqrt(one), math.sqrt(two))]
         return dot / (norms[0] * norms[1])
 
-    def _threshold(self, expert: int, name: str, count: int) -> KeepLarge:
+    def _threshold(self, expert: Subject, name: str, count: int) -> KeepLarge:
         """Find the ``count``-th largest magnitude exactly: a histogram of its upper bits, then of its lower ones."""
         bins, sizes = self._remember(("histogram", expert, name), lambda: self._histogram(expert, name))
         place, wanted = _from_the_top(sizes, count)
@@ -187,14 +222,14 @@ class Selector:
             return KeepLarge(0.0, -1)  # the elements left are zero: kept or dropped, the sum is the same
         return KeepLarge(limit, self._position_of_tie(expert, name, limit, ties))
 
-    def _histogram(self, expert: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _histogram(self, expert: Subject, name: str) -> tuple[np.ndarray, np.ndarray]:
         counts = np.zeros(1 << (31 - _LOW_BITS), dtype=np.int64)
         for _, _, delta in self._deltas(expert, name):
             counts += torch.bincount(_magnitude_bits(delta) >> _LOW_BITS, minlength=counts.size).numpy()
         bins = np.flatnonzero(counts).astype(np.int32)
         return bins, counts[bins]
 
-    def _position_of_tie(self, expert: int, name: str, size: float, number: int) -> int:
+    def _position_of_tie(self, expert: Subject, name: str, size: float, number: int) -> int:
         """Return the position of the ``number``-th element (from 1) of exactly this magnitude."""
         for start, _, delta in self._deltas(expert, name):
             equal = delta.abs_().eq_(size)

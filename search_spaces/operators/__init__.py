@@ -20,11 +20,14 @@ from search_spaces.operators.task_vectors import (
     Della,
     DellaLinear,
     ModelStock,
+    MultiSlerp,
+    NuSlerp,
+    Sce,
     TaskArithmetic,
     Ties,
 )
 
-_Plain = Linear | Slerp | TaskArithmetic | ModelStock
+_Plain = Linear | Slerp | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
 _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
 _Any = _Plain | _Sparse
 Operator = Annotated[_Any, Field(discriminator="kind")]
@@ -42,7 +45,10 @@ __all__ = [
     "Linear",
     "MergeOperator",
     "ModelStock",
+    "MultiSlerp",
+    "NuSlerp",
     "Operator",
+    "Sce",
     "Slerp",
     "TaskArithmetic",
     "Ties",

@@ -133,6 +133,52 @@ class Della(MergeOperator):
     scale: float = 1.0
 
 
+class Sce(MergeOperator):
+    """Select, calculate, erase (Wan et al. 2024, FuseChat): ``theta_0 + scale * sum_i a_i e_i d_i / sum_i a_i e_i``.
+
+    ``d_i`` is the task vector on the `select_topk` of the elements whose variance over the experts is largest (of
+    those where it is not zero), ``a_i`` its share of the sum of squares, ``e_i`` 1 where its sign is that of the
+    sum of all ``d_i`` and 0 elsewhere.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (
+        KnobSpec("select_topk", "select_topk", (0.1, 1.0), (0.0, 1.0), 0.5, per_expert=False),
+    )
+
+    kind: Literal["sce"] = "sce"
+    select_topk: float = Field(default=1.0, ge=0.0, le=1.0, description="share of elements selected")
+    scale: float = 1.0
+
+
+class NuSlerp(MergeOperator):
+    """Spherical interpolation of two experts' task vectors by `t`, whole tensors, lengths kept.
+
+    ``theta_0 + sin((1 - t) a) / sin a tau_1 + sin(t a) / sin a tau_2``, a the angle between them (Shoemake 1985;
+    mergekit's nuslerp with a base). t outside [0, 1] goes on along the arc.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (KnobSpec("t", "t", (0.0, 1.0), start=0.5, per_expert=False),)
+    pair: ClassVar[bool] = True
+
+    kind: Literal["nuslerp"] = "nuslerp"
+    between: tuple[int, int] = Field(description="positions of the two experts")
+    t: float
+
+
+class MultiSlerp(MergeOperator):
+    """``theta_0 + sum_i w_i |tau_i| * m / |m|`` with ``m = sum_i w_i tau_i / |tau_i|``, per tensor (mergekit).
+
+    The weighted mean of the directions at the weighted mean of the lengths. `normalize` divides the weights by
+    their sum first.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT,)
+
+    kind: Literal["multislerp"] = "multislerp"
+    weights: Weights
+    normalize: bool = True
+
+
 class ModelStock(MergeOperator):
     """``theta_0 + t^power * mean_i tau_i`` with ``t = K c / (1 + (K - 1) c)`` (Jang et al. 2024, eq. 6).
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from search_spaces.genes import Gene, Genes, Genome
-from search_spaces.operators import Linear, TaskArithmetic, Ties
+from search_spaces.operators import OPERATORS, Linear, TaskArithmetic, Ties
 from search_spaces.parameter_space import OperatorKind, ParameterSpace, ParameterSpaceSettings
 from search_spaces.presets import mergekit_evolve, sakana
 from search_spaces.recipe import Source
@@ -104,6 +104,9 @@ def test_decoded_parameters_keep_the_settings():
     ("settings", "names", "start"),
     [
         ({"operator": "model_stock"}, ("power",), (1.0,)),
+        ({"operator": "nuslerp", "t": (0.6, 0.9)}, ("t",), (0.6,)),
+        ({"operator": "multislerp"}, ("weight/e0", "weight/e1"), (0.5, 0.5)),
+        ({"operator": "sce"}, ("select_topk",), (0.5,)),
         (
             {"operator": "della", "density": (0.2, 0.6)},
             ("weight/e0", "weight/e1", "density/e0", "density/e1", "spread/e0", "spread/e1"),
@@ -214,3 +217,7 @@ def test_genome_is_a_value():
     assert Genes((Gene("a", 0, 1, 0), Gene("b", 0, 1, 0))).named(genome) == {"a": 0.1, "b": 0.2}
     with pytest.raises(ValueError, match="different"):
         Genes((Gene("a", 0, 1, 0), Gene("a", 0, 1, 0)))
+
+
+def test_every_operator_can_be_searched():
+    assert set(get_args(OperatorKind)) == set(OPERATORS)

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from evomerge.errors import CandidateFailed
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
-from evomerge.merging.geometry import model_stock_share
-from search_spaces.operators import ModelStock
+from evomerge.merging.geometry import model_stock_share, multislerp_coefficients, nuslerp_coefficients
+from search_spaces.operators import ModelStock, MultiSlerp, NuSlerp
 from search_spaces.recipe import Block, Blocks, Recipe, Source
 
 LIGHT = settings(max_examples=15, deadline=None)
@@ -97,3 +98,67 @@ def test_model_stock_needs_a_base_and_two_experts(recipe: Callable[..., Recipe],
         recipe(ModelStock(), base=None)
     with pytest.raises(ValueError, match="at least 2 experts, got 1"):
         recipe(ModelStock(), sources=tuple(Source(path=str(folder)) for folder in folders[:2]))
+
+
+def multislerp(base: Tensor, deltas: list[Tensor], weights: tuple[float, ...], normalize: bool) -> Tensor:
+    """As published: project to the tangent space of the mean direction, average there, project back."""
+    taus = [delta.double() for delta in deltas]
+    shares = [weight / sum(weights) if normalize else weight for weight in weights]
+    units = [tau / tau.norm() for tau in taus]
+    mean = sum((w * u for w, u in zip(shares, units, strict=True)), torch.zeros_like(taus[0]))
+    mean = mean / mean.norm()
+    tangent = sum(
+        (w * (u - (u * mean).sum() * mean) for w, u in zip(shares, units, strict=True)), torch.zeros_like(mean)
+    )
+    size = tangent.norm() + 1e-12
+    point = torch.cos(size) * mean + torch.sin(size) * tangent / size
+    return base.double() + point * sum(w * tau.norm() for w, tau in zip(shares, taus, strict=True))
+
+
+@given(weights=st.tuples(*[st.floats(0.01, 2)] * 3), normalize=st.booleans())
+@LIGHT
+def test_multislerp(
+    merger: MergeEngine,
+    opened: list[Checkpoint],
+    recipe: Callable[..., Recipe],
+    weights: tuple[float, ...],
+    normalize: bool,
+) -> None:
+    made = recipe(MultiSlerp(weights=weights, normalize=normalize))
+    for name in merger.order[::5]:
+        base, *experts = (checkpoint.tensor(name) for checkpoint in opened)
+        close(merger.merge_tensor(made, name), multislerp(base, [e - base for e in experts], weights, normalize))
+
+
+@given(t=st.floats(-0.5, 1.5), between=st.sampled_from([(1, 2), (3, 1), (2, 3)]))
+@LIGHT
+def test_nuslerp(
+    merger: MergeEngine, opened: list[Checkpoint], recipe: Callable[..., Recipe], t: float, between: tuple[int, int]
+) -> None:
+    made = recipe(NuSlerp(between=between, t=t))
+    for name in merger.order[::5]:
+        base = opened[0].tensor(name)
+        one, two = ((opened[i].tensor(name) - base).double() for i in between)
+        angle = np.arccos(cosine(one, two))
+        parts = np.sin((1 - t) * angle) / np.sin(angle) * one + np.sin(t * angle) / np.sin(angle) * two
+        close(merger.merge_tensor(made, name), base.double() + parts)
+
+
+@pytest.mark.parametrize("cosine", [1.0, -1.0, 1.0 - 1e-15])
+def test_nuslerp_of_parallel_vectors_is_linear(cosine: float) -> None:
+    assert nuslerp_coefficients(np.array([[1.0, cosine], [cosine, 1.0]]), 0.3) == pytest.approx((0.7, 0.3), rel=1e-6)
+    assert nuslerp_coefficients(np.array([[0.0, 0.0], [0.0, 4.0]]), 0.3) == (0.7, 0.3)
+
+
+def test_directions_that_cancel_fail_the_candidate(merger: MergeEngine, recipe: Callable[..., Recipe]) -> None:
+    opposite = np.array([[1.0, -2.0], [-2.0, 4.0]])
+    assert multislerp_coefficients(opposite, np.array([1.0, 1.0])) is None
+    assert multislerp_coefficients(opposite, np.array([1.0, 0.5])) is not None
+    assert multislerp_coefficients(np.zeros((2, 2)), np.ones(2)).tolist() == [0.0, 0.0]
+    with pytest.raises(CandidateFailed, match="the weights .* cancel"):
+        merger.merge_tensor(recipe(MultiSlerp(weights=(1, -1, 0))), "model.norm.weight")
+
+
+def test_nuslerp_is_between_experts(recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(ValueError, match="between two experts"):
+        recipe(NuSlerp(between=(0, 1), t=0.5))

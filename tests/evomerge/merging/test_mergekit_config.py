@@ -19,7 +19,10 @@ from search_spaces.operators import (
     DellaLinear,
     Linear,
     ModelStock,
+    MultiSlerp,
+    NuSlerp,
     Operator,
+    Sce,
     Slerp,
     TaskArithmetic,
     Ties,
@@ -47,6 +50,15 @@ EXPRESSIBLE: dict[str, Operator | list[Block]] = {
     "dare_linear": DareLinear(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), rescale=False),
     "dare_ties": DareTies(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), normalize=False),
     "model_stock": ModelStock(),
+    "multislerp": MultiSlerp(weights=(0.4, -0.3, 0.7), normalize=False),
+    "nuslerp": [
+        Block(layers=(0, 2), tensors=("*mlp*",), operator=NuSlerp(between=(3, 1), t=0.25)),
+        Block(layers=(0, 2), operator=NuSlerp(between=(1, 3), t=0.125)),
+        Block(layers=(2, 4), operator=NuSlerp(between=(2, 1), t=1.5)),
+    ],
+    "sce": [
+        Block(layers=(0, 2), tensors=("*mlp*",), operator=Sce(select_topk=0.3)), Block(layers=(0, 4), operator=Sce())
+    ],
     "della": Della(weights=(0.4, 0.3, 0.7), densities=(0.25, 0.5, 1), spreads=(0.5, 0, 0)),
     "della_linear": DellaLinear(
         weights=(0.4, -0.3, 0.7), densities=(0.75, 0.5, 0), spreads=(0.5, 0.25, 0), rescale=False
@@ -155,6 +167,14 @@ def test_revisions_and_odd_paths_survive(family: list[Path], tmp_path: Path) -> 
         ),
         ([Block(layers=(0, 3), operator=A)], "no block"),
         (Della(weights=(1, 1, 1), densities=(0.5,) * 3, spreads=(1, 0, 0)), "every spread below 1"),
+        (
+            [
+                Block(layers=(0, 4), tensors=("*mlp*",), operator=NuSlerp(between=(1, 2), t=0.5)),
+                Block(layers=(0, 4), operator=NuSlerp(between=(1, 3), t=0.5)),
+            ],
+            "one pair of models a slice with nuslerp",
+        ),
+        (Sce(scale=0.5), "sce has no lambda"),
         (ModelStock(power=0.5), "model_stock has no power"),
     ],
 )
@@ -315,6 +335,12 @@ def test_what_is_not_supported_is_named(family: list[Path], text: str, old: str,
         from_mergekit(config(family, text.replace(old, new)))
 
 
+NUSLERP = """
+merge_method: nuslerp
+base_model: M0
+models: [{model: M1, parameters: {weight: 1}}, {model: M2, parameters: {weight: 3}}]
+parameters: {nuslerp_flatten: true}
+"""
 DELLA = """
 merge_method: della
 base_model: M0
@@ -339,6 +365,10 @@ models: [{model: M1}, {model: M2}]
     [
         (STOCK, "models:", "parameters: {filter_wise: true}\nmodels:", "filter_wise is not supported"),
         (STOCK, ", {model: M2}", "", "at least two other models"),
+        (STOCK.replace("model_stock", "sce"), "models:", "tokenizer_source: M3\nmodels:", "only gives the tokenizer"),
+        (NUSLERP, "n: true", "n: false", "nuslerp is supported for whole tensors"),
+        (NUSLERP, "weight: 3", "weight: -1", "the weights of nuslerp cancel"),
+        (NUSLERP, ", {model: M2, parameters: {weight: 3}}", "", "two models besides the base_model, got 1"),
         (DELLA, "0.1", "0.35", "less than min.density, 1 - density. = 0.3, got 0.35"),
         (DELLA, "0.1", "-0.1", "epsilon should be at least 0"),
         (DELLA, "weight: 0.5", "weight: -0.5", "negative weights"),

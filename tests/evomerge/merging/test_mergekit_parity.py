@@ -160,6 +160,36 @@ CONFIGS = {
           - {model: M2, parameters: {weight: 0.8}}
           - {model: M3, parameters: {weight: 0.7, density: 0.0}}
     """,
+    "sce": """
+        merge_method: sce
+        base_model: M0
+        models: [{model: M1}, {model: M2}, {model: M3}]
+        parameters: {select_topk: [0.2, 0.9], int8_mask: true}
+    """,
+    "sce-of-everything": """
+        merge_method: sce
+        base_model: C0
+        models: [{model: C1}, {model: C3}]
+    """,
+    "nuslerp": """
+        merge_method: nuslerp
+        base_model: C0
+        models: [{model: C1, parameters: {weight: [0.1, 0.9]}}, {model: C2, parameters: {weight: 0.5}}]
+    """,
+    "multislerp": """
+        merge_method: multislerp
+        base_model: C0
+        models:
+          - {model: C1, parameters: {weight: [0.1, 0.9]}}
+          - {model: C2, parameters: {weight: 0.5}}
+          - {model: C3, parameters: {weight: -0.2}}
+    """,
+    "multislerp-plain": """
+        merge_method: multislerp
+        base_model: M0
+        models: [{model: M1, parameters: {weight: 0.9}}, {model: M3, parameters: {weight: 0.4}}]
+        parameters: {normalize_weights: false}
+    """,
     "model_stock": """
         merge_method: model_stock
         base_model: C0

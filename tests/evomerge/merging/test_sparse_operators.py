@@ -1,4 +1,4 @@
-"""Breadcrumbs and DELLA against their definitions, written plainly and in float64 on whole tensors."""
+"""Breadcrumbs, DELLA and SCE against their definitions, written plainly and in float64 on whole tensors."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.masks import MaskKey, draws, mask_keys
 from evomerge.merging.ranked import rank_limits
-from search_spaces.operators import Breadcrumbs, BreadcrumbsTies, DareLinear, Della, DellaLinear, TaskArithmetic
+from search_spaces.operators import Breadcrumbs, BreadcrumbsTies, DareLinear, Della, DellaLinear, Sce, TaskArithmetic
 from search_spaces.recipe import Recipe
 
 RecipeOf = Callable[..., Recipe]
@@ -194,3 +194,57 @@ def test_rows_of_large_tensors_are_ranked_whole(monkeypatch: pytest.MonkeyPatch,
     expected = (magprune(expert.view(shape), 0.4, 0.9, key, "w").flatten() != 0).float()
     assert torch.equal(kept(0), expected)
     assert torch.equal(kept(1 << 16), expected)
+
+
+def sce(base: Tensor, deltas: list[Tensor], share: float) -> Tensor:
+    taus = torch.stack(deltas).double()
+    varied = taus.var(dim=0, unbiased=False).flatten()
+    kept = torch.zeros_like(varied)
+    kept[torch.argsort(varied, descending=True, stable=True)[: int(share * int(torch.count_nonzero(varied)))]] = 1.0
+    taus = taus * (kept.view_as(base) if share < 1 else 1.0)
+    energy = taus.square().flatten(1).sum(1)
+    weights = (energy / energy.sum().clamp(min=1e-300)).view(-1, *[1] * base.ndim)
+    agree = weights * (taus.sign() == torch.where(taus.sum(0) >= 0, 1.0, -1.0))
+    divisor = agree.sum(0)
+    return base.double() + (taus * agree).sum(0) / torch.where(divisor == 0, 1.0, divisor)
+
+
+@given(share=st.floats(0, 1))
+@LIGHT
+def test_sce(engine: MergeEngine, checkpoints: list[Checkpoint], recipe_of: RecipeOf, share: float) -> None:
+    for name in engine.order[::7]:
+        expected = sce(*task_vectors(checkpoints, name), share)
+        close(engine.merge_tensor(recipe_of(Sce(select_topk=share)), name), expected)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_sce_follows_the_length_of_the_task_vectors(size: float) -> None:
+    """mergekit gives equal shares to task vectors whose mean squares sum to less than 1e-6."""
+    one = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 1e-3 * size
+    selector = selection.Selector([lambda _: torch.zeros(4000), lambda _: one, lambda _: 3 * one], 0)
+    low, high = selector.energies((1, 2), "w", 4000, None)
+    assert high / low == pytest.approx(9.0, rel=1e-6)
+
+
+def test_sce_of_a_scale_is_that_much_of_the_way(
+    engine: MergeEngine, checkpoints: list[Checkpoint], recipe_of: RecipeOf
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    base = checkpoints[0].tensor(name)
+    whole, half, none = (engine.merge_tensor(recipe_of(Sce(scale=s)), name) - base for s in (1.0, 0.5, 0.0))
+    torch.testing.assert_close(half, whole / 2, rtol=1e-4, atol=1e-8)
+    assert not none.any() and whole.any()
+
+
+def test_sce_selects_the_same_elements_of_large_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randint(-3, 4, (3, 1000), generator=torch.Generator().manual_seed(0)) / 8
+    parts = [lambda _: torch.zeros(1000), *(lambda _, row=row: row for row in values)]
+    found = []
+    for small in (0, 1 << 16):
+        monkeypatch.setattr(selection, "SMALL", small)
+        monkeypatch.setattr(selection, "_CHUNK", 64 if small == 0 else 1 << 16)
+        selector = selection.Selector(parts, 0)
+        count, keep = selector.varied((1, 2, 3), "w", 0.3)
+        assert keep is not None
+        found.append(selector.energies((1, 2, 3), "w", count, keep))
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
