@@ -20,10 +20,10 @@ from evomerge.store import Store
         (20, 2, 100, "gp"),
         (21, 2, 100, "cma_es"),
         (10, 1, 101, "cma_es"),
-        (10, 2, 150, "cma_es"),
-        (10, 2, 200, "nsga2"),
-        (100, 4, 1000, "nsga2"),
-        (101, 2, 1000, "cma_es"),
+        (10, 2, 599, "cma_es"),
+        (10, 2, 600, "nsga2"),
+        (100, 4, 6000, "nsga2"),
+        (100, 2, 1000, "cma_es"),
         (10, 5, 1000, "cma_es"),
         (2000, 1, 1000, "cma_es"),
     ],
@@ -53,7 +53,7 @@ def problem_of(settings, folder="/nowhere", **changes):
 def test_a_search_keeps_the_choice_it_began_with(tmp_path):
     settings = OptimizerSettings(kind="auto")
     begun = problem_of(settings, tmp_path, budget={"evaluations": 40})
-    grown = problem_of(settings, tmp_path, budget={"evaluations": 500})
+    grown = problem_of(settings, tmp_path, budget={"evaluations": 5000})
     assert (begun.choice().kind, grown.choice().kind) == ("gp", "nsga2")
     store = Store(begun.file.storage, create=True)
     record = store.create("fake", file=begun.file.model_dump(mode="json"), plan=plan_to_record(begun))
@@ -71,7 +71,7 @@ def test_a_named_optimizer_leaves_the_plan_as_it_was():
 
 
 def test_check_says_which_and_why():
-    auto = problem_of(OptimizerSettings(kind="auto"), budget={"evaluations": 500})
+    auto = problem_of(OptimizerSettings(kind="auto"), budget={"evaluations": 5000})
     report = _report(auto, 1.0, 10, 1, "cpu")
     line = next(line for line in report.lines() if line.startswith("optimizer"))
     assert line == f"optimizer  nsga2: {auto.choice().reason}"
