@@ -30,14 +30,14 @@ from common import save
 
 from evomerge.archives.pareto import hypervolume
 from evomerge.optimizers.contract import Observation
-from evomerge.optimizers.registry import OptimizerKind, OptimizerSettings, make_optimizer
+from evomerge.optimizers.registry import AlgorithmKind, OptimizerSettings, make_optimizer
 from search_spaces.genes import Gene, Genes, Genome
 
 Values = npt.NDArray[np.float64]
 GENES = Genes(tuple(Gene(f"g{i}", 0.0, 1.5, 0.75) for i in range(10)))
 SEEDS = range(10, 20)
 WORKERS = (1, 2, 8, 64)
-BUDGETS: dict[str, tuple[int, tuple[OptimizerKind, ...]]] = {
+BUDGETS: dict[str, tuple[int, tuple[AlgorithmKind, ...]]] = {
     "hundreds": (200, ("random", "sobol", "cma_es", "nsga2", "tpe")),
     "tens": (50, ("random", "sobol", "cma_es", "nsga2", "tpe", "gp")),
 }
@@ -81,7 +81,7 @@ def two_bowls(seed: int) -> Problem:
 PROBLEMS = {"ellipsoid": ellipsoid, "two_bowls": two_bowls}
 
 
-def search(kind: OptimizerKind, problem: Problem, *, evaluations: int, workers: int, seed: int) -> tuple[float, float]:
+def search(kind: AlgorithmKind, problem: Problem, *, evaluations: int, workers: int, seed: int) -> tuple[float, float]:
     """Return the gap after one simulated search, and CPU seconds of ask and tell per evaluation."""
     optimizer = make_optimizer(OptimizerSettings(kind=kind, seed=seed), GENES, np.ones(problem.objectives))
     rng = np.random.default_rng([seed, 3])
@@ -105,7 +105,7 @@ def search(kind: OptimizerKind, problem: Problem, *, evaluations: int, workers: 
     return problem.gap(np.array(found)), spent / evaluations
 
 
-def row(kind: OptimizerKind, name: str, *, evaluations: int, workers: int) -> dict[str, Any]:
+def row(kind: AlgorithmKind, name: str, *, evaluations: int, workers: int) -> dict[str, Any]:
     """One line of the result: median and quartiles over the seeds."""
     runs = [search(kind, PROBLEMS[name](s), evaluations=evaluations, workers=workers, seed=s) for s in SEEDS]
     low, median, high = np.quantile([gap for gap, _ in runs], [0.25, 0.5, 0.75])

@@ -24,7 +24,7 @@ def search_card(results: Results, candidate: CandidateRecord) -> str:
     lines = [_front_matter(recipe), f"# {results.record.name}: {candidate.label}", ""]
     lines += [
         f"Found by [evomerge] {evomerge.__version__} after {results.spent} evaluations "
-        f"({results.file.optimizer.kind}, seed {results.file.optimizer.seed}).",
+        f"({results.optimizer}, seed {results.file.optimizer.seed}).",
         "",
     ]
     lines += [*_sources(recipe), ""]

@@ -20,6 +20,8 @@ class CheckReport:
 
     name: str
     genes: int
+    optimizer: str
+    optimizer_reason: str
     sources: tuple[str, ...]
     documents: dict[str, int]
     model_bytes: int
@@ -43,6 +45,7 @@ class CheckReport:
             f"search     {self.name}: everything is in order",
             f"sources    {', '.join(self.sources)}",
             f"space      {self.genes} genes",
+            f"optimizer  {self.optimizer}: {self.optimizer_reason}",
             f"documents  {documents}",
             f"memory     model {self.model_bytes / mebibyte:.0f} MiB, at most {self.worker_bytes / mebibyte:.0f} MiB "
             f"private per worker above its imports, {self.workers} workers on {self.device}",
@@ -72,10 +75,13 @@ def estimate(file: SearchFile, *, say: Callable[[str], None]) -> CheckReport:
 
 def _report(problem: Problem, seconds: float, tokens: int, workers: int, device: str) -> CheckReport:
     evaluations = problem.file.budget.evaluations
+    choice = problem.choice()
     splits = ("search", "validation", "test")
     return CheckReport(
         name=problem.file.name,
         genes=len(problem.space.genes),
+        optimizer=choice.kind if choice else problem.file.optimizer.kind,
+        optimizer_reason=choice.reason if choice else "the search file says so.",
         sources=tuple(source.path for source in problem.space.sources),
         documents={split: problem.documents(split).count for split in splits},
         model_bytes=problem.model_bytes,

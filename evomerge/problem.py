@@ -14,6 +14,7 @@ from evaluators.splits import Splits
 from evomerge.config import SearchFile, differences
 from evomerge.errors import BadSearch, BadSource
 from evomerge.merging import sources as source_files
+from evomerge.optimizers.choice import Choice, choose
 from evomerge.worker import WorkerSpec
 from search_spaces.parameter_space import ParameterSpace
 from search_spaces.recipe import Source
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; not part of what must stay the same
 Say = Callable[[str], None]
 
 
@@ -50,6 +52,16 @@ class Problem:
     def documents(self, split: str) -> Documents:
         """The documents of ``split``: search, validation or test."""
         return {"search": self.splits.search, "validation": self.splits.validation, "test": self.splits.test}[split]
+
+    def choice(self) -> Choice | None:
+        """The algorithm that `optimizer: {kind: auto}` stands for now; None if the file names one itself.
+
+        A search keeps the choice it began with, which its record holds: the budget may grow."""
+        if self.file.optimizer.kind != "auto":
+            return None
+        return choose(
+            genes=len(self.space.genes), objectives=len(self.file.objectives), budget=self.file.budget.evaluations
+        )
 
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
@@ -154,6 +166,7 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
             f"changed: {'; '.join(changed)}. Undo this, or give the search another name"
         )
     plan = problem.plan()
+    recorded_plan = {key: value for key, value in recorded_plan.items() if key != CHOSEN_OPTIMIZER}
     for before, now in zip(recorded_plan["sources"], plan["sources"], strict=True):
         if before["digest"] != now["digest"]:
             raise BadSource(

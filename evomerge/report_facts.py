@@ -137,7 +137,7 @@ def _headline_facts(results: Results) -> list[dict[str, str]]:
         ("objectives", str(len(results.objectives))),
         ("experts", str(len(file.sources.experts))),
         ("genes", f"{len(results.record.row.plan['genes']):,}"),
-        ("optimizer, seed", f"{file.optimizer.kind}, {file.optimizer.seed}"),
+        ("optimizer, seed", f"{results.optimizer}, {file.optimizer.seed}"),
         ("wall time", duration(results.record.row.seconds)),
     ]
     return [{"name": name, "value": value} for name, value in pairs]

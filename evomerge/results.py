@@ -62,6 +62,12 @@ class Results:
         """Objectives in order."""
         return self.file.objectives
 
+    @property
+    def optimizer(self) -> str:
+        """The algorithm that searches; beside it `auto` if it was not the search file that named it."""
+        chosen = self.record.row.plan.get("optimizer")
+        return f"{chosen['kind']} (auto)" if chosen else self.file.optimizer.kind
+
     @cached_property
     def chooser(self) -> Chooser:
         """The scale on which objectives are added up."""

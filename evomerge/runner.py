@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
 from evomerge.dispatch import Dispatcher
 from evomerge.errors import NotEnoughRoom
-from evomerge.optimizers.registry import make_optimizer
-from evomerge.problem import Problem, check_unchanged, prepare
+from evomerge.optimizers.choice import Choice, resolve
+from evomerge.optimizers.registry import OptimizerSettings, make_optimizer
+from evomerge.problem import CHOSEN_OPTIMIZER, Problem, check_unchanged, prepare
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.search import Search
@@ -105,17 +106,30 @@ def random_variant(file: SearchFile) -> SearchFile:
 def _open_record(store: Store, problem: Problem) -> SearchRecord:
     record = store.find(problem.file.name)
     if record is None:
-        return store.create(problem.file.name, file=problem.file.model_dump(mode="json"), plan=problem.plan())
+        return store.create(problem.file.name, file=problem.file.model_dump(mode="json"), plan=plan_to_record(problem))
     check_unchanged(problem, record.row.file, record.row.plan)
     record.update_file(problem.file.model_dump(mode="json"))
     return store.search(problem.file.name)
+
+
+def plan_to_record(problem: Problem) -> dict[str, Any]:
+    """Return the plan of a new search, with the optimizer that `auto` stands for and why."""
+    choice = problem.choice()
+    return problem.plan() | ({CHOSEN_OPTIMIZER: choice._asdict()} if choice else {})
+
+
+def optimizer_settings(record: SearchRecord, file: SearchFile) -> OptimizerSettings:
+    """Return the optimizer of a recorded search: what ``file`` names, or what was chosen when it began."""
+    chosen = record.row.plan.get(CHOSEN_OPTIMIZER)
+    return resolve(file.optimizer, Choice(**chosen) if chosen else None)
 
 
 def _drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) -> None:
     from evomerge import optuna_view
 
     weights = np.array([objective.weight for objective in problem.file.objectives])
-    optimizer = make_optimizer(problem.file.optimizer, problem.space.genes, weights)
+    settings = optimizer_settings(record, problem.file)
+    optimizer = make_optimizer(settings, problem.space.genes, weights)
     dispatcher = Dispatcher(pool, timeout_seconds=problem.file.evaluation.timeout_seconds)
     watcher.search_begins(record, problem.file)
     search = Search(problem, record, optimizer, dispatcher, watcher)

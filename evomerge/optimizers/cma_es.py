@@ -49,9 +49,7 @@ class CmaEs:
             start = self._best_seed[1] if self._best_seed else self._unit(self._genes.start)
             self._run = self._new_run(start)
         while len(self._drawn) < count:
-            # Whole populations at a time: pycma puts its injected directions into the first points of each call,
-            # and refuses to go on when calls for single points leave some of them over.
-            self._drawn += [self._genome(point) for point in self._run.ask()]
+            self._draw()
         asked, self._drawn = self._drawn[:count], self._drawn[count:]
         return asked
 
@@ -83,13 +81,20 @@ class CmaEs:
             return
         points = [self._unit(o.genome.values) for o in self._returned if o.genome is not None]
         values = ranked_values(self._returned, self._preference)
-        self._returned, self._drawn = [], []  # what is drawn but not asked for belongs to the old distribution
+        self._returned = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pycma remarks on points that it did not send in this iteration
             run.tell(points, [-value for value in values])  # pycma minimises
         if run.stop():
             self._population *= 2
             self._run = self._new_run(self._rng.uniform(EDGE, 1.0 - EDGE, len(self._genes)))
+        self._drawn = []  # what is drawn but not asked for belongs to the old distribution
+        self._draw()  # now: pycma takes no second population before it was asked again, and many workers bring one
+
+    def _draw(self) -> None:
+        # Whole populations at a time: pycma puts its injected directions into the first points of each call,
+        # and refuses to go on when calls for single points leave some of them over.
+        self._drawn += [self._genome(point) for point in self._run.ask()]
 
     def _new_run(self, start: Vector) -> Any:
         # An own generator instead of pycma's, which seeds NumPy's global one. The flat-fitness criteria are off:

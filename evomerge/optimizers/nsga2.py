@@ -24,7 +24,7 @@ from search_spaces.genes import Genes, Genome, Vector
 
 Positions: TypeAlias = npt.NDArray[np.intp]
 
-POPULATION = 30  # 20 to 40 were best on bowls of 5 and 30 genes at 300 and 1,000 evaluations
+POPULATION = 30  # between 20 and 40, the best for 5 and 30 genes; see docs/optimizers.md
 FEWEST_PARENTS = 4
 MOST_TRIES = 100  # of making a child that was not proposed before
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from evomerge.optimizers.contract import Optimizer
 from search_spaces.genes import Genes, Vector
 
-OptimizerKind = Literal["cma_es", "nsga2", "tpe", "gp", "random", "sobol"]
+AlgorithmKind = Literal["cma_es", "nsga2", "tpe", "gp", "random", "sobol"]
+OptimizerKind = Literal["cma_es", "nsga2", "tpe", "gp", "random", "sobol", "auto"]
 
 
 class OptimizerSettings(BaseModel):
@@ -28,8 +29,10 @@ def make_optimizer(settings: OptimizerSettings, genes: Genes, weights: Vector) -
     """Return the optimizer that ``settings`` names, for objectives with these (objectives,) ``weights``.
 
     Raises:
-        ValueError: the optimizer cannot search a space of so many genes.
+        ValueError: the optimizer cannot search a space of so many genes, or `auto` was not resolved.
     """
+    if settings.kind == "auto":
+        raise ValueError("optimizer.kind is auto, which names no algorithm: resolve it first (optimizers/choice.py)")
     return _MAKERS[settings.kind](settings, genes, weights)
 
 
@@ -72,7 +75,7 @@ def _sobol(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimi
     return SobolSearch(genes, seed=settings.seed)
 
 
-_MAKERS: dict[OptimizerKind, Callable[[OptimizerSettings, Genes, Vector], Optimizer]] = {
+_MAKERS: dict[AlgorithmKind, Callable[[OptimizerSettings, Genes, Vector], Optimizer]] = {
     "cma_es": _cma_es,
     "nsga2": _nsga2,
     "tpe": _tpe,

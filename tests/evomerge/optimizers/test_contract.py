@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.optimizers.contract import Observation, Optimizer
-from evomerge.optimizers.registry import OptimizerKind, OptimizerSettings, make_optimizer
+from evomerge.optimizers.registry import AlgorithmKind, OptimizerSettings, make_optimizer
 from search_spaces.genes import Gene, Genes, Genome
 
 GENES = Genes(tuple(Gene(f"g{i}", -1.0, 2.0, 0.5) for i in range(5)))
@@ -19,7 +19,7 @@ def values(genome):
     return np.array([-distance[:2].sum(), -distance[2:].sum()])
 
 
-@pytest.fixture(params=get_args(OptimizerKind))
+@pytest.fixture(params=get_args(AlgorithmKind))
 def kind(request):
     return request.param
 
@@ -81,6 +81,14 @@ def test_takes_any_subset_in_any_order(make):
         optimizer.tell([Observation(genome, values(genome)) for genome in told])
     assert len(set(asked)) == len(asked) == 48
     assert all(GENES.contains(genome) for genome in asked)
+
+
+def test_takes_back_more_than_a_population_without_an_ask_between(make):
+    """As at the end of a search with many workers."""
+    optimizer = make()
+    for genome in optimizer.ask(64):
+        optimizer.tell([Observation(genome, values(genome))])
+    assert GENES.contains(optimizer.ask(1)[0])
 
 
 def test_tells_nothing_without_complaint(make):

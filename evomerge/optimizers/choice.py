@@ -1,0 +1,59 @@
+"""`optimizer: {kind: auto}`: which algorithm suits a search, and why, by rules that one can read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from evomerge.optimizers.registry import AlgorithmKind, OptimizerSettings
+
+FEW_EVALUATIONS = 100  # a Gaussian process is still cheap, and a population has hardly moved
+MOST_GENES_OF_A_PROCESS = 20
+MOST_OBJECTIVES_OF_A_FRONT = 4
+# Below this the weighted mean's optimum, found by CMA-ES, covers more of the front than NSGA-II does: on two bowls of
+# 5, 10 and 30 genes they crossed between 40 and 100, 20 and 50, 33 and 100 evaluations a gene (docs/optimizers.md).
+EVALUATIONS_PER_GENE_OF_A_FRONT = 60
+
+
+class Choice(NamedTuple):
+    """An algorithm and one sentence that says why."""
+
+    kind: AlgorithmKind
+    reason: str
+
+
+def choose(*, genes: int, objectives: int, budget: int) -> Choice:
+    """Return the algorithm for a space of ``genes``, so many ``objectives`` and a ``budget`` of evaluations."""
+    if budget <= FEW_EVALUATIONS and genes <= MOST_GENES_OF_A_PROCESS:
+        return Choice(
+            "gp",
+            f"{budget} evaluations are few (at most {FEW_EVALUATIONS}) and {genes} genes are within the "
+            f"{MOST_GENES_OF_A_PROCESS} that a Gaussian process can model.",
+        )
+    enough = EVALUATIONS_PER_GENE_OF_A_FRONT * genes
+    if 1 < objectives <= MOST_OBJECTIVES_OF_A_FRONT and budget >= enough:
+        return Choice(
+            "nsga2",
+            f"{objectives} objectives have a front to spread over, and {budget} evaluations suffice for it with "
+            f"{genes} genes (at least {enough}).",
+        )
+    if 1 < objectives <= MOST_OBJECTIVES_OF_A_FRONT:
+        return Choice(
+            "cma_es",
+            f"{budget} evaluations are too few to spread over the front of {objectives} objectives with {genes} genes "
+            f"(fewer than {enough}), so their weighted mean is searched.",
+        )
+    aim = "one objective" if objectives == 1 else f"the weighted mean of {objectives} objectives"
+    return Choice("cma_es", f"CMA-ES suits {aim}, {genes} genes and {budget} evaluations.")
+
+
+def resolve(settings: OptimizerSettings, choice: Choice | None) -> OptimizerSettings:
+    """Return ``settings`` with the algorithm of ``choice`` in the place of `auto`.
+
+    Raises:
+        ValueError: `auto`, and nothing was chosen.
+    """
+    if settings.kind != "auto":
+        return settings
+    if choice is None:
+        raise ValueError("optimizer.kind is auto: expected the choice that the search began with, got none")
+    return settings.model_copy(update={"kind": choice.kind})
