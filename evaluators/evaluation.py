@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from hashlib import sha256
 from typing import TypeAlias
 
@@ -21,7 +22,7 @@ class Documents:
 
     ids: Mapping[str, tuple[int, ...]]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the tasks and their document ids."""
         text = ";".join(f"{task}:{','.join(map(str, ids))}" for task, ids in sorted(self.ids.items()))

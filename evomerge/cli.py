@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -319,10 +319,11 @@ def evaluate(
 ) -> None:
     """Measure any model with the evaluator that searches use."""
     from evaluators.objective import EvaluationSettings
+    from evomerge.config import absolute_folders
     from evomerge.measure import measure
 
     settings = EvaluationSettings(
-        include_path=_absolute(include_path or []),
+        include_path=absolute_folders(include_path or [], Path.cwd()),
         num_fewshot=num_fewshot,
         apply_chat_template=apply_chat_template,
     )
@@ -334,10 +335,6 @@ def evaluate(
 
     for name, value in estimates.items():
         typer.echo(f"{name}  {interval(value)}")
-
-
-def _absolute(paths: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(Path(path).expanduser().resolve()) for path in paths)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,19 +204,21 @@ def _with_absolute_paths(file: SearchFile, folder: Path) -> SearchFile:
     def source(value: SourceSettings) -> SourceSettings:
         return value.model_copy(update={"path": absolute_source(value.path, folder), "name": value.short_name})
 
-    def folders(paths: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str((folder / Path(path).expanduser()).resolve()) for path in paths)
-
     sources = file.sources.model_copy(
         update={"base": source(file.sources.base), "experts": tuple(map(source, file.sources.experts))}
     )
     evaluation = file.evaluation.model_copy(
         update={
-            "include_path": folders(file.evaluation.include_path),
-            "trusted_paths": folders(file.evaluation.trusted_paths),
+            "include_path": absolute_folders(file.evaluation.include_path, folder),
+            "trusted_paths": absolute_folders(file.evaluation.trusted_paths, folder),
         }
     )
     return file.model_copy(update={"sources": sources, "evaluation": evaluation})
+
+
+def absolute_folders(paths: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """Return the absolute paths of folders that are written relative to ``folder``."""
+    return tuple(str((folder / Path(path).expanduser()).resolve()) for path in paths)
 
 
 def absolute_source(path: str, folder: Path) -> str:

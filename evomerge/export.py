@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from evomerge.card import plain_card, search_card
 from evomerge.config import explain
 from evomerge.errors import BadRecipe, BadSearch
-from evomerge.optimizers.preference import Preference
 from evomerge.records import CandidateRecord
 from evomerge.results import Results
 from evomerge.selection import Chooser
@@ -41,7 +40,6 @@ def _preferred(results: Results, prefer: str) -> CandidateRecord:
         for objective in results.objectives
     )
     chooser = Chooser.of(objectives, results.candidates)
-    assert isinstance(chooser.preference, Preference)
     measured = [c for c in results.front if c.values("validation", chooser.names) is not None]
     chosen = chooser.best(measured, "validation") if measured else chooser.best(results.front, "search")
     if chosen is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,12 +20,12 @@ import numpy as np
 import optuna
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evomerge.errors import BadSearch
+from evomerge.optimizers.optuna_quiet import quiet
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.schema import masked
@@ -63,7 +62,7 @@ def sync(results: Results) -> Path:
         OSError: the journal cannot be written.
     """
     path = journal_path(results.record.store.storage)
-    with _alone(path), _quiet():
+    with _alone(path), quiet(verbosity=optuna.logging.WARNING):
         _cut_torn_line(path)
         try:
             _write(path, results)
@@ -204,19 +203,6 @@ def _alone(path: Path) -> Iterator[None]:
     with path.with_name(f"{path.name}.sync").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna from announcing on the terminal what it does, and that metric names are experimental."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
 
 
 def _cut_torn_line(path: Path) -> None:

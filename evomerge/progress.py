@@ -27,9 +27,8 @@ LOG_EVERY_SECONDS = 10.0
 class _Tally:
     """What both displays show: the best objectives so far, rates and time left."""
 
-    def __init__(self) -> None:
-        self.objectives: tuple[Objective, ...] = ()
-        self.name = ""
+    def __init__(self, name: str = "", objectives: tuple[Objective, ...] = ()) -> None:
+        self.name, self.objectives = name, objectives
         self.phase = ""
         self.total = 0
         self.done = 0
@@ -37,10 +36,6 @@ class _Tally:
         self.best: dict[str, tuple[float, str]] = {}
         self.best_joint: tuple[float, str] | None = None
         self._recent: deque[tuple[float, int]] = deque()
-
-    def begin(self, record: SearchRecord, file: SearchFile) -> None:
-        self.__init__()  # type: ignore[misc]
-        self.name, self.objectives = record.name, file.objectives
 
     def begin_phase(self, name: str, total: int, done: int) -> None:
         self.phase, self.total, self.done = name, total, done
@@ -130,7 +125,7 @@ class PlainLog:
 
     def search_begins(self, record: SearchRecord, file: SearchFile) -> None:
         """Announce the search."""
-        self._tally.begin(record, file)
+        self._tally = _Tally(record.name, file.objectives)
 
     def phase(self, name: str, total: int, done: int) -> None:
         """Announce the phase."""
@@ -180,7 +175,7 @@ class LiveDisplay:
 
     def search_begins(self, record: SearchRecord, file: SearchFile) -> None:
         """Start a new tally."""
-        self._tally.begin(record, file)
+        self._tally = _Tally(record.name, file.objectives)
 
     def phase(self, name: str, total: int, done: int) -> None:
         """Start a new bar."""

@@ -19,7 +19,7 @@ from evomerge.optimizers.registry import OptimizerSettings, make_optimizer
 from evomerge.problem import CHOSEN_OPTIMIZER, Problem, check_unchanged, prepare
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
-from evomerge.search import Search
+from evomerge.search import Listener, Search
 from evomerge.selection import conclude
 from evomerge.store import SearchRecord, Store
 
@@ -27,7 +27,7 @@ WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
 IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
 
 
-class Watcher(Protocol):
+class Watcher(Listener, Protocol):
     """Who is told of a run's progress: a search's `Listener`, with what happens around it."""
 
     def say(self, what: str) -> None:
@@ -35,12 +35,6 @@ class Watcher(Protocol):
 
     def search_begins(self, record: SearchRecord, file: SearchFile) -> None:
         """The following phases belong to this search."""
-
-    def phase(self, name: str, total: int, done: int) -> None:
-        """See `evomerge.search.Listener`."""
-
-    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
-        """See `evomerge.search.Listener`."""
 
 
 class Silent:

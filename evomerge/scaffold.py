@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from evaluators.objective import EvaluationSettings
-from evomerge.config import SearchFile, absolute_source, parse
+from evomerge.config import absolute_folders, absolute_source, parse
 from evomerge.errors import BadSearch
 
 HEADER = """\
@@ -30,7 +30,7 @@ def search_file(
     missing = [flag for flag, given in (("--base", base), ("--expert", experts), ("--task", tasks)) if not given]
     if missing:
         raise BadSearch(f"init needs {', '.join(missing)} (or --from-mergekit-evolve)")
-    folders = tuple(str(Path(path).expanduser().resolve()) for path in include_path)
+    folders = absolute_folders(include_path, Path.cwd())
     value = {
         "name": name,
         "sources": {"base": base, "experts": list(experts), "dtype": "bfloat16"},
@@ -92,11 +92,6 @@ def write_new(path: Path, text: str) -> None:
         raise BadSearch(f"{path}: exists already; name another file with -o") from None
     except OSError as error:
         raise BadSearch(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def dump(file: SearchFile) -> str:
-    """Return a whole search file as YAML, every section written out."""
-    return yaml.safe_dump(file.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
 
 
 def _checked_text(value: dict[str, Any], name: str) -> str:

@@ -13,19 +13,17 @@ A failure is told as the worst values so far, so that both learn to keep away fr
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from evomerge.optimizers.contract import Observation
 from evomerge.optimizers.novelty import Proposed
+from evomerge.optimizers.optuna_quiet import quiet
 from evomerge.optimizers.preference import Preference, nudge
 from search_spaces.genes import Genes, Genome, Vector
 
@@ -60,12 +58,12 @@ class OptunaSearch:
 
     def ask(self, count: int) -> list[Genome]:
         """Return ``count`` genomes inside the bounds, none of which was asked for or given before."""
-        with _quiet():
+        with quiet(verbosity=optuna.logging.ERROR):
             return [self._propose() for _ in range(count)]
 
     def tell(self, observations: Sequence[Observation]) -> None:
         """Finish the trials of ``observations``; seeds with a genome become trials of their own."""
-        with _quiet():
+        with quiet(verbosity=optuna.logging.ERROR):
             rescaled = [self._rescales(o) for o in observations] if self._preference else []
             if any(rescaled):
                 self._rebuild()
@@ -139,7 +137,7 @@ class OptunaSearch:
         self._out = {genome: self._start(genome).number for genome in out}
 
     def _new_study(self) -> optuna.Study:
-        with _quiet():
+        with quiet(verbosity=optuna.logging.ERROR):
             return optuna.create_study(
                 storage=optuna.storages.InMemoryStorage(),
                 sampler=self._make_sampler(int(self._rng.integers(2**32))),
@@ -163,16 +161,3 @@ def gp(genes: Genes, *, weights: Vector, seed: int) -> OptunaSearch:
         return GPSampler(seed=seed, n_startup_trials=FIRST_POINTS)
 
     return OptunaSearch(genes, make_sampler, seed=seed, objectives=len(weights), preference=Preference(weights))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna from remarks on the terminal: new studies, experimental parts, a missing accelerator library."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
