@@ -30,7 +30,8 @@ from common import save
 
 from evomerge.archives.pareto import hypervolume
 from evomerge.optimizers.contract import Observation
-from evomerge.optimizers.registry import AlgorithmKind, OptimizerSettings, make_optimizer
+from evomerge.optimizers.registry import Setting, make_optimizer
+from evomerge.optimizers.settings import AlgorithmKind, algorithm
 from search_spaces.genes import Gene, Genes, Genome
 
 Values = npt.NDArray[np.float64]
@@ -83,7 +84,8 @@ PROBLEMS = {"ellipsoid": ellipsoid, "two_bowls": two_bowls}
 
 def search(kind: AlgorithmKind, problem: Problem, *, evaluations: int, workers: int, seed: int) -> tuple[float, float]:
     """Return the gap after one simulated search, and CPU seconds of ask and tell per evaluation."""
-    optimizer = make_optimizer(OptimizerSettings(kind=kind, seed=seed), GENES, np.ones(problem.objectives))
+    setting = Setting(GENES, np.ones(problem.objectives), evaluations)
+    optimizer = make_optimizer(algorithm(kind, seed=seed), setting)
     rng = np.random.default_rng([seed, 3])
     slowness = 2.0 ** rng.uniform(-1.0, 1.0, workers)
     running: list[tuple[float, int, int, Genome]] = []  # (end, number, worker, genome)

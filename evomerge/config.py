@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evaluators.objective import EvaluationSettings, Objective
 from evomerge.errors import BadSearch
-from evomerge.optimizers.registry import OptimizerSettings
+from evomerge.optimizers.settings import CmaEsSettings, OptimizerSettings
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
 
@@ -99,7 +99,7 @@ class SearchFile(_Section):
     space: ParameterSpaceSettings = Field(default_factory=ParameterSpaceSettings)
     objectives: tuple[Objective, ...] = Field(min_length=1)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
-    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    optimizer: OptimizerSettings = Field(default_factory=CmaEsSettings)
     baselines: BaselineSettings = Field(default_factory=BaselineSettings)
     budget: BudgetSettings = Field(default_factory=BudgetSettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
@@ -176,28 +176,46 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the faults of ``error`` on one line, each with its place; for unknown keys the known ones."""
     faults = []
     for fault in error.errors(include_url=False):
-        place = [str(part) for part in fault["loc"]]
+        place, section = _locate(model, [str(part) for part in fault["loc"]])
         if fault["type"] == "extra_forbidden":
-            known = _known_keys(model, place[:-1])
-            faults.append(f"unknown key {'.'.join(place)!r}" + (f" (known: {', '.join(known)})" if known else ""))
+            known = f" (known: {', '.join(section.model_fields)})" if section else ""
+            faults.append(f"unknown key {place!r}{known}")
         else:
-            faults.append(f"{'.'.join(place) or 'file'}: {fault['msg'].removeprefix('Value error, ')}")
+            faults.append(f"{place or 'file'}: {fault['msg'].removeprefix('Value error, ')}")
     return "; ".join(faults)
 
 
-def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:
-    """Field names of the section at ``place``, found through annotations; list positions are skipped."""
-    for part in place:
-        if part.isdigit():
+def _locate(model: type[BaseModel], parts: list[str]) -> tuple[str, type[BaseModel] | None]:
+    """Return the place in the file that pydantic's ``parts`` mean, and the section that holds it.
+
+    Pydantic names the chosen class of a section with kinds between the section and the key; the file has no such
+    level.
+    """
+    place: list[str] = []
+    sections, holder = [model], None
+    for part in parts:
+        chosen = [section for section in sections if len(sections) > 1 and _kind_of(section) == part]
+        if chosen:
+            sections = chosen
             continue
-        field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        candidates = [inner, *getattr(inner, "__args__", ())]
-        model_types = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not model_types:
-            return []
-        model = model_types[0]
-    return list(model.model_fields)
+        place.append(part)
+        if not part.isdigit():
+            holder = sections[0] if len(sections) == 1 else None
+            field = holder.model_fields.get(part) if holder else None
+            sections = _sections_in(field.annotation) if field else []
+    return ".".join(place), holder
+
+
+def _kind_of(section: type[BaseModel]) -> object:
+    field = section.model_fields.get("kind")
+    return field.default if field else None
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """Pydantic classes in an annotation, through unions, tuples and `Annotated`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections_in(inner)]
 
 
 def _with_absolute_paths(file: SearchFile, folder: Path) -> SearchFile:

@@ -9,12 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from evaluators.evaluation import Documents
 from evaluators.splits import Splits
 from evomerge.config import SearchFile, differences
 from evomerge.errors import BadSearch, BadSource
 from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
+from evomerge.optimizers.registry import Setting
 from evomerge.worker import WorkerSpec
 from search_spaces.parameter_space import ParameterSpace
 from search_spaces.recipe import Source
@@ -62,6 +65,11 @@ class Problem:
         return choose(
             genes=len(self.space.genes), objectives=len(self.file.objectives), budget=self.file.budget.evaluations
         )
+
+    def setting(self) -> Setting:
+        """What an optimizer is told of the search when it is made."""
+        weights = np.array([objective.weight for objective in self.file.objectives])
+        return Setting(self.space.genes, weights, evaluations=self.file.budget.evaluations)
 
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""

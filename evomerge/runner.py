@@ -8,14 +8,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
 from evomerge.dispatch import Dispatcher
 from evomerge.errors import NotEnoughRoom
 from evomerge.optimizers.choice import Choice, resolve
-from evomerge.optimizers.registry import OptimizerSettings, make_optimizer
+from evomerge.optimizers.registry import make_optimizer
+from evomerge.optimizers.settings import Algorithm
 from evomerge.problem import CHOSEN_OPTIMIZER, Problem, check_unchanged, prepare
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
@@ -112,7 +111,7 @@ def plan_to_record(problem: Problem) -> dict[str, Any]:
     return problem.plan() | ({CHOSEN_OPTIMIZER: choice._asdict()} if choice else {})
 
 
-def optimizer_settings(record: SearchRecord, file: SearchFile) -> OptimizerSettings:
+def optimizer_settings(record: SearchRecord, file: SearchFile) -> Algorithm:
     """Return the optimizer of a recorded search: what ``file`` names, or what was chosen when it began."""
     chosen = record.row.plan.get(CHOSEN_OPTIMIZER)
     return resolve(file.optimizer, Choice(**chosen) if chosen else None)
@@ -121,9 +120,7 @@ def optimizer_settings(record: SearchRecord, file: SearchFile) -> OptimizerSetti
 def _drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) -> None:
     from evomerge import optuna_view
 
-    weights = np.array([objective.weight for objective in problem.file.objectives])
-    settings = optimizer_settings(record, problem.file)
-    optimizer = make_optimizer(settings, problem.space.genes, weights)
+    optimizer = make_optimizer(optimizer_settings(record, problem.file), problem.setting())
     dispatcher = Dispatcher(pool, timeout_seconds=problem.file.evaluation.timeout_seconds)
     watcher.search_begins(record, problem.file)
     search = Search(problem, record, optimizer, dispatcher, watcher)

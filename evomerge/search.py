@@ -22,7 +22,7 @@ from evomerge.optimizers.contract import Observation, Optimizer
 from evomerge.problem import Problem
 from evomerge.records import CandidateRecord, EvaluationRecord, Origin, Split
 from evomerge.store import SearchRecord
-from search_spaces.genes import Genome
+from search_spaces.genes import Genome, Vector
 from search_spaces.recipe import Recipe
 from search_spaces.seeds import seeds
 
@@ -170,7 +170,15 @@ class Search:
             values=None if values is None else values * signs,
             tie_break=tie,
             seed=candidate.origin == "seed",
+            documents=self._document_scores(candidate) if values is not None else None,
         )
+
+    def _document_scores(self, candidate: CandidateRecord) -> tuple[Vector, ...] | None:
+        """Per-document scores of every objective, more is better, if the optimizer wants them."""
+        if not getattr(self._optimizer, "needs_documents", False):
+            return None
+        evaluation = candidate.evaluations["search"]
+        return tuple(o.sign * self.record.document_scores(evaluation, o.name) for o in self.problem.file.objectives)
 
     def _check_failure_budget(self) -> None:
         failed, spent = self._progress.failed, self._progress.spent

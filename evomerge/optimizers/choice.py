@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from evomerge.optimizers.registry import AlgorithmKind, OptimizerSettings
+from evomerge.optimizers.settings import Algorithm, AlgorithmKind, AutoSettings, algorithm
 
 FEW_EVALUATIONS = 100  # a Gaussian process is still cheap, and a population has hardly moved
 MOST_GENES_OF_A_PROCESS = 20
@@ -46,14 +46,14 @@ def choose(*, genes: int, objectives: int, budget: int) -> Choice:
     return Choice("cma_es", f"CMA-ES suits {aim}, {genes} genes and {budget} evaluations.")
 
 
-def resolve(settings: OptimizerSettings, choice: Choice | None) -> OptimizerSettings:
+def resolve(settings: AutoSettings | Algorithm, choice: Choice | None) -> Algorithm:
     """Return ``settings`` with the algorithm of ``choice`` in the place of `auto`.
 
     Raises:
         ValueError: `auto`, and nothing was chosen.
     """
-    if settings.kind != "auto":
+    if not isinstance(settings, AutoSettings):
         return settings
     if choice is None:
         raise ValueError("optimizer.kind is auto: expected the choice that the search began with, got none")
-    return settings.model_copy(update={"kind": choice.kind})
+    return algorithm(choice.kind, seed=settings.seed)

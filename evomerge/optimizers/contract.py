@@ -24,12 +24,18 @@ class Observation:
         values: (objectives,) float64, more is better; None when the candidate failed.
         tie_break: smooth stand-in that orders points whose values are equal; more is better.
         seed: whether the point was given rather than asked for.
+        estimated: whether racing stopped the point early: its values are estimates from some of the documents. Such a
+            point may guide a search but belongs into no front and no archive.
+        documents: (documents,) float64 of every objective in order, more is better; given only to optimizers that
+            declare `needs_documents`, and None when the candidate failed.
     """
 
     genome: Genome | None
     values: Vector | None
     tie_break: float = 0.0
     seed: bool = False
+    estimated: bool = False
+    documents: tuple[Vector, ...] | None = None
 
 
 @runtime_checkable

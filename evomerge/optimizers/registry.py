@@ -2,84 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from dataclasses import dataclass
+from typing import assert_never
 
 from evomerge.optimizers.contract import Optimizer
+from evomerge.optimizers.settings import (
+    Algorithm,
+    CmaEsSettings,
+    GpSettings,
+    Nsga2Settings,
+    RandomSettings,
+    SobolSettings,
+    TpeSettings,
+)
 from search_spaces.genes import Genes, Vector
 
-AlgorithmKind = Literal["cma_es", "nsga2", "tpe", "gp", "random", "sobol"]
-OptimizerKind = Literal["cma_es", "nsga2", "tpe", "gp", "random", "sobol", "auto"]
+
+@dataclass(frozen=True)
+class Setting:
+    """What an optimizer is told of the search when it is made.
+
+    Attributes:
+        weights: (objectives,) importance of each objective.
+        evaluations: the budget.
+    """
+
+    genes: Genes
+    weights: Vector
+    evaluations: int
 
 
-class OptimizerSettings(BaseModel):
-    """The `optimizer` section of a search file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: OptimizerKind = "cma_es"
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    sigma: float = Field(default=0.2, gt=0.0, le=1.0, description="CMA-ES: first step, as a share of each gene's range")
-    population: int | None = Field(default=None, ge=4, description="CMA-ES: 4 + 3 ln(genes) by default; NSGA-II: 30")
-
-
-def make_optimizer(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
-    """Return the optimizer that ``settings`` names, for objectives with these (objectives,) ``weights``.
+def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
+    """Return the optimizer that ``algorithm`` describes.
 
     Raises:
-        ValueError: the optimizer cannot search a space of so many genes, or `auto` was not resolved.
+        ValueError: it cannot search such a space.
     """
-    if settings.kind == "auto":
-        raise ValueError("optimizer.kind is auto, which names no algorithm: resolve it first (optimizers/choice.py)")
-    return _MAKERS[settings.kind](settings, genes, weights)
+    # Libraries are imported by the branch that needs them: SciPy and Optuna take a second.
+    genes, weights, seed = setting.genes, setting.weights, algorithm.seed
+    match algorithm:
+        case CmaEsSettings(sigma=sigma, population=population):
+            from evomerge.optimizers.cma_es import CmaEs
 
+            return CmaEs(genes, weights=weights, seed=seed, sigma=sigma, population=population)
+        case Nsga2Settings(population=population):
+            from evomerge.optimizers.nsga2 import Nsga2
 
-# Libraries are imported by the maker that needs them: SciPy and Optuna take a second.
+            return Nsga2(genes, seed=seed, population=population)
+        case TpeSettings():
+            from evomerge.optimizers.optuna_samplers import tpe
 
+            return tpe(genes, objectives=len(weights), seed=seed)
+        case GpSettings():
+            from evomerge.optimizers.optuna_samplers import gp
 
-def _cma_es(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
-    from evomerge.optimizers.cma_es import CmaEs
+            return gp(genes, weights=weights, seed=seed)
+        case RandomSettings():
+            from evomerge.optimizers.random_search import RandomSearch
 
-    return CmaEs(genes, weights=weights, seed=settings.seed, sigma=settings.sigma, population=settings.population)
+            return RandomSearch(genes, seed=seed)
+        case SobolSettings():
+            from evomerge.optimizers.sobol import SobolSearch
 
-
-def _nsga2(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
-    from evomerge.optimizers.nsga2 import Nsga2
-
-    return Nsga2(genes, seed=settings.seed, population=settings.population)
-
-
-def _tpe(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
-    from evomerge.optimizers.optuna_samplers import tpe
-
-    return tpe(genes, objectives=len(weights), seed=settings.seed)
-
-
-def _gp(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
-    from evomerge.optimizers.optuna_samplers import gp
-
-    return gp(genes, weights=weights, seed=settings.seed)
-
-
-def _random(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
-    from evomerge.optimizers.random_search import RandomSearch
-
-    return RandomSearch(genes, seed=settings.seed)
-
-
-def _sobol(settings: OptimizerSettings, genes: Genes, weights: Vector) -> Optimizer:
-    from evomerge.optimizers.sobol import SobolSearch
-
-    return SobolSearch(genes, seed=settings.seed)
-
-
-_MAKERS: dict[AlgorithmKind, Callable[[OptimizerSettings, Genes, Vector], Optimizer]] = {
-    "cma_es": _cma_es,
-    "nsga2": _nsga2,
-    "tpe": _tpe,
-    "gp": _gp,
-    "random": _random,
-    "sobol": _sobol,
-}
+            return SobolSearch(genes, seed=seed)
+    assert_never(algorithm)

@@ -4,7 +4,6 @@ import json
 import sys
 from contextlib import closing
 
-import numpy as np
 import pytest
 import yaml
 from fakes import FakeSpec, problem, search_file
@@ -45,7 +44,7 @@ def storage(tmp_path_factory):
     this = problem(file)
     store = Store(file.storage, create=True)
     record = store.create("fake", file=file.model_dump(mode="json"), plan=this.plan())
-    optimizer = make_optimizer(file.optimizer, this.space.genes, np.ones(2))
+    optimizer = make_optimizer(file.optimizer, this.setting())
     with closing(InProcessPool(FakeSpec(), workers=1)) as pool, closing(store):
         search = Search(this, record, optimizer, Dispatcher(pool, timeout_seconds=30), Silent())
         search.run()

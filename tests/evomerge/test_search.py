@@ -2,7 +2,6 @@
 
 from contextlib import closing, contextmanager
 
-import numpy as np
 import pytest
 from fakes import FakeSpec, problem, search_file
 
@@ -40,7 +39,7 @@ def started(file, spec=None, watcher=None, pool=None):
     this = problem(file)
     store = Store(file.storage, create=True)
     record = store.find(file.name) or store.create(file.name, file=file.model_dump(mode="json"), plan=this.plan())
-    optimizer = make_optimizer(file.optimizer, this.space.genes, np.ones(len(file.objectives)))
+    optimizer = make_optimizer(file.optimizer, this.setting())
     with closing(pool or InProcessPool(spec, workers=file.cluster.workers)) as pool, closing(store):
         yield Search(this, record, optimizer, Dispatcher(pool, timeout_seconds=30), watcher or Silent())
 

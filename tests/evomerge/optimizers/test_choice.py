@@ -1,12 +1,11 @@
 """`auto`: explicit rules, recorded once."""
 
-import numpy as np
 import pytest
 from fakes import problem, search_file
 
 from evomerge.estimate import _report
 from evomerge.optimizers.choice import Choice, choose, resolve
-from evomerge.optimizers.registry import OptimizerSettings, make_optimizer
+from evomerge.optimizers.settings import AutoSettings, GpSettings, Nsga2Settings, TpeSettings
 from evomerge.problem import check_unchanged
 from evomerge.results import Results
 from evomerge.runner import optimizer_settings, plan_to_record
@@ -37,13 +36,11 @@ def test_rules(genes, objectives, budget, kind):
 
 
 def test_auto_must_be_resolved():
-    settings = OptimizerSettings(kind="auto", seed=5)
-    with pytest.raises(ValueError, match="names no algorithm"):
-        make_optimizer(settings, problem_of(settings).space.genes, np.ones(2))
+    settings = AutoSettings(seed=5)
     with pytest.raises(ValueError, match="expected the choice that the search began with"):
         resolve(settings, None)
-    assert resolve(settings, Choice("nsga2", "because.")) == OptimizerSettings(kind="nsga2", seed=5)
-    assert resolve(OptimizerSettings(kind="tpe"), None).kind == "tpe"
+    assert resolve(settings, Choice("nsga2", "because.")) == Nsga2Settings(seed=5)
+    assert resolve(TpeSettings(), None) == TpeSettings()
 
 
 def problem_of(settings, folder="/nowhere", **changes):
@@ -51,27 +48,27 @@ def problem_of(settings, folder="/nowhere", **changes):
 
 
 def test_a_search_keeps_the_choice_it_began_with(tmp_path):
-    settings = OptimizerSettings(kind="auto")
+    settings = AutoSettings()
     begun = problem_of(settings, tmp_path, budget={"evaluations": 40})
     grown = problem_of(settings, tmp_path, budget={"evaluations": 5000})
     assert (begun.choice().kind, grown.choice().kind) == ("gp", "nsga2")
     store = Store(begun.file.storage, create=True)
     record = store.create("fake", file=begun.file.model_dump(mode="json"), plan=plan_to_record(begun))
     check_unchanged(grown, record.row.file, record.row.plan)
-    assert optimizer_settings(record, grown.file).kind == "gp"
+    assert optimizer_settings(record, grown.file) == GpSettings()
     assert record.row.plan["optimizer"] == {"kind": "gp", "reason": begun.choice().reason}
     assert Results.of(record).optimizer == "gp (auto)"
     store.close()
 
 
 def test_a_named_optimizer_leaves_the_plan_as_it_was():
-    named = problem_of(OptimizerSettings(kind="nsga2"))
+    named = problem_of(Nsga2Settings())
     assert plan_to_record(named) == named.plan()
     assert named.choice() is None
 
 
 def test_check_says_which_and_why():
-    auto = problem_of(OptimizerSettings(kind="auto"), budget={"evaluations": 5000})
+    auto = problem_of(AutoSettings(), budget={"evaluations": 5000})
     report = _report(auto, 1.0, 10, 1, "cpu")
     line = next(line for line in report.lines() if line.startswith("optimizer"))
     assert line == f"optimizer  nsga2: {auto.choice().reason}"

@@ -1,12 +1,11 @@
 """The one contract suite that every optimizer passes."""
 
-from typing import get_args
-
 import numpy as np
 import pytest
 
 from evomerge.optimizers.contract import Observation, Optimizer
-from evomerge.optimizers.registry import AlgorithmKind, OptimizerSettings, make_optimizer
+from evomerge.optimizers.registry import Setting, make_optimizer
+from evomerge.optimizers.settings import KINDS, algorithm
 from search_spaces.genes import Gene, Genes, Genome
 
 GENES = Genes(tuple(Gene(f"g{i}", -1.0, 2.0, 0.5) for i in range(5)))
@@ -19,14 +18,14 @@ def values(genome):
     return np.array([-distance[:2].sum(), -distance[2:].sum()])
 
 
-@pytest.fixture(params=get_args(AlgorithmKind))
+@pytest.fixture(params=KINDS)
 def kind(request):
     return request.param
 
 
 @pytest.fixture
 def make(kind):
-    return lambda seed=0: make_optimizer(OptimizerSettings(kind=kind, seed=seed), GENES, WEIGHTS)
+    return lambda seed=0: make_optimizer(algorithm(kind, seed=seed), Setting(GENES, WEIGHTS, 300))
 
 
 @pytest.fixture

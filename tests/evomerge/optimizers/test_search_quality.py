@@ -5,7 +5,8 @@ import pytest
 
 from evomerge.archives.pareto import hypervolume
 from evomerge.optimizers.contract import Observation
-from evomerge.optimizers.registry import OptimizerSettings, make_optimizer
+from evomerge.optimizers.registry import Setting, make_optimizer
+from evomerge.optimizers.settings import algorithm
 from search_spaces.genes import Gene, Genes
 
 GENES = Genes(tuple(Gene(f"g{i}", 0.0, 1.5, 0.75) for i in range(5)))
@@ -24,7 +25,7 @@ def two_bowls(x):
 
 def found(kind, function, objectives, evaluations, seed):
     """Values of every evaluation of one search with four workers, told in random order."""
-    optimizer = make_optimizer(OptimizerSettings(kind=kind, seed=seed), GENES, np.ones(objectives))
+    optimizer = make_optimizer(algorithm(kind, seed=seed), Setting(GENES, np.ones(objectives), evaluations))
     rng, out, values = np.random.default_rng(seed), [], []
     for _ in range(evaluations):
         out += optimizer.ask(IN_FLIGHT - len(out))

@@ -1,0 +1,87 @@
+"""The `optimizer` section of a search file: one class an algorithm, told apart by `kind`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+DEFAULT_KIND = "cma_es"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class AutoSettings(_Settings):
+    """An algorithm chosen by the numbers of genes, objectives and evaluations (optimizers/choice.py)."""
+
+    kind: Literal["auto"] = "auto"
+
+
+class CmaEsSettings(_Settings):
+    """CMA-ES on the weighted mean of the objectives."""
+
+    kind: Literal["cma_es"] = "cma_es"
+    sigma: float = Field(default=0.2, gt=0.0, le=1.0, description="first step, as a share of each gene's range")
+    population: int | None = Field(default=None, ge=4, description="4 + 3 ln(genes) by default")
+
+
+class Nsga2Settings(_Settings):
+    """NSGA-II."""
+
+    kind: Literal["nsga2"] = "nsga2"
+    population: int | None = Field(default=None, ge=4, description="30 by default")
+
+
+class TpeSettings(_Settings):
+    """Tree-structured Parzen estimator."""
+
+    kind: Literal["tpe"] = "tpe"
+
+
+class GpSettings(_Settings):
+    """Gaussian process."""
+
+    kind: Literal["gp"] = "gp"
+
+
+class RandomSettings(_Settings):
+    """Uniform random points."""
+
+    kind: Literal["random"] = "random"
+
+
+class SobolSettings(_Settings):
+    """Scrambled Sobol points."""
+
+    kind: Literal["sobol"] = "sobol"
+
+
+Algorithm: TypeAlias = CmaEsSettings | Nsga2Settings | TpeSettings | GpSettings | RandomSettings | SobolSettings
+AlgorithmKind = Literal["cma_es", "nsga2", "tpe", "gp", "random", "sobol"]
+
+
+def _with_kind(value: Any) -> Any:
+    return {"kind": DEFAULT_KIND, **value} if isinstance(value, dict) else value
+
+
+OptimizerSettings: TypeAlias = Annotated[
+    AutoSettings | Algorithm, Field(discriminator="kind"), BeforeValidator(_with_kind)
+]
+KINDS: tuple[AlgorithmKind, ...] = get_args(AlgorithmKind)
+_ADAPTER: TypeAdapter[AutoSettings | Algorithm] = TypeAdapter(OptimizerSettings)
+
+
+def algorithm(kind: AlgorithmKind, **settings: Any) -> Algorithm:
+    """Return the settings of one algorithm, checked.
+
+    Raises:
+        pydantic.ValidationError: they break its schema.
+    """
+    checked = _ADAPTER.validate_python({"kind": kind, **settings})
+    if isinstance(checked, AutoSettings):
+        raise ValueError("auto names no algorithm")
+    return checked
