@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from evaluators.answers import Answers, Asked
 from evaluators.encoding import Encoder
 from evaluators.errors import MeasurementFailed, TaskError
-from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome, Score
+from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome
 from evaluators.generation import generate
-from evaluators.judging import Judge
 from evaluators.memory import is_out_of_memory
 from evaluators.meter import Meter
 from evaluators.objective import EvaluationSettings
-from evaluators.plan import Limits, Plan, make_plan
+from evaluators.panel import Panel
+from evaluators.plan import Limits, Plan, TaskPart, make_plan
 from evaluators.requests import RequestBook
 from evaluators.scoring import can_branch, score
 from evaluators.stopping import Stopping
@@ -32,7 +32,7 @@ _LOGITS_PER_BATCH = 1 << 27  # 512 MiB of float32
 class _Prepared:
     digest: str
     plan: Plan
-    judges: tuple[Judge, ...]
+    panel: Panel
 
 
 class LmEvalEvaluator:
@@ -90,16 +90,12 @@ class LmEvalEvaluator:
         plan = prepared.plan
         model.eval()
         likelihoods = score(model, plan.scoring, requests=plan.scored, meter=meter)
-        texts: Sequence[str] = ()
+        answers = Answers(likelihoods)
         if plan.generated:
-            texts = generate(model, plan.generation, requests=plan.generated, stopping=self._stopping, meter=meter)
-        scores: dict[str, Score] = {}
-        tie_breaks: dict[str, float] = {}
-        for judge in prepared.judges:
-            scores |= judge.scores(likelihoods=likelihoods, texts=texts)
-            tie_breaks |= judge.tie_breaks(likelihoods)
-        ordered = {measure.name: scores[measure.name] for measure in self._suite.measures if measure.name in scores}
-        return Evaluation(prepared.digest, ordered, tie_breaks, meter.cost(documents=documents.count))
+            generated = generate(model, plan.generation, requests=plan.generated, stopping=self._stopping, meter=meter)
+            answers = Answers(likelihoods, *generated)
+        scores, tie_breaks = prepared.panel.judge(answers)
+        return Evaluation(prepared.digest, scores, tie_breaks, meter.cost(documents=documents.count))
 
     def _for(self, documents: Documents, *, branching: bool) -> _Prepared:
         digest = documents.digest
@@ -111,13 +107,16 @@ class LmEvalEvaluator:
                 wants=max(1, _LOGITS_PER_BATCH // self._vocabulary),
                 max_length=self._max_length,
             )
-            plan = make_plan(self._book, documents, limits, branching=branching)
-            judges = tuple(Judge(self._suite.loaded[part.task], part, self._book) for part in plan.parts)
-            self._prepared[key] = _Prepared(digest, plan, judges)
+            asked = self._suite.split_into_parts(documents)
+            plan = make_plan(self._book, asked, limits, branching=branching)
+            self._prepared[key] = _Prepared(digest, plan, Panel(self._suite, plan.parts, self._asked))
             if len(self._prepared) > _PLANS_KEPT:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(key)
         return self._prepared[key]
+
+    def _asked(self, part: TaskPart) -> Asked:
+        return Asked.of(part, self._book)
 
     def _check(self, documents: Documents) -> None:
         for task, numbers in documents.ids.items():

@@ -13,11 +13,10 @@ from evaluators.errors import MeasurementFailed
 from evaluators.evaluation import FailureKind, Score
 from evaluators.fast_metrics import Choices, ExactMatch, choices_of, exact_match_of
 from evaluators.library_state import calling_lm_eval
+from evaluators.loaded import LoadedTask
 from evaluators.metrics import Measure
 from evaluators.plan import TaskPart
-from evaluators.requests import RequestBook
 from evaluators.scoring import LogLikelihoods
-from evaluators.tasks import LoadedTask
 
 Response: TypeAlias = Any  # text, (log-likelihood, is greedy), or the log-likelihood of a whole text
 Item: TypeAlias = Any  # what process_results says of a document, and aggregations take
@@ -36,11 +35,11 @@ _DOCUMENT_SCORES: Mapping[Callable[..., Any], Callable[[Item], float]] = {
 class Judge:
     """Scores the answers to one task's part of a plan. What does not depend on the answers is prepared once."""
 
-    def __init__(self, loaded: LoadedTask, part: TaskPart, book: RequestBook) -> None:
+    def __init__(self, loaded: LoadedTask, part: TaskPart) -> None:
         self._loaded, self._task, self._part = loaded, loaded.task, part
         self._documents = [loaded.documents[number] for number in part.documents]
-        requests = book.requests(part.task, part.documents)
-        self._asked = [instance.doc for request in requests for instance in request.instances]
+        counts = part.counts.tolist()
+        self._asked = [document for document, count in zip(self._documents, counts, strict=True) for _ in range(count)]
         self._ends = np.cumsum(part.counts).tolist()
         self._filters = {ensemble.name: ensemble.filters for ensemble in self._task._filters}
         self._choices: Choices | None = None

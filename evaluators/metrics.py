@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lm_eval.api.metrics import mean
+
 from evaluators.errors import TaskError
 from evaluators.objective import Objective
 
@@ -60,6 +62,11 @@ def first_objective(name: str, task: Any) -> Objective:
     metric = f"{listed[0]},{filters[0]}" if len(filters) > 1 else listed[0]
     higher = task.higher_is_better().get(listed[0], True)
     return Objective(task=name, metric=metric, direction="maximize" if higher else "minimize")
+
+
+def is_mean(task: Any, metric: str) -> bool:
+    """Whether the score of ``metric`` is the mean over the documents."""
+    return bool(task.aggregation()[metric] is mean)
 
 
 def _check_function(task: Any, metric: str) -> None:

@@ -13,7 +13,8 @@ from lm_eval.api.instance import Instance
 from evaluators.encoding import Encoder, Prompt, Window
 from evaluators.errors import TaskError
 from evaluators.library_state import calling_lm_eval
-from evaluators.tasks import LoadedTask, TaskSuite
+from evaluators.loaded import LoadedTask
+from evaluators.tasks import TaskSuite
 
 Encoded: TypeAlias = tuple[Window, ...] | Prompt
 
@@ -36,7 +37,7 @@ class RequestBook:
     def __init__(self, suite: TaskSuite, encoder: Encoder) -> None:
         self._suite = suite
         self._encoder = encoder
-        self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.tasks}
+        self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.parts}
         self._documents: dict[tuple[str, int], DocumentRequests] = {}
 
     def requests(self, task: str, documents: Sequence[int]) -> list[DocumentRequests]:
@@ -55,7 +56,7 @@ class RequestBook:
         return [self._documents[task, number] for number in documents]
 
     def _build_new(self, name: str, numbers: Sequence[int]) -> None:
-        loaded, built = self._suite.loaded[name], self._instances[name]
+        loaded, built = self._suite.parts[name], self._instances[name]
         if loaded.task.config.num_fewshot:
             numbers = range(len(loaded.documents))
         missing = [number for number in dict.fromkeys(numbers) if number not in built]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +13,16 @@ from lm_eval.tasks import TaskManager
 
 from evaluators import metrics, task_files
 from evaluators.errors import TaskError
-from evaluators.fingerprint import document_digest, task_digest
+from evaluators.evaluation import Documents
+from evaluators.fingerprint import task_digest
 from evaluators.library_state import calling_lm_eval, loading_data_sets
+from evaluators.loaded import LoadedTask
 from evaluators.metrics import Measure
 from evaluators.objective import EvaluationSettings, Objective
+from evaluators.objective_checks import check_objectives
+from evaluators.objective_kinds import AnyObjective, Language, Perplexity, measured
+from evaluators.references import parts_of, task_of
+from evaluators.texts import load_text
 
 _GREEDY_OPTIONS = {
     "until", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens",
@@ -25,52 +31,38 @@ _GREEDY_OPTIONS = {
 
 
 @dataclass(frozen=True)
-class LoadedTask:
-    """One lm-eval task with its evaluation documents (test documents, else validation documents).
+class TaskSuite:
+    """Objectives with their tasks. Building one checks the user's tasks; see `load`.
 
     Attributes:
-        task: the lm-eval object; its few-shot number is set, its requests are not built.
-        trusted: whether its templates may render outside the sandbox.
+        objectives: what is measured; instead of an objective that needs the base what is compared with it.
     """
 
-    name: str
-    task: Any
-    trusted: bool
-    documents: tuple[Mapping[str, Any], ...]
-    measures: tuple[Measure, ...]
-
-    @property
-    def kind(self) -> str:
-        """lm-eval's output type."""
-        return str(self.task.OUTPUT_TYPE)
-
-    @cached_property
-    def document_digests(self) -> tuple[str, ...]:
-        """SHA-256 of each document's content, in the task's order."""
-        return tuple(document_digest(document) for document in self.documents)
-
-
-@dataclass(frozen=True)
-class TaskSuite:
-    """Objectives with their tasks. Building one checks the user's tasks; see `load`."""
-
-    objectives: tuple[Objective, ...]
+    objectives: tuple[AnyObjective, ...]
     settings: EvaluationSettings
     loaded: Mapping[str, LoadedTask]
 
     @classmethod
-    def load(cls, objectives: Sequence[Objective], settings: EvaluationSettings) -> TaskSuite:
-        """Load the task of every objective.
+    def load(cls, objectives: Sequence[AnyObjective], settings: EvaluationSettings) -> TaskSuite:
+        """Load the task of every objective that has documents.
 
         Raises:
-            TaskError: no objective, or one twice; an unknown, unsafe or unsupported task; a data set that cannot be
-                loaded; an unknown metric or filter; sampled generation.
+            TaskError: no objective, or one twice; an unknown, unsafe or unsupported task; a data set or text file that
+                cannot be loaded; an unknown metric or filter; sampled generation; an objective that does not fit
+                its task.
         """
-        names = _task_names(objectives)
-        with calling_lm_eval(trusted=False):
-            index = task_files.open_index(names, settings.include_path)
-        loaded = {name: _load(name, index, [o for o in objectives if o.task == name], settings) for name in names}
-        return cls(tuple(objectives), settings, loaded)
+        _refuse_doubles(objectives)
+        asked = measured(objectives)
+        texts = [objective for objective in asked if isinstance(objective, Perplexity)]
+        others = [objective for objective in asked if not isinstance(objective, Perplexity)]
+        loaded = _load_tasks(others, settings)
+        for name in dict.fromkeys(text.title for text in texts):
+            if name in loaded:
+                raise TaskError(f"the text file {name} is called like a task; rename it")
+            loaded[name] = load_text(tuple(text for text in texts if text.title == name))
+        for task in loaded.values():
+            check_objectives(task)
+        return cls(asked, settings, loaded)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -79,9 +71,18 @@ class TaskSuite:
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """The measures of all tasks, in the order of the objectives."""
+        """The measures of all metrics, in the order of the objectives."""
         by_name = {measure.name: measure for task in self.loaded.values() for measure in task.measures}
-        return tuple(by_name[objective.name] for objective in self.objectives)
+        return tuple(by_name[objective.name] for objective in self.objectives if isinstance(objective, Objective))
+
+    @cached_property
+    def parts(self) -> Mapping[str, LoadedTask]:
+        """What is asked of models, by name: a task's own requests, its reference answers, or both."""
+        return {name: part for task in self.loaded.values() for name, part in parts_of(task).items()}
+
+    def split_into_parts(self, documents: Documents) -> Documents:
+        """Return the documents of each part, from those of each task."""
+        return Documents({part: documents.ids[task_of(part)] for part in self.parts if task_of(part) in documents.ids})
 
     @cached_property
     def digest(self) -> str:
@@ -117,26 +118,46 @@ def default_objective(task: str, settings: EvaluationSettings) -> Objective:
     return metrics.first_objective(task, load_task(task, settings).task)
 
 
-def _task_names(objectives: Sequence[Objective]) -> list[str]:
-    if not objectives:
-        raise TaskError("objectives is empty; name at least one task")
+def _refuse_doubles(objectives: Sequence[AnyObjective]) -> None:
+    if not any(objective.documents_of for objective in objectives):
+        raise TaskError("objectives is empty or needs no documents; name at least one task or text file")
     names = [objective.name for objective in objectives]
     if twice := {name for name in names if names.count(name) > 1}:
         raise TaskError(f"objective {min(twice)} is named twice; name each task and metric once")
-    return list(dict.fromkeys(objective.task for objective in objectives))
+
+
+def _load_tasks(objectives: Sequence[Any], settings: EvaluationSettings) -> dict[str, LoadedTask]:
+    """Load the lm-eval tasks of objectives that have one."""
+    names = list(dict.fromkeys(objective.task for objective in objectives))
+    if not names:
+        return {}
+    with calling_lm_eval(trusted=False):
+        index = task_files.open_index(names, settings.include_path)
+    gauged = [objective for objective in objectives if not isinstance(objective, Objective)]
+    counted = [o.counted for o in gauged if isinstance(o, Language)]
+    metrics_asked = {o.name: o for o in (*objectives, *counted) if isinstance(o, Objective)}
+    loaded = {}
+    for name in names:
+        task = _load(name, index, [o for o in metrics_asked.values() if o.task == name], settings)
+        loaded[name] = replace(task, gauged=tuple(o for o in gauged if o.task == name))
+    return loaded
 
 
 def _load(name: str, index: TaskManager, objectives: Sequence[Objective], settings: EvaluationSettings) -> LoadedTask:
     entry = index.task_index[name]
-    task_files.refuse_unsafe(entry, settings.trusted_paths)
+    task_files.refuse_unsafe(entry, settings.trusted_paths, allow_code_execution=settings.allow_code_execution)
+    runs_code = task_files.executes_code(entry)
     trusted = task_files.is_trusted(entry, settings.trusted_paths)
     with calling_lm_eval(trusted=trusted), loading_data_sets():
         task = _build(name, index)
         _check_output_type(name, task)
+        runs_code = runs_code or bool(getattr(task, "UNSAFE_CODE", False))
+        if runs_code and not settings.allow_code_execution:
+            raise TaskError(f"task {name} executes code that models write (unsafe_code), which is not allowed")
         documents = tuple(dict(document) for document in task.eval_docs)
         _set_fewshot(task, settings)
         measures = tuple(metrics.resolve(objective, task) for objective in objectives)
-    return LoadedTask(name, task, trusted, documents, measures)
+    return LoadedTask(name, task, trusted, documents, measures, runs_code=runs_code)
 
 
 def _build(name: str, index: TaskManager) -> Any:
@@ -156,8 +177,6 @@ def _build(name: str, index: TaskManager) -> Any:
 def _check_output_type(name: str, task: Any) -> None:
     if getattr(task, "MULTIMODAL", False):
         raise TaskError(f"task {name} needs images or sound; only text is supported")
-    if getattr(task, "UNSAFE_CODE", False):
-        raise TaskError(f"task {name} executes code that models write (unsafe_code); it is not supported")
     known = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
     if task.OUTPUT_TYPE not in known:
         raise TaskError(f"task {name} has output_type {task.OUTPUT_TYPE!r}; supported: {', '.join(known)}")
