@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from lm_eval.api.instance import Instance
 
-from evaluators.encoding import Encoder, Prompt, Window
+from evaluators.encoding import Prompt, Window
 from evaluators.errors import TaskError
 from evaluators.library_state import calling_lm_eval
 from evaluators.loaded import LoadedTask
@@ -27,6 +27,18 @@ class DocumentRequests:
     encoded: tuple[Encoded, ...]
 
 
+class Encodes(Protocol):
+    """What a book needs of an encoder."""
+
+    apply_chat_template: Any
+
+    def prompt(self, instance: Instance) -> Prompt:
+        """Return what is generated from."""
+
+    def windows(self, instance: Instance) -> tuple[Window, ...]:
+        """Return what is scored."""
+
+
 class RequestBook:
     """The requests of a suite for one tokenizer.
 
@@ -34,7 +46,7 @@ class RequestBook:
     draws the examples in sequence, so a subset built alone would get other prompts.
     """
 
-    def __init__(self, suite: TaskSuite, encoder: Encoder) -> None:
+    def __init__(self, suite: TaskSuite, encoder: Encodes) -> None:
         self._suite = suite
         self._encoder = encoder
         self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.parts}
