@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import datasets
 import numpy as np
+from huggingface_hub.constants import HF_HOME
 
 from evaluators.errors import MeasurementFailed, TaskError
 from evaluators.evaluation import FailureKind, Score
@@ -27,7 +29,7 @@ from evaluators.objective import EvaluationSettings, Objective
 from evaluators.plan import TaskPart
 from evaluators.scoring import LogLikelihoods
 
-_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "HF_HOME", "HF_DATASETS_CACHE", "HF_MODULES_CACHE")
+_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "HF_MODULES_CACHE")
 
 
 class SandboxedJudge:
@@ -161,7 +163,8 @@ def _environment(home: str) -> dict[str, str]:
     """The few variables that the helper may see: generated code reads them, so no keys and no tokens."""
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     return {
-        "HF_HOME": os.path.expanduser("~/.cache/huggingface"),  # noqa: PTH111 - a text is wanted
+        "HF_HOME": HF_HOME,
+        "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE),
         **kept,
         "HOME": home,
         "PYTHONPATH": _python_path(),

@@ -121,10 +121,7 @@ class _Listed(BaseModel):
 
 
 def _documents(suite: TaskSuite, limit: int | None) -> Documents:
-    counts = {name: len(task.documents) for name, task in suite.loaded.items()}
-    return Documents(
-        {name: tuple(range(count if limit is None else min(limit, count))) for name, count in counts.items()}
-    )
+    return Documents({name: tuple(range(len(task.documents)))[:limit] for name, task in suite.loaded.items()})
 
 
 def _recipe(model: str, dtype: str | None, base: str | None) -> Recipe:
