@@ -32,7 +32,8 @@ OPTIONS = {
     "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--storage"},
     "merge": {"--to"},
     "evaluate": {
-        "--tasks", "--include-path", "--limit", "--num-fewshot", "--apply-chat-template", "--dtype", "--json"
+        "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
+        "--allow-code-execution", "--limit", "--num-fewshot", "--apply-chat-template", "--dtype", "--json"
     },
 }  # fmt: skip
 
