@@ -14,7 +14,7 @@ from evaluators.evaluation import FailureKind, Score
 from evaluators.fast_metrics import Choices, ExactMatch, choices_of, exact_match_of
 from evaluators.library_state import calling_lm_eval
 from evaluators.loaded import LoadedTask
-from evaluators.metrics import Measure
+from evaluators.metrics import Measure, aggregation_of
 from evaluators.plan import TaskPart
 from evaluators.scoring import LogLikelihoods
 
@@ -133,7 +133,7 @@ class Judge:
         return [result[measure.metric] for result in results]
 
     def _score(self, measure: Measure, items: Sequence[Item]) -> Score:
-        aggregation = self._task.aggregation()[measure.metric]
+        aggregation = aggregation_of(self._task, measure.metric)
         try:
             value = float(aggregation(items))
             score_of = _DOCUMENT_SCORES.get(aggregation, _plain_score)

@@ -158,7 +158,8 @@ class Forgetting(ObjectiveBase):
         if (self.task is None) == (self.file is None):
             raise ValueError("give either a task (and its metric) or a file")
         stray = {"metric", "metric_direction"} if self.file else {"per", "window"}
-        if given := sorted(stray & self.model_fields_set):
+        fields = type(self).model_fields
+        if given := sorted(name for name in stray if getattr(self, name) != fields[name].default):
             raise ValueError(f"{', '.join(given)} is not for a {'file' if self.file else 'task'}")
         return self
 

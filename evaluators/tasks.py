@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -146,7 +147,8 @@ def _load_tasks(objectives: Sequence[Any], settings: EvaluationSettings) -> dict
 def _load(name: str, index: TaskManager, objectives: Sequence[Objective], settings: EvaluationSettings) -> LoadedTask:
     entry = index.task_index[name]
     task_files.refuse_unsafe(entry, settings.trusted_paths, allow_code_execution=settings.allow_code_execution)
-    runs_code = task_files.executes_code(entry)
+    if runs_code := task_files.executes_code(entry):
+        os.environ.setdefault("HF_ALLOW_CODE_EVAL", "1")  # code_eval asks for it when it is loaded
     trusted = task_files.is_trusted(entry, settings.trusted_paths)
     with calling_lm_eval(trusted=trusted), loading_data_sets():
         task = _build(name, index)

@@ -248,7 +248,8 @@ def test_a_missing_library_is_named_with_its_remedy(tasks: Any, settings: Any, m
     [
         {"kind": "forgetting"},
         {"kind": "forgetting", "task": "a", "file": "b"},
-        {"kind": "forgetting", "file": "b", "metric": "acc"},
+        {"kind": "forgetting", "file": "b", "metric": "f1"},
+        {"kind": "forgetting", "task": "b", "window": 7},
         {"kind": "language", "task": "a", "language": "Japanese"},
         {"kind": "language", "task": "a", "language": "ja", "direction": "minimize"},
         {"kind": "magic"},
@@ -258,6 +259,26 @@ def test_a_missing_library_is_named_with_its_remedy(tasks: Any, settings: Any, m
 def test_what_breaks_the_schema_is_refused(value: Any) -> None:
     with pytest.raises(ValidationError):
         ADAPTER.validate_python(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"task": "a", "metric": "f1,none", "weight": 2.0},
+        {"kind": "likelihood", "task": "a", "per": "byte"},
+        {"kind": "perplexity", "file": "b.txt", "window": 7},
+        {"kind": "length", "task": "a"},
+        {"kind": "language", "task": "a", "language": "ja"},
+        {"kind": "cost", "task": "a", "unit": "seconds"},
+        {"kind": "distance", "relative_to": "base"},
+        {"kind": "forgetting", "task": "a"},
+        {"kind": "forgetting", "file": "b.txt", "per": "word"},
+    ],
+)
+def test_what_is_recorded_reads_back_the_same(value: Any) -> None:
+    objective = ADAPTER.validate_python(value)
+    assert ADAPTER.validate_json(objective.model_dump_json()) == objective
+    assert objective.direction == ("maximize" if value.get("kind") in (None, "likelihood", "language") else "minimize")
 
 
 def test_metrics_are_written_as_ever() -> None:

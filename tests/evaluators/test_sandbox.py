@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +17,13 @@ from evaluators.answers import Answers, Asked
 from evaluators.encoding import Encoder
 from evaluators.errors import MeasurementFailed, TaskError
 from evaluators.evaluation import Documents, FailureKind
+from evaluators.judging import Judge
 from evaluators.objective import EvaluationSettings, Objective
 from evaluators.panel import Panel
-from evaluators.plan import Limits, make_plan
+from evaluators.plan import Limits, TaskPart, make_plan
 from evaluators.requests import RequestBook
 from evaluators.scoring import LogLikelihoods
-from evaluators.tasks import TaskSuite
+from evaluators.tasks import TaskSuite, default_objective
 
 JUDGE = """
 def run(doc, results):
@@ -81,6 +85,23 @@ def test_python_of_untrusted_folders_stays_refused(tmp_path: Any) -> None:
         TaskSuite.load([OBJECTIVE], settings_for(tmp_path, trusted_paths=()))
 
 
+def test_pass_at_k_is_called_as_lm_eval_reports_it(tmp_path: Any) -> None:
+    """As in humaneval: the metric is a function `pass_at_k` whose result is a mapping."""
+    write(tmp_path)
+    (tmp_path / "judge.py").write_text("def pass_at_k(references, predictions, k): return {'pass@1': 0.25}")
+    text = (tmp_path / "code.yaml").read_text().replace("process_results: !function judge.run\n", "")
+    metric = "metric: !function judge.pass_at_k, k: [1]"
+    (tmp_path / "code.yaml").write_text(text.replace("metric: passed", metric))
+    chosen = settings_for(tmp_path)
+    objective = default_objective("code", chosen)
+    assert objective.name == "code/pass@1"
+    loaded = TaskSuite.load([objective], chosen).loaded["code"]
+    part = TaskPart("code", (0, 1), np.array([1, 1]), 0, True)
+    nothing = LogLikelihoods(np.array([]), np.array([], dtype=bool))
+    score = Judge(loaded, part).scores(likelihoods=nothing, texts=("a", "b"))["code/pass@1"]
+    assert (score.value, score.documents.tolist()) == (0.25, [0.25, 0.25])
+
+
 @pytest.fixture(scope="module")
 def code_folder(tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("code")
@@ -107,6 +128,11 @@ def judged(code_folder: Any, tokenizer: Any) -> Iterator[Any]:
     yield judge
     left = {child.pid for child in psutil.Process().children(recursive=True)} - before
     assert len(left) <= 1, "only the helper itself outlives a judgement"
+
+
+def network_can_be_taken_away() -> bool:
+    code = "import ctypes; libc = ctypes.CDLL(None); raise SystemExit(libc.unshare(1 << 30) and libc.unshare(5 << 28))"
+    return subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def failure(judged: Any, kind: FailureKind, *texts: str) -> str:
@@ -155,9 +181,13 @@ def test_code_that_forks_leaves_nothing_behind(judged: Any) -> None:
 
 @pytest.mark.slow
 def test_code_sees_no_secrets_and_ends_only_itself(judged: Any, monkeypatch: Any) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     assert judged("import os; answer = 42 if 'OPENAI_API_KEY' not in os.environ else 0") == [1.0]
     assert "gave no scores" in failure(judged, FailureKind.METRIC_ERROR, "import os; os._exit(0)")
     assert "SIGKILL" in failure(judged, FailureKind.METRIC_ERROR, "import os; os.kill(os.getpid(), 9)")
+    connects = f"import socket\nsocket.create_connection(('127.0.0.1', {port}))\nanswer = 42"
+    assert judged(connects) == [0.0 if network_can_be_taken_away() else 1.0]
     assert judged("open('mine', 'w').write('x'); answer = 42") == [1.0]
     assert not os.path.exists("mine")  # noqa: PTH110
