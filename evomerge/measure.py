@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from evaluators.evaluation import Documents, Failure, Score
-from evaluators.objective import EvaluationSettings
+from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import NEEDS_BASE, AnyObjective
 from evomerge.config import explain, read_mapping, with_absolute_file
 from evomerge.errors import BadRecipe, BadSearch
@@ -37,7 +37,7 @@ def measure(
     dtype: str | None = None,
     base: str | None = None,
 ) -> dict[str, Estimate]:
-    """Return the estimate of every objective, and `joint`, on the tasks' documents.
+    """Return the estimate of every objective on the tasks' documents, and `joint` of metrics that are maximised.
 
     Args:
         model: a folder, a Hub id, a recipe (.json) or a mergekit config (.yaml).
@@ -78,7 +78,7 @@ def measure_endpoint(
     settings: EvaluationSettings,
     limit: int | None = None,
 ) -> dict[str, Estimate]:
-    """Return the estimate of every objective, and `joint`, for a model behind an API; arguments as `measure`.
+    """Return the estimates of a model behind an API; arguments and result as those of `measure`.
 
     Raises:
         UserMistake, TaskError: what is wrong.
@@ -153,6 +153,7 @@ def _estimates(objectives: Sequence[AnyObjective], scores: Mapping[str, Score]) 
     found = {}
     for objective in objectives:
         found[objective.name] = estimate_of(scores[objective.name])
-    if len(objectives) > 1:
+    # without seeds there is no common scale; rates that are maximised share theirs
+    if len(objectives) > 1 and all(isinstance(o, Objective) and o.direction == "maximize" for o in objectives):
         found[JOINT] = joint(list(found.values()), np.ones(len(objectives)))
     return found

@@ -14,7 +14,7 @@ from evomerge.errors import BadSearch
 
 HEADER = """\
 # Search file of evomerge. Check it: evomerge check {name}.yaml   Run it: evomerge run {name}.yaml
-# Every key is described in docs/search-file.md; unknown keys are refused.
+# Every key is described in docs/search-file.md; unknown keys are refused. Other objectives: docs/objectives.md
 """
 
 
