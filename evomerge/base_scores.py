@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from evaluators.evaluation import Cost, Documents, Evaluation, Failure, Floats, Outcome, Score
+from evaluators.evaluation import Documents, Evaluation, Failure, Floats, Outcome, Score
 from evaluators.objective_kinds import NEEDS_BASE, AnyObjective, Distance, Forgetting
 from evomerge.errors import BadSearch
 from search_spaces.operators import Linear
@@ -60,7 +60,7 @@ class BaseScores:
         """
         self._objectives = tuple(objectives)
         self._resident, self._measure = resident, measure
-        self._known: OrderedDict[str, Outcome] = OrderedDict()
+        self._known: OrderedDict[str, Evaluation] = OrderedDict()
         self._units: dict[str, float] = {}
         self._base = base
         relative = [objective for objective in objectives if isinstance(objective, NEEDS_BASE)]
@@ -80,19 +80,22 @@ class BaseScores:
             return None
         key = documents.digest
         if key not in self._known:
-            self._known[key] = self._measure(self._base.recipe(recipe), documents)
+            outcome = self._measure(self._base.recipe(recipe), documents)
+            if isinstance(outcome, Failure):  # not remembered: it may have been the machine's fault
+                return replace(outcome, message=f"the base cannot be measured: {outcome.message}")
+            self._known[key] = outcome
             if len(self._known) > _KEPT:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
-        outcome = self._known[key]
-        if isinstance(outcome, Failure):
-            return replace(outcome, message=f"the base cannot be measured: {outcome.message}", cost=Cost())
         return None
 
     def complete(self, evaluation: Evaluation, documents: Documents) -> Evaluation:
-        """Return ``evaluation`` of the resident model with the scores of all objectives, and of nothing else."""
-        scores = {o.name: self._score(o, evaluation, documents) for o in self._objectives}
-        return replace(evaluation, scores=scores)
+        """Return ``evaluation`` of the resident model with the scores of all objectives, and of nothing else.
+
+        Objectives of tasks that are not in ``documents`` have none.
+        """
+        asked = [o for o in self._objectives if o.documents_of is None or o.documents_of in documents.ids]
+        return replace(evaluation, scores={o.name: self._score(o, evaluation, documents) for o in asked})
 
     def _score(self, objective: AnyObjective, evaluation: Evaluation, documents: Documents) -> Score:
         from evaluators.gauges import mean_score
@@ -101,7 +104,6 @@ class BaseScores:
             return _exact(self._distance(self._base) / self._units[objective.name])
         if isinstance(objective, Forgetting):
             before = self._known[documents.digest]
-            assert isinstance(before, Evaluation)
             name, sign = objective.lost.name, objective.lost.sign
             lost: Floats = sign * (before.scores[name].documents - evaluation.scores[name].documents)
             return mean_score(lost + 0.0)  # no negative zeros
