@@ -50,10 +50,17 @@ def apply_rules(kinds: Any, limits: Any, integers: Any, start: Any, delta: Any, 
     """Set ``delta`` to zero where the outer rule does not keep it, or the inner rule does (a NaN stays one)."""
     if kinds[1] == ALL and kinds[0] == ALL:
         return
-    if kinds[1] == ALL and kinds[0] == LARGE and start > integers[0, LAST_TIE]:
+    plain = start > max(integers[0, LAST_TIE], integers[1, LAST_TIE])  # no ties to tell apart from here on
+    if plain and kinds[0] == LARGE and kinds[1] == ALL:
         limit = limits[0]
         for i in range(delta.size):
             delta[i] *= ONE if abs(delta[i]) > limit else ZERO
+        return
+    if plain and kinds[0] != BELOW and kinds[0] != DRAWN and kinds[1] == LARGE:
+        least, most = limits[0] if kinds[0] == LARGE else -ONE, limits[1]
+        for i in range(delta.size):
+            size = abs(delta[i])
+            delta[i] *= ONE if (size > least) & (size <= most) else ZERO
         return
     write_mask(kinds[0], limits[0], integers[0], start, delta, mask)
     if kinds[1] != ALL:
