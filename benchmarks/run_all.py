@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("footprint", "candidate_cost", "merging", "objectives", "optimizers", "demo_quality")
+NAMES = ("footprint", "candidate_cost", "merge_bandwidth", "objectives", "optimizers", "demo_quality")
 
 
 def main() -> None:
