@@ -99,7 +99,11 @@ class _Helper:
             "objectives": [objective.model_dump(mode="json") for objective in objectives],
             "settings": settings.model_dump(mode="json"),
         }
-        self._ask(hello)
+        try:
+            self._ask(hello)
+        except MeasurementFailed:
+            self.close()
+            raise
 
     @property
     def alive(self) -> bool:
