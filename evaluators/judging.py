@@ -41,7 +41,7 @@ class Judge:
         self._documents = [loaded.documents[number] for number in part.documents]
         requests = book.requests(part.task, part.documents)
         self._asked = [instance.doc for request in requests for instance in request.instances]
-        self._ends = np.cumsum(part.counts).tolist()
+        self._ends = np.cumsum([len(request.instances) for request in requests]).tolist()
         self._filters = {ensemble.name: ensemble.filters for ensemble in self._task._filters}
         self._choices: Choices | None = None
         self._exact_match: ExactMatch | None = None
@@ -89,8 +89,9 @@ class Judge:
         return list(zip(values.tolist(), greedy.tolist(), strict=True))
 
     def _filtered(self, name: str, answers: Sequence[Response]) -> list[Response]:
-        repeats = int(self._task.config.repeats)
-        responses: Any = [[answer] * repeats for answer in answers]
+        each = len(answers) // len(self._asked)  # one, or where answers are sampled all repeats
+        copies = int(self._task.config.repeats) // each
+        responses: Any = [list(answers[i : i + each]) * copies for i in range(0, len(answers), each)]
         try:
             for make in self._filters[name]:
                 responses = make().apply(responses, self._asked)

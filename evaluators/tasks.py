@@ -11,16 +11,15 @@ from typing import Any
 
 from lm_eval.tasks import TaskManager
 
-from evaluators import metrics, task_files
+from evaluators import metrics, sampling, task_files
 from evaluators.errors import TaskError
 from evaluators.fingerprint import document_digest, task_digest
 from evaluators.library_state import calling_lm_eval, loading_data_sets
 from evaluators.metrics import Measure
 from evaluators.objective import EvaluationSettings, Objective
 
-_GREEDY_OPTIONS = {
-    "until", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens",
-    "do_sample", "temperature", "top_p", "top_k",
+_GENERATION_OPTIONS = sampling.OPTIONS | {
+    "until", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens", "do_sample",
 }  # fmt: skip
 
 
@@ -43,6 +42,11 @@ class LoadedTask:
     def kind(self) -> str:
         """lm-eval's output type."""
         return str(self.task.OUTPUT_TYPE)
+
+    @property
+    def samples(self) -> bool:
+        """Whether its answers are sampled."""
+        return self.kind == "generate_until" and sampling.is_sampled(self.task.config.generation_kwargs or {})
 
     @cached_property
     def document_digests(self) -> tuple[str, ...]:
@@ -92,6 +96,8 @@ class TaskSuite:
                 "max_length",
             }
         )  # fmt: skip
+        if any(task.samples for task in self.loaded.values()):
+            of_settings["sampling_seed"] = self.settings.sampling_seed or 0
         of_tasks = {name: [task_digest(task.task), *task.document_digests] for name, task in self.loaded.items()}
         text = json.dumps({"settings": of_settings, "tasks": of_tasks}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -162,18 +168,18 @@ def _check_output_type(name: str, task: Any) -> None:
     if task.OUTPUT_TYPE not in known:
         raise TaskError(f"task {name} has output_type {task.OUTPUT_TYPE!r}; supported: {', '.join(known)}")
     if task.OUTPUT_TYPE == "generate_until":
-        _check_greedy(name, task.config.generation_kwargs or {})
+        _check_generation(name, task.config.generation_kwargs or {})
 
 
-def _check_greedy(name: str, options: Mapping[str, Any]) -> None:
-    sampled = options.get("do_sample")
-    if sampled or (sampled is None and float(options.get("temperature") or 0.0) > 0.0):
-        raise TaskError(
-            f"task {name} samples its answers (do_sample={sampled}, temperature={options.get('temperature')}); "
-            "only greedy generation is supported: set do_sample: false"
-        )
-    if strange := sorted(set(options) - _GREEDY_OPTIONS):
+def _check_generation(name: str, options: Mapping[str, Any]) -> None:
+    if strange := sorted(set(options) - _GENERATION_OPTIONS):
         raise TaskError(f"task {name}: generation_kwargs {', '.join(strange)} are not supported")
+    temperature = float(options.get("temperature", 0.0))
+    if options.get("do_sample") and not temperature > 0.0:
+        raise TaskError(
+            f"task {name} samples its answers (do_sample: true) at temperature {temperature}; "
+            "give its generation_kwargs a temperature above 0, or do_sample: false"
+        )
 
 
 def _set_fewshot(task: Any, settings: EvaluationSettings) -> None:
