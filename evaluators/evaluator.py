@@ -98,8 +98,10 @@ class LmEvalEvaluator:
         for judge in prepared.judges:
             scores |= judge.scores(likelihoods=likelihoods, texts=texts)
             tie_breaks |= judge.tie_breaks(likelihoods)
-        ordered = {measure.name: scores[measure.name] for measure in self._suite.measures if measure.name in scores}
-        return Evaluation(prepared.digest, ordered, tie_breaks, meter.cost(documents=documents.count))
+        measures = self._suite.measures
+        asked = {m.name: found for m in measures if (found := m.score(scores)) is not None}
+        margins = {m.name: margin for m in measures if (margin := m.tie_break(tie_breaks, scores)) is not None}
+        return Evaluation(prepared.digest, asked, margins, meter.cost(documents=documents.count))
 
     def _for(self, documents: Documents, *, branching: bool) -> _Prepared:
         digest = documents.digest
