@@ -79,7 +79,7 @@ class Encoder(HFLM):  # type: ignore[misc]
         """Return what HFLM would generate from for a request alone in its batch.
 
         Raises:
-            ValueError: the answer alone would fill the model's context.
+            ValueError: the answer alone would fill the model's context, or the prompt has no tokens.
         """
         text, options = instance.args
         options = normalize_gen_kwargs(options, self.max_gen_toks)
@@ -88,6 +88,8 @@ class Encoder(HFLM):  # type: ignore[misc]
         if longest >= self.max_length:
             raise ValueError(f"max_gen_toks is {longest}, but the model's context has {self.max_length} tokens")
         tokens = tuple(self.tok_batch_encode([text])[0][0].tolist())
+        if not tokens:
+            raise ValueError("the prompt has no tokens; a model needs at least one to continue")
         kept = tokens[-(self.max_length - longest) :]
         until = handle_stop_sequences(list(options["until"]), eos=end)
         return Prompt(kept, tuple(until), longest, cut=len(tokens) - len(kept), sampling=sampling_of(options))

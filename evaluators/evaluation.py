@@ -73,12 +73,15 @@ class Evaluation:
         scores: one per objective name.
         tie_breaks: a smooth stand-in per objective name where there is one (mean margin of the right choice in
             nats per document); used inside optimizers only, never reported as a score.
+        truncated: documents per task that lost the beginning of a prompt to the model's context; tasks without are
+            left out.
     """
 
     documents_digest: str
     scores: Mapping[str, Score]
     tie_breaks: Mapping[str, float] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
+    truncated: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, score in self.scores.items():

@@ -17,9 +17,9 @@ from evaluators.errors import MeasurementFailed
 from evaluators.evaluation import FailureKind
 from evaluators.generation_rules import GenerationRules, rules_of
 from evaluators.head import head_on, last_position
-from evaluators.memory import in_halves
+from evaluators.memory import Room, in_halves
 from evaluators.meter import Meter
-from evaluators.prompts import PromptBatch, collate_prompts
+from evaluators.prompts import PromptBatch, PromptRow, collate_prompts
 from evaluators.sampling import Sampler, warpers_of
 from evaluators.stopping import MAY_STOP, STOPS, Stopping
 
@@ -34,8 +34,12 @@ def generate(
     requests: int,
     stopping: Stopping,
     meter: Meter,
+    room: Room | None = None,
 ) -> list[str]:
     """Return the answers to ``requests`` numbered requests; call under `torch.inference_mode`.
+
+    Args:
+        room: how large a batch may be, as far as earlier calls have learnt.
 
     Raises:
         MeasurementFailed: a logit is not finite, the deadline has passed, or the model's generation config asks for
@@ -43,6 +47,7 @@ def generate(
     """
     rules = rules_of(model)
     texts = [""] * requests
+    room = room or Room()
 
     def run(batch: PromptBatch) -> None:
         answers = _Decoding(model, batch, rules=rules, stopping=stopping, meter=meter).run()
@@ -55,8 +60,16 @@ def generate(
         in_halves(
             batch.rows,
             lambda rows, whole=batch: run(whole if rows is whole.rows else collate_prompts(rows)),  # type: ignore[misc]
+            room=room,
+            size=_kept_tokens,
         )
     return texts
+
+
+def _kept_tokens(rows: Sequence[PromptRow]) -> int:
+    """Tokens whose keys and values are in memory at the end."""
+    prompts = [row.prompt for row in rows]
+    return len(rows) * (max(len(p.tokens) for p in prompts) + max(p.max_new_tokens for p in prompts))
 
 
 class _Decoding:
