@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,18 @@ def test_an_answer_does_not_depend_on_its_batch_or_place(small: Any) -> None:
     assert sampled(small, prompts, batch=30) == alone
     assert sampled(small, prompts[::-1], batch=7)[::-1] == alone
     assert len(set(alone)) > 10
+
+
+def test_similar_models_mostly_give_the_same_answers(small: Any) -> None:
+    prompts = [Prompt((1, number % 8), (), 4, sampling=Sampling(1.0), key=number) for number in range(200)]
+    similar = copy.deepcopy(small)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in similar.parameters():
+        parameter.data += 0.003 * torch.randn(parameter.shape, generator=generator)
+    first, second = sampled(small, prompts, batch=200), sampled(similar, prompts, batch=200)
+    shared = np.mean([a == b for a, b in zip(first, second, strict=True)])
+    apart = np.mean([a == b for a, b in zip(first[:-8], second[8:], strict=True)])
+    assert apart < 0.5 < 0.8 < shared < 1.0
 
 
 def test_a_long_answer_needs_more_numbers(small: Any) -> None:
