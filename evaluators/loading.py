@@ -66,12 +66,17 @@ def find(name: str, index: TaskManager, settings: EvaluationSettings) -> Found:
     return Found(tasks, group, trusted)
 
 
-def members_of(name: str, index: TaskManager) -> list[str]:
+def members_of(name: str, index: TaskManager, within: tuple[str, ...] = ()) -> list[str]:
     """Return the tasks and groups with a score of their own that ``name`` stands for: itself, unless it has none.
 
+    Args:
+        within: the groups that led to it.
+
     Raises:
-        TaskError: a group without a score does not just name its tasks.
+        TaskError: a group without a score does not just name its tasks, or holds itself.
     """
+    if name in within:
+        raise TaskError(f"group {name} holds itself: {' > '.join((*within, name))}")
     entry = index.task_index[name]
     if entry.kind is Kind.TAG:
         return sorted(entry.tags)
@@ -84,7 +89,7 @@ def members_of(name: str, index: TaskManager) -> list[str]:
             f"group {name} ({entry.yaml_path}) has no aggregate_metric_list, so lm-eval has no score for it, and it "
             "changes settings of its tasks, so they cannot be taken one by one; give it an aggregate_metric_list"
         )
-    return list(dict.fromkeys(member for each in inside for member in members_of(each, index)))
+    return list(dict.fromkeys(member for each in inside for member in members_of(each, index, (*within, name))))
 
 
 def _build(name: str, index: TaskManager) -> Any:

@@ -27,6 +27,9 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from evaluators.errors import MeasurementFailed
+from evaluators.evaluation import FailureKind
+
 _DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_k": 50}  # transformers' own, the rest is off
 _BITS = 48  # of a number in [0, 1): times any sum of probabilities it stays below that sum in float64
 _FIRST_NUMBERS = 64  # made at once for a row; doubled when an answer is longer
@@ -61,7 +64,15 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling | None:
 
 
 def warpers_of(sampling: Sampling, config: Any, device: torch.device) -> LogitsProcessorList:
-    """Return transformers' own warpers in its order; ``config`` is the model's generation config."""
+    """Return transformers' own warpers in its order; ``config`` is the model's generation config.
+
+    Raises:
+        MeasurementFailed: the config has a setting for sampling that is not supported.
+    """
+    if (top_h := getattr(config, "top_h", None)) is not None:
+        raise MeasurementFailed(
+            FailureKind.EXCEPTION, f"the model's generation_config has top_h={top_h}, which is not supported; remove it"
+        )
 
     def setting(name: str) -> Any:
         values = (getattr(sampling, name), getattr(config, name, None), _DEFAULTS.get(name))

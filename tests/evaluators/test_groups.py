@@ -162,6 +162,16 @@ def test_first_objectives(pair: Any, settings: Any) -> None:
         default_objectives("changing", settings())
 
 
+def test_groups_that_hold_themselves(pair: Any, settings: Any) -> None:
+    group(pair, "hen", ["egg"])
+    group(pair, "egg", ["one", "hen"])
+    group(pair, "snake", ["snake", "one"], "acc")
+    with pytest.raises(TaskError, match="group hen holds itself: hen > egg > hen"):
+        default_objectives("hen", settings())
+    refused(settings(), "hen", match="group hen .*cannot be loaded .*RecursionError")
+    refused(settings(), "snake", match="group snake .*cannot be loaded .*RecursionError")
+
+
 # what a group from a stranger may not do
 
 

@@ -14,7 +14,7 @@ from scipy.stats import chi2_contingency, chisquare
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from evaluators.encoding import Encoder, Prompt
-from evaluators.errors import TaskError
+from evaluators.errors import MeasurementFailed, TaskError
 from evaluators.evaluation import Documents, Evaluation
 from evaluators.evaluator import LmEvalEvaluator
 from evaluators.generation import generate
@@ -55,6 +55,11 @@ def test_logits_are_processed_as_transformers_does(options: dict[str, Any], own:
     unseen = logits.clone()
     unseen[:, 1:4] = float("-inf")  # what a repetition penalty would change is left out of the comparison
     torch.testing.assert_close(ours(ids, unseen), theirs(ids, unseen), rtol=0, atol=0)
+
+
+def test_a_generation_config_that_cannot_be_followed_is_refused() -> None:
+    with pytest.raises(MeasurementFailed, match="top_h=0.4, which is not supported"):
+        warpers_of(Sampling(1.0), GenerationConfig(top_h=0.4), torch.device("cpu"))
 
 
 @given(st.integers(0, 2**128 - 1), st.integers(1, 200), st.integers(1, 200))
