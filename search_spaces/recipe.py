@@ -101,6 +101,10 @@ class Recipe(Frozen):
             raise ValueError(f"{operator.kind} merges task vectors and needs a base; linear and slerp do not")
         if operator.needs_base and between is not None and self.base in between:
             raise ValueError(f"{operator.kind} is between two experts, got {between} with the base {self.base}")
+        source = getattr(operator, "source", None)
+        if source is not None and (source >= count or operator.needs_base and source == self.base):
+            what = "an expert" if operator.needs_base else "a source"
+            raise ValueError(f"{operator.kind}: source is the position of {what} (of {count} sources), got {source}")
         if operator.needs_base and experts < operator.fewest_experts:
             raise ValueError(f"{operator.kind} merges at least {operator.fewest_experts} experts, got {experts}")
         expected, kind = (count, "source") if operator.per_source else (experts, "expert")

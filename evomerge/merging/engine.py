@@ -10,9 +10,10 @@ from torch import Tensor
 
 from evomerge.errors import BadRecipe, CandidateFailed
 from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.coefficients import Kernel
 from evomerge.merging.kernels import Scratch
 from evomerge.merging.masks import MaskKey, mask_keys
-from evomerge.merging.operators import Kernel, for_tensor, whole_run
+from evomerge.merging.operators import for_tensor, whole_run
 from evomerge.merging.selection import CACHE_BYTES, Selector
 from search_spaces.operators import Linear, TaskArithmetic
 from search_spaces.recipe import Recipe

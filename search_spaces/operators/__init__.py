@@ -10,8 +10,9 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from search_spaces.operators.averages import Linear, Slerp
+from search_spaces.operators.averages import Karcher, Linear, Passthrough, Slerp
 from search_spaces.operators.base import KnobSpec, MergeOperator
+from search_spaces.operators.elementwise import ArceeFusion, NearSwap, Ram, RamPlus
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -27,27 +28,34 @@ from search_spaces.operators.task_vectors import (
     Ties,
 )
 
-_Plain = Linear | Slerp | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
+_Plain = Linear | Slerp | Karcher | Passthrough | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
 _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
-_Any = _Plain | _Sparse
+_Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
+_Any = _Plain | _Sparse | _Elementwise
 Operator = Annotated[_Any, Field(discriminator="kind")]
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
 
 __all__ = [
     "OPERATORS",
+    "ArceeFusion",
     "Breadcrumbs",
     "BreadcrumbsTies",
     "DareLinear",
     "DareTies",
     "Della",
     "DellaLinear",
+    "Karcher",
     "KnobSpec",
     "Linear",
     "MergeOperator",
     "ModelStock",
     "MultiSlerp",
+    "NearSwap",
     "NuSlerp",
     "Operator",
+    "Passthrough",
+    "Ram",
+    "RamPlus",
     "Sce",
     "Slerp",
     "TaskArithmetic",

@@ -1,0 +1,79 @@
+"""Settings of a parameter space that only some operators have: bounds of their genes, and fixed options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from search_spaces.canonical import Frozen
+from search_spaces.operators import OPERATORS, KnobSpec
+from search_spaces.operators.task_vectors import Vectors
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds must be [low, high] with low < high, got {list(bounds)}")
+    return bounds
+
+
+def _share(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] < 0.0 or bounds[1] > 1.0:
+        raise ValueError(f"must lie within [0, 1], got {list(bounds)}")
+    return bounds
+
+
+Bounds = Annotated[tuple[float, float], AfterValidator(_ordered)]
+ShareBounds = Annotated[tuple[float, float], AfterValidator(_ordered), AfterValidator(_share)]
+
+
+class OwnKnobs(Frozen):
+    """Bounds of genes that only some operators have; none: the operator's own."""
+
+    gamma: Bounds | None = Field(
+        default=None, description="breadcrumbs: bounds of the share of largest elements dropped"
+    )
+    spread: Bounds | None = Field(default=None, description="della: bounds of epsilon / min(density, 1 - density)")
+    select_topk: Bounds | None = Field(default=None, description="sce: bounds of the share of elements selected")
+    power: Bounds | None = Field(default=None, description="model_stock: bounds of the exponent on its share")
+    factor: Bounds | None = Field(default=None, description="passthrough: bounds of the factor on the expert")
+    reach: Bounds | None = Field(default=None, description="nearswap: bounds of the most that an element moves")
+    fence: Bounds | None = Field(default=None, description="arcee_fusion: bounds of the interquartile ranges")
+    epsilon: Bounds | None = Field(default=None, description="ram: bounds of the largest change that counts as none")
+    boost: Bounds | None = Field(default=None, description="ramplus_tl: bounds of the paper's r")
+    boost_cap: Bounds | None = Field(default=None, description="ramplus_tl: bounds of the paper's alpha")
+
+
+class OwnOptions(Frozen):
+    """Fixed fields that only some operators have; none: the operator's default."""
+
+    vectors: Vectors | None = Field(default=None, description="nuslerp: what has an angle of its own")
+    filter_wise: bool | None = Field(default=None, description="model_stock: a share for every row")
+
+
+class OperatorSettings(OwnKnobs, OwnOptions):
+    """What a parameter space can say to one operator and not to another."""
+
+    def check_operator(self, kind: str) -> None:
+        """Refuse what the operator ``kind`` does not have.
+
+        Raises:
+            ValueError: a setting is not one of the operator's, or bounds leave what it accepts.
+        """
+        operator = OPERATORS[kind]
+        knobs = {spec.name: spec for spec in operator.knobs}
+        for name in sorted(OwnKnobs.model_fields.keys() - knobs.keys()):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is no parameter of {kind}, which has {', '.join(knobs)}; leave it out")
+        for name in sorted(OwnOptions.model_fields.keys() - operator.model_fields.keys()):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is no option of {kind}; leave it out")
+        for name, spec in knobs.items():
+            low, high = self.bounds(spec)
+            if low < spec.limits[0] or high > spec.limits[1]:
+                raise ValueError(f"{name} of {kind} must lie within {list(spec.limits)}, got {[low, high]}")
+
+    def bounds(self, spec: KnobSpec) -> tuple[float, float]:
+        """Return the bounds of a knob of the operator: those given here, else the operator's own."""
+        given: tuple[float, float] | None = getattr(self, spec.name)
+        return spec.bounds if given is None else given
