@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
@@ -44,6 +44,36 @@ class OwnKnobs(Frozen):
     boost_cap: Bounds | None = Field(default=None, description="ramplus_tl: bounds of the paper's alpha")
 
 
+STEPS = (  # knobs of a block: every operator has them, and they are searched where bounds are given
+    KnobSpec("length", "length", (0.1, 2.0), (1e-6, float("inf")), 0.7, per_expert=False),
+    KnobSpec("lines_alpha", "lines_alpha", (0.0, 1.0), start=1.0, per_expert=False),
+    KnobSpec("lines_beta", "lines_beta", (0.0, 1.5), start=0.0, per_expert=False),
+)
+
+
+class StepKnobs(Frozen):
+    """Bounds of the genes of a block that every operator can have; none: no such gene."""
+
+    length: Bounds | None = Field(
+        default=None, description="bounds of the norm of the merged task vector over the experts' mean norm, per tensor"
+    )
+    lines_alpha: Bounds | None = Field(default=None, description="bounds of LiNeS' factor on the first layer")
+    lines_beta: Bounds | None = Field(default=None, description="bounds of what LiNeS adds to it up to the last layer")
+
+    @property
+    def steps(self) -> tuple[KnobSpec, ...]:
+        """The knobs of a block that are searched."""
+        return tuple(spec for spec in STEPS if getattr(self, spec.name) is not None)
+
+    @staticmethod
+    def step_of(values: dict[str, float]) -> dict[str, Any]:
+        """Return the fields of a block for the values of its knobs; what is not searched of LiNeS changes nothing."""
+        fields: dict[str, Any] = {"length": values["length"]} if "length" in values else {}
+        if "lines_alpha" in values or "lines_beta" in values:
+            fields["lines"] = (values.get("lines_alpha", 1.0), values.get("lines_beta", 0.0))
+        return fields
+
+
 class OwnOptions(Frozen):
     """Fixed fields that only some operators have; none: the operator's default."""
 
@@ -51,7 +81,7 @@ class OwnOptions(Frozen):
     filter_wise: bool | None = Field(default=None, description="model_stock: a share for every row")
 
 
-class OperatorSettings(OwnKnobs, OwnOptions):
+class OperatorSettings(OwnKnobs, StepKnobs, OwnOptions):
     """What a parameter space can say to one operator and not to another."""
 
     def check_operator(self, kind: str) -> None:
@@ -68,7 +98,7 @@ class OperatorSettings(OwnKnobs, OwnOptions):
         for name in sorted(OwnOptions.model_fields.keys() - operator.model_fields.keys()):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is no option of {kind}; leave it out")
-        for name, spec in knobs.items():
+        for name, spec in (knobs | {spec.name: spec for spec in self.steps}).items():
             low, high = self.bounds(spec)
             if low < spec.limits[0] or high > spec.limits[1]:
                 raise ValueError(f"{name} of {kind} must lie within {list(spec.limits)}, got {[low, high]}")

@@ -164,7 +164,11 @@ class ParameterSpace:
     @cached_property
     def knobs(self) -> tuple[Knob, ...]:
         """The operator's parameters that are searched."""
-        return tuple(self._knob(spec) for spec in self.operator.knobs)
+        return tuple(self._knob(spec) for spec in self._specs)
+
+    @property
+    def _specs(self) -> tuple[KnobSpec, ...]:
+        return (*self.operator.knobs, *self.settings.steps)
 
     def _knob(self, spec: KnobSpec) -> Knob:
         experts = self.expert_names if spec.per_expert else ()
@@ -204,7 +208,7 @@ class ParameterSpace:
         blocks = []
         for layers, row in self._rows(table):
             for group, numbers in zip(self.tensor_groups, row, strict=True):
-                blocks.append(Block(layers=layers, tensors=group.patterns, operator=self._operator(numbers)))
+                blocks.append(self._block(layers, group, numbers))
         return self.recipe(tuple(blocks))
 
     def _rows(self, table: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
@@ -217,6 +221,12 @@ class ParameterSpace:
             lower = min(int(at), len(table) - 2)
             share = at - lower
             yield (layer, layer + 1), (1.0 - share) * table[lower] + share * table[lower + 1]
+
+    def _block(self, layers: tuple[int, int], group: TensorGroup, numbers: np.ndarray) -> Block:
+        steps = [spec.field for spec in self.settings.steps]
+        split = len(numbers) - len(steps)
+        step = self.settings.step_of(dict(zip(steps, numbers[split:].tolist(), strict=True)))
+        return Block(layers=layers, tensors=group.patterns, operator=self._operator(numbers[:split]), **step)
 
     def _operator(self, numbers: np.ndarray) -> Operator:
         left = iter(numbers.tolist())
@@ -239,7 +249,7 @@ class ParameterSpace:
     def constant(self, weights: tuple[float, ...], density: float = 1.0) -> Genome | None:
         """Return the genome with these expert weights in every group, or None where the bounds exclude it."""
         fields = {"weights": list(weights), "densities": [density] * len(weights)}
-        if any(spec.field not in fields for spec in self.operator.knobs):
+        if any(spec.field not in fields for spec in self._specs):
             return None
         numbers = [number for spec in self.operator.knobs for number in fields[spec.field]]
         genome = Genome(np.tile(numbers, len(self.layer_ranges) * len(self.tensor_groups)))

@@ -29,6 +29,8 @@ def to_mergekit(recipe: Recipe) -> str:
         BadRecipe: mergekit cannot express the recipe; the text says what.
         BadSource: the source cannot be opened.
     """
+    if any(block.has_step for block in recipe.body.blocks):
+        raise BadRecipe("mergekit has no length and no lines: export the checkpoint or the recipe")
     source = recipe.sources[recipe.tokenizer]
     checkpoint = Checkpoint.open(resolve(source.path, source.revision))
     names, layers = mergeable_names(checkpoint), checkpoint.layers
