@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from search_spaces.canonical import Frozen
 from search_spaces.operators import OPERATORS, KnobSpec
+from search_spaces.operators.base import Scope
 from search_spaces.operators.task_vectors import Vectors
 
 
@@ -42,6 +43,8 @@ class OwnKnobs(Frozen):
     epsilon: Bounds | None = Field(default=None, description="ram: bounds of the largest change that counts as none")
     boost: Bounds | None = Field(default=None, description="ramplus_tl: bounds of the paper's r")
     boost_cap: Bounds | None = Field(default=None, description="ramplus_tl: bounds of the paper's alpha")
+    selectivity: Bounds | None = Field(default=None, description="consensus: bounds of the paper's lambda")
+    ratio: Bounds | None = Field(default=None, description="pcb: bounds of the share of elements that count")
 
 
 STEPS = (  # knobs of a block: every operator has them, and they are searched where bounds are given
@@ -78,6 +81,10 @@ class OwnOptions(Frozen):
     """Fixed fields that only some operators have; none: the operator's default."""
 
     vectors: Vectors | None = Field(default=None, description="nuslerp: what has an angle of its own")
+    votes: int | None = Field(default=None, ge=0, description="consensus: experts that must need an element")
+    scope: Scope | None = Field(
+        default=None, description="ties, localize_stitch, compeft, pcb: shares of each tensor or of the whole model"
+    )
     filter_wise: bool | None = Field(default=None, description="model_stock: a share for every row")
 
 

@@ -78,6 +78,8 @@ def _check_parameters(operator: Operator) -> None:
         raise BadRecipe(f"mergekit's {operator.kind} needs every spread below 1, got {operator.spreads}")
     if isinstance(operator, Karcher) and len({weight for weight in operator.weights if weight}) > 1:
         raise BadRecipe(f"mergekit's karcher has no weights; the recipe has {operator.weights}")
+    if isinstance(operator, Ties) and operator.scope != "tensor":
+        raise BadRecipe("mergekit's ties trims every tensor by itself; the recipe has scope 'model'")
     for kind, field, needed in _FIXED:
         if operator.kind == kind and (value := getattr(operator, field)) != needed:
             theirs = _SHARED.get(field, field)

@@ -25,7 +25,9 @@ import numpy as np
 from evomerge.errors import CandidateFailed
 from evomerge.merging import elementwise, geometry, importance, interpolation
 from evomerge.merging.coefficients import Kernel, base_of, check_size, divisor, effective, weighted
+from evomerge.merging.competition import Competing, competing
 from evomerge.merging.kernels import Combination, Election, Term
+from evomerge.merging.largest import largest
 from evomerge.merging.masks import MaskKey
 from evomerge.merging.sce import Fusion
 from evomerge.merging.selection import Selector
@@ -93,6 +95,8 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
         return _of_sources(operator, recipe, name, selector)
     if isinstance(operator, NearSwap | Ram | RamPlus):
         return elementwise.kernel(operator, recipe, name, selector)
+    if isinstance(operator, Competing):
+        return competing(operator, recipe, name, selector)
     kernel = whole_run(operator, recipe)
     assert kernel is not None
     return kernel
@@ -195,7 +199,7 @@ def _terms(
 def _trimmed(operator: Ties, recipe: Recipe, name: str, selector: Selector) -> list[Term]:
     shares = zip(recipe.experts, operator.weights, operator.densities, strict=True)
     return [
-        Term(source, weight, selector.largest(source, name, density))
+        Term(source, weight, largest(selector, source, name, density, operator.scope))
         for source, weight, density in shares
         if density > 0.0 and weight != 0.0
     ]

@@ -12,7 +12,17 @@ from pydantic import Field
 
 from search_spaces.operators.averages import Karcher, Linear, Passthrough, Slerp
 from search_spaces.operators.base import KnobSpec, MergeOperator
-from search_spaces.operators.elementwise import ArceeFusion, NearSwap, Ram, RamPlus
+from search_spaces.operators.elementwise import (
+    ArceeFusion,
+    ComPeft,
+    Consensus,
+    LocalizeStitch,
+    MagMax,
+    NearSwap,
+    Pcb,
+    Ram,
+    RamPlus,
+)
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -31,7 +41,8 @@ from search_spaces.operators.task_vectors import (
 _Plain = Linear | Slerp | Karcher | Passthrough | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
 _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
 _Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
-_Any = _Plain | _Sparse | _Elementwise
+_Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb
+_Any = _Plain | _Sparse | _Elementwise | _Competing
 Operator = Annotated[_Any, Field(discriminator="kind")]
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
 
@@ -40,6 +51,8 @@ __all__ = [
     "ArceeFusion",
     "Breadcrumbs",
     "BreadcrumbsTies",
+    "ComPeft",
+    "Consensus",
     "DareLinear",
     "DareTies",
     "Della",
@@ -47,6 +60,8 @@ __all__ = [
     "Karcher",
     "KnobSpec",
     "Linear",
+    "LocalizeStitch",
+    "MagMax",
     "MergeOperator",
     "ModelStock",
     "MultiSlerp",
@@ -54,6 +69,7 @@ __all__ = [
     "NuSlerp",
     "Operator",
     "Passthrough",
+    "Pcb",
     "Ram",
     "RamPlus",
     "Sce",

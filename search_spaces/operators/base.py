@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,12 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weights = Annotated[tuple[float, ...], Field(min_length=1, description="one per expert")]
 Densities = Annotated[tuple[Share, ...], Field(min_length=1, description="share of elements kept, one per expert")]
 
+Scope = Literal["tensor", "model"]
+TENSOR: Any = Field(  # default of a field of this type
+    default="tensor",
+    description="whether shares are of each tensor or of the whole model",
+    exclude_if=lambda value: value == "tensor",
+)
 Gammas = Annotated[
     tuple[Share, ...], Field(min_length=1, description="share of largest elements dropped, one per expert")
 ]
@@ -44,7 +50,7 @@ class KnobSpec:
     per_expert: bool = True
 
 
-_FIXED = ("normalize", "rescale", "scale", "vectors", "filter_wise")
+_FIXED = ("normalize", "rescale", "scale", "vectors", "filter_wise", "votes", "scope")
 WEIGHT = KnobSpec("weight", "weights", (0.0, 1.5))
 GAMMA = KnobSpec("gamma", "gammas", (0.0, 0.05), (0.0, 1.0), 0.01)
 SPREAD = KnobSpec("spread", "spreads", (0.0, 0.9), (0.0, 1.0), 0.5)

@@ -10,11 +10,13 @@ from search_spaces.operators.base import (
     DENSITY,
     GAMMA,
     SPREAD,
+    TENSOR,
     WEIGHT,
     Densities,
     Gammas,
     KnobSpec,
     MergeOperator,
+    Scope,
     Spreads,
     Weights,
 )
@@ -34,13 +36,17 @@ class TaskArithmetic(MergeOperator):
 
 
 class Ties(MergeOperator):
-    """Trim to the largest `densities` of each task vector, elect signs, disjoint merge (Yadav et al. 2023)."""
+    """Trim to the largest `densities` of each task vector, elect signs, disjoint merge (Yadav et al. 2023).
+
+    Trimmed is every tensor, as in mergekit, or with `scope` model the whole task vector, as in the paper.
+    """
 
     knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY)
 
     kind: Literal["ties"] = "ties"
     weights: Weights
     densities: Densities
+    scope: Scope = TENSOR
     normalize: bool = True
     scale: float = 1.0
 
