@@ -23,7 +23,7 @@ OperatorKind = Literal[
     "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties",
     "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "nuslerp",
     "multislerp", "karcher", "passthrough", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
-    "magmax", "consensus", "localize_stitch", "compeft", "pcb",
+    "magmax", "consensus", "localize_stitch", "compeft", "pcb", "tsv_m", "iso_c", "swudi",
 ]  # fmt: skip
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),

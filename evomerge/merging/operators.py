@@ -31,6 +31,7 @@ from evomerge.merging.largest import largest
 from evomerge.merging.masks import MaskKey
 from evomerge.merging.sce import Fusion
 from evomerge.merging.selection import Selector
+from evomerge.merging.virtual import Spectral, added
 from search_spaces.operators import (
     ArceeFusion,
     Breadcrumbs,
@@ -95,6 +96,8 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
         return _of_sources(operator, recipe, name, selector)
     if isinstance(operator, NearSwap | Ram | RamPlus):
         return elementwise.kernel(operator, recipe, name, selector)
+    if isinstance(operator, Spectral):
+        return added(operator, recipe, name, selector)
     if isinstance(operator, Competing):
         return competing(operator, recipe, name, selector)
     kernel = whole_run(operator, recipe)

@@ -23,6 +23,7 @@ from search_spaces.operators.elementwise import (
     Ram,
     RamPlus,
 )
+from search_spaces.operators.spectral import IsoC, Swudi, TsvM
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -42,7 +43,8 @@ _Plain = Linear | Slerp | Karcher | Passthrough | TaskArithmetic | ModelStock | 
 _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
 _Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
 _Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb
-_Any = _Plain | _Sparse | _Elementwise | _Competing
+_Spectral = TsvM | IsoC | Swudi
+_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral
 Operator = Annotated[_Any, Field(discriminator="kind")]
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
 
@@ -57,6 +59,7 @@ __all__ = [
     "DareTies",
     "Della",
     "DellaLinear",
+    "IsoC",
     "Karcher",
     "KnobSpec",
     "Linear",
@@ -74,6 +77,8 @@ __all__ = [
     "RamPlus",
     "Sce",
     "Slerp",
+    "Swudi",
     "TaskArithmetic",
     "Ties",
+    "TsvM",
 ]
