@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,7 +75,7 @@ class EndpointEvaluator:
         self._endpoint = endpoint
         if endpoint.is_chat and not suite.settings.apply_chat_template:
             settings = suite.settings.model_copy(update={"apply_chat_template": True})
-            suite = TaskSuite(suite.objectives, settings, suite.loaded)
+            suite = replace(suite, settings=settings)
         self._suite = suite
         with calling_lm_eval(trusted=False):
             self._api = _api_of(endpoint)
@@ -198,6 +198,8 @@ def _check_objectives(suite: TaskSuite, endpoint: EndpointSettings) -> None:
     if suite.settings.apply_chat_template and not endpoint.is_chat:
         raise TaskError(f"a chat template is for endpoints ending in {_CHAT}; this one takes plain text")
     for name, part in suite.parts.items():
+        if part.samples and int(part.task.config.repeats) > 1:
+            raise TaskError(f"task {name} samples several answers a document, which endpoints are not asked for")
         if part.kind == "generate_until":
             continue
         if endpoint.is_chat:

@@ -125,7 +125,7 @@ class _TokensGauge:
         if answers.tokens is None:
             raise TaskError(f"objective {self.name} counts tokens, which needs the model's tokenizer")
         tokens = answers.tokens.astype(np.float64)
-        return mean_score(np.add.reduceat(tokens if self.prompts is None else tokens + self.prompts, self.firsts))
+        return mean_score(_means(tokens if self.prompts is None else tokens + self.prompts, self.firsts))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class _SecondsGauge:
     def score(self, answers: Answers, found: Mapping[str, Score]) -> Score:
         if answers.seconds is None:
             raise TaskError(f"objective {self.name} cannot be measured here: the time of single answers is not known")
-        return mean_score(np.add.reduceat(answers.seconds, self.firsts))
+        return mean_score(_means(answers.seconds, self.firsts))
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,12 @@ class _LanguageGauge:
         spoken = np.array([float(self.is_spoken(text)) for text in answers.texts])
         documents = np.minimum.reduceat(spoken, self.firsts)
         return mean_score(documents if self.counted is None else documents * found[self.counted].documents)
+
+
+def _means(values: Floats, firsts: npt.NDArray[np.int64]) -> Floats:
+    """The mean over the responses of each document."""
+    counts = np.diff(np.append(firsts, len(values)))
+    return np.asarray(np.add.reduceat(values, firsts) / counts)
 
 
 def _right(loaded: LoadedTask, documents: Sequence[int], asked: Asked) -> npt.NDArray[np.bool_]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from evaluators import sampling
 from evaluators.fingerprint import document_digest
 from evaluators.metrics import Measure
 from evaluators.objective_kinds import AnyObjective
@@ -36,6 +37,11 @@ class LoadedTask:
     def kind(self) -> str:
         """lm-eval's output type."""
         return str(self.task.OUTPUT_TYPE)
+
+    @property
+    def samples(self) -> bool:
+        """Whether its answers are sampled."""
+        return self.kind == "generate_until" and sampling.is_sampled(self.task.config.generation_kwargs or {})
 
     @cached_property
     def document_digests(self) -> tuple[str, ...]:

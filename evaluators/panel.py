@@ -23,6 +23,7 @@ class Panel:
             TaskError: an objective cannot be measured on these documents.
         """
         self._names = [objective.name for objective in suite.objectives]
+        self._measures = suite.measures
         self._benches: list[tuple[TaskPart, Judge | SandboxedJudge, tuple[Gauge, ...]]] = []
         for part in parts:
             loaded = suite.parts[part.task]
@@ -43,5 +44,10 @@ class Panel:
             tie_breaks |= judge.tie_breaks(answers.likelihoods)
             own = answers.of(part)
             scores |= {gauge.name: gauge.score(own, scores) for gauge in gauges}
+        for measure in self._measures:
+            if (score := measure.score(scores)) is not None:
+                scores[measure.name] = score
+            if (margin := measure.tie_break(tie_breaks, scores)) is not None:
+                tie_breaks[measure.name] = margin
         ordered = {name: scores[name] for name in self._names if name in scores}
         return ordered, {name: value for name, value in tie_breaks.items() if name in ordered}

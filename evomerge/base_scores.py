@@ -92,9 +92,10 @@ class BaseScores:
     def complete(self, evaluation: Evaluation, documents: Documents) -> Evaluation:
         """Return ``evaluation`` of the resident model with the scores of all objectives, and of nothing else.
 
-        Objectives of tasks that are not in ``documents`` have none.
+        Objectives whose documents were not measured have none.
         """
-        asked = [o for o in self._objectives if o.documents_of is None or o.documents_of in documents.ids]
+        needed = {o.name: o.lost.name if isinstance(o, Forgetting) else o.name for o in self._objectives}
+        asked = [o for o in self._objectives if isinstance(o, Distance) or needed[o.name] in evaluation.scores]
         return replace(evaluation, scores={o.name: self._score(o, evaluation, documents) for o in asked})
 
     def _score(self, objective: AnyObjective, evaluation: Evaluation, documents: Documents) -> Score:

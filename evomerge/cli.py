@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -352,7 +353,13 @@ def evaluate(
     else:
         assert model_or_recipe is not None
         estimates = measure.measure(
-            model_or_recipe, objectives=asked, settings=settings, limit=limit, dtype=dtype, base=base
+            model_or_recipe,
+            objectives=asked,
+            settings=settings,
+            limit=limit,
+            dtype=dtype,
+            base=base,
+            say=partial(typer.echo, err=True),
         )
     if as_json:
         _print_json({name: {"value": e.value, "low": e.low, "high": e.high} for name, e in estimates.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -36,6 +36,7 @@ def measure(
     limit: int | None = None,
     dtype: str | None = None,
     base: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Estimate]:
     """Return the estimate of every objective on the tasks' documents, and `joint` of metrics that are maximised.
 
@@ -43,6 +44,7 @@ def measure(
         model: a folder, a Hub id, a recipe (.json) or a mergekit config (.yaml).
         limit: the first documents of each task only.
         base: a folder or a Hub id that objectives relative to a base mean; a recipe names its own.
+        say: hears of documents that do not fit the model's context.
 
     Raises:
         UserMistake, TaskError: what is wrong.
@@ -68,6 +70,10 @@ def measure(
     outcome = spec().evaluate(recipe.to_json(), documents.ids)
     if isinstance(outcome, Failure):
         raise BadRecipe(f"{model}: {outcome.kind.value}: {outcome.message}")
+    for task, count in outcome.truncated.items():
+        say(
+            f"{task}: {count} of {len(documents.ids[task])} documents are longer than the model's context; their beginning is cut"
+        )
     return _estimates(objectives, outcome.scores)
 
 

@@ -207,9 +207,10 @@ def _search_file(results: Results) -> str:
 
 def _tasks(results: Results) -> list[dict[str, Any]]:
     documents = results.record.row.plan["documents"]
-    names = dict.fromkeys(objective.documents_of for objective in results.objectives)
-    measured = [name for name in names if name is not None]
-    return [{"name": name, "counts": [len(documents[split].get(name, ())) for split in SPLITS]} for name in measured]
+    return [
+        {"name": name, "counts": [len(documents[split].get(name, ())) for split in SPLITS]}
+        for name in documents["search"]
+    ]
 
 
 def _costs(results: Results) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from evaluators.panel import Panel
 from evaluators.plan import Limits, TaskPart, make_plan
 from evaluators.requests import RequestBook
 from evaluators.scoring import LogLikelihoods
-from evaluators.tasks import TaskSuite, default_objective
+from evaluators.tasks import TaskSuite, default_objectives
 
 JUDGE = """
 def run(doc, results):
@@ -93,7 +93,7 @@ def test_pass_at_k_is_called_as_lm_eval_reports_it(tmp_path: Any) -> None:
     metric = "metric: !function judge.pass_at_k, k: [1]"
     (tmp_path / "code.yaml").write_text(text.replace("metric: passed", metric))
     chosen = settings_for(tmp_path)
-    objective = default_objective("code", chosen)
+    (objective,) = default_objectives("code", chosen)
     assert objective.name == "code/pass@1"
     loaded = TaskSuite.load([objective], chosen).loaded["code"]
     part = TaskPart("code", (0, 1), np.array([1, 1]), 0, True)
