@@ -70,10 +70,9 @@ def measure(
     outcome = spec().evaluate(recipe.to_json(), documents.ids)
     if isinstance(outcome, Failure):
         raise BadRecipe(f"{model}: {outcome.kind.value}: {outcome.message}")
-    for task, count in outcome.truncated.items():
-        say(
-            f"{task}: {count} of {len(documents.ids[task])} documents are longer than the model's context; their beginning is cut"
-        )
+    for task, cut in outcome.truncated.items():
+        count = len(documents.ids[task])
+        say(f"{task}: {cut} of {count} documents are longer than the model's context; their beginning is cut")
     return _estimates(objectives, outcome.scores)
 
 
