@@ -87,9 +87,11 @@ class NicheArchive:
         Raises:
             ValueError: the documents are not those of the other members.
         """
-        if any(genome == member for member in self.genomes):
+        extended = self._with(documents)
+        alike = np.flatnonzero((extended[:-1] == extended[-1]).all(axis=1)).tolist()
+        if any(genome == self.genomes[member] for member in alike):
             return False
-        self._raw = self._with(documents)
+        self._raw = extended
         self.genomes.append(genome)
         if len(self) > self._size:
             leaves = int(np.argmin(shares(self._comparable(), self._importance, alpha=self._alpha)))

@@ -91,13 +91,24 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
 
 
 def _linear(operator: Linear) -> Combination:
-    """Pivot on the heaviest source: equal sources then give themselves exactly, and less is rounded away."""
     divisor = _divisor(operator.weights, operator.normalize, "linear")
     if operator.normalize and not any(operator.weights):
         raise CandidateFailed("linear: all weights are zero, which normalize cannot scale to a sum of 1")
-    pivot = max(range(len(operator.weights)), key=lambda i: abs(operator.weights[i]))
-    terms = [Term(i, weight / divisor) for i, weight in enumerate(operator.weights) if i != pivot]
-    scale = 1.0 if operator.normalize else _check_size(math.fsum(operator.weights))
+    total = 1.0 if operator.normalize else None
+    return weighted_sum([weight / divisor for weight in operator.weights], total=total)
+
+
+def weighted_sum(weights: Sequence[float], *, total: float | None = None) -> Combination:
+    """Return the kernel of ``sum_i weights_i source_i``; ``total`` is the weights' sum where it is known exactly.
+
+    Its pivot is the heaviest source: equal sources then give themselves exactly, and less is rounded away.
+
+    Raises:
+        CandidateFailed: a weight is beyond float32.
+    """
+    pivot = max(range(len(weights)), key=lambda i: abs(weights[i]))
+    terms = [Term(i, weight) for i, weight in enumerate(weights) if i != pivot]
+    scale = _check_size(math.fsum(weights)) if total is None else total
     return Combination(pivot, scale, _effective(terms))
 
 

@@ -36,7 +36,8 @@ class SteadyState(ABC):
         for observation in observations:
             if observation.genome is not None:
                 self._parents.pop(observation.genome, None)
-                self._proposed.add(observation.genome)
+                if observation.seed:
+                    self._proposed.add(observation.genome)
             self._take(observation)
 
     def parents_of(self, genome: Genome) -> tuple[Genome, ...]:
@@ -54,10 +55,9 @@ class SteadyState(ABC):
     def _propose(self) -> Genome:
         offspring = self._offspring()
         for _ in range(MOST_TRIES):
-            if offspring.genome not in self._proposed:
+            if self._proposed.claim(offspring.genome):
                 break
             offspring = self._offspring()
-        self._proposed.add(offspring.genome)
         self._parents[offspring.genome] = offspring.parents
         return offspring.genome
 
