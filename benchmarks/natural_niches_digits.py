@@ -43,9 +43,10 @@ DEVIATION = 0.01  # of first weights and of mutations
 PASSES = {"pretrained": 5_000, "scratch": 50_000}
 SEEDS = {"pretrained": tuple(range(10)), "scratch": (0, 1)}
 VARIANTS = {
-    "pretrained": ("M2N2", "no attraction", "no split point", "GA", "MAP-Elites", "CMA-ES"),
-    "scratch": ("M2N2", "no crossover", "GA", "MAP-Elites", "CMA-ES"),
+    "pretrained": ("M2N2", "GA", "no split point", "no attraction", "MAP-Elites", "CMA-ES"),
+    "scratch": ("M2N2", "GA", "no crossover", "MAP-Elites", "CMA-ES"),
 }
+FIRST = 3  # variants that are run for all seeds before the others
 SEEDS_OF = {"CMA-ES": 2}  # of which one pass takes four times as long; all seeds of the others
 PAPER = {  # read from its figures, test accuracy in per cent; pretrained at 10,000 passes
     "pretrained": {
@@ -185,7 +186,8 @@ def summary(found: dict[str, list[dict[str, Any]]], setting: str) -> list[str]:
     ours = np.array([run["test"] for run in found["M2N2"]])
     for variant, runs in found.items():
         test = np.array([run["test"] for run in runs])
-        gap = 100.0 * (ours[: len(test)] - test)
+        both = min(len(ours), len(test))
+        gap = 100.0 * (ours[:both] - test[:both])
         error = gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 1 else float("nan")
         beside = "-" if variant == "M2N2" else f"{gap.mean():+.1f} ± {error:.1f}"
         paper = PAPER[setting].get(variant, "-")
@@ -199,24 +201,32 @@ def mean(runs: list[dict[str, Any]], key: str) -> str:
     return f"{np.mean([run[key] for run in runs]):.2f}" if key in runs[0] else "-"
 
 
+def jobs(setting: str) -> list[tuple[int, str]]:
+    """Return (seed, variant) in the order of what the claims need first: the first variants for every seed, then the
+    others."""
+    variants, seeds = VARIANTS[setting], SEEDS[setting]
+    parts = (variants[:FIRST], variants[FIRST:])
+    wanted = [(seed, variant) for part in parts for seed in seeds for variant in part]
+    return [(seed, variant) for seed, variant in wanted if seed in seeds[: SEEDS_OF.get(variant, len(seeds))]]
+
+
 def main() -> None:
-    """Run the settings that the command line names, both by default; results are written after every seed."""
+    """Run the settings that the command line names, both by default; results are written after every search."""
     data = load()
     for setting in sys.argv[1:] or list(PASSES):
-        found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS[setting]}
-        seeds: dict[str, list[float]] = {}
-        for seed in SEEDS[setting]:
-            start = founders(setting, data, seed)
-            seeds[str(seed)] = [accuracy(genome, data) for genome in start]
-            for variant, runs in found.items():
-                if len(runs) >= SEEDS_OF.get(variant, len(SEEDS[setting])):
-                    continue
-                runs.append(run(variant, setting, data, start, seed))
-                print(seed, variant, {k: v for k, v in runs[-1].items() if k != "curve"}, flush=True)
+        start = {seed: founders(setting, data, seed) for seed in SEEDS[setting]}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for seed, variant in jobs(setting):
+            found.setdefault(variant, []).append(run(variant, setting, data, start[seed], seed))
+            last = found[variant][-1]
+            print(seed, variant, {key: value for key, value in last.items() if key != "curve"}, flush=True)
+            seeds = {str(seed): [accuracy(genome, data) for genome in pair] for seed, pair in start.items()}
             table = summary(found, setting)
-            print("\n".join(table), flush=True)
-            result = {"passes": PASSES[setting], "founders": seeds, "variants": found, "table": table}
-            save(f"natural_niches_digits_{setting}", result)
+            save(
+                f"natural_niches_digits_{setting}",
+                {"passes": PASSES[setting], "founders": seeds, "variants": found, "table": table},
+            )
+        print("\n".join(table), flush=True)
 
 
 if __name__ == "__main__":
