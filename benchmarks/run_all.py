@@ -6,7 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("footprint", "candidate_cost", "merging", "optimizers", "demo_quality")
+NAMES = (
+    "footprint",
+    "candidate_cost",
+    "merging",
+    "optimizers",
+    "optimizer_cost",
+    "natural_niches_digits",
+    "natural_niches_experts",
+    "demo_quality",
+)
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ def _headline_facts(results: Results) -> list[dict[str, str]]:
         ("models on the front", f"{len(results.front):,}"),
         ("objectives", str(len(results.objectives))),
         ("experts", str(len(file.sources.experts))),
-        ("genes", f"{len(results.record.row.plan['genes']):,}"),
+        ("genes", "a mosaic" if file.space.kind == "mosaic" else f"{len(results.record.row.plan['genes']):,}"),
         ("optimizer, seed", f"{results.optimizer}, {file.optimizer.seed}"),
         ("wall time", duration(results.record.row.seconds)),
     ]

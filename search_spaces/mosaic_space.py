@@ -76,6 +76,13 @@ class MosaicSpace:
         names = mean_names(("base", *self.expert_names), chromosomes)
         return shown_genes(names)
 
+    @property
+    def in_words(self) -> str:
+        """How large the space is."""
+        grid = self.algebra.grid
+        count = len(grid.chromosomes)
+        return f"mosaics of {sum(grid.tiles):,} tiles in {count} chromosome{'s' if count > 1 else ''}"
+
     def decode(self, genome: Genome) -> Recipe:
         """Return the recipe of a mosaic.
 
