@@ -43,6 +43,7 @@ def test_parents_are_recorded(results):
     assert names == {"one", "two"}, "the warm-up crosses experts"
     assert any(results.candidates[p].origin == "optimizer" for c in asked for p in c.parents)
     assert all(p < c.number for c in asked for p in c.parents)
+    assert candidate_json(results, asked[-1])["parents"] == list(asked[-1].parents)
 
 
 @pytest.mark.parametrize("kind", ["natural_niches", "map_elites"])
