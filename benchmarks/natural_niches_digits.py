@@ -58,7 +58,7 @@ PAPER = {  # read from its figures, test accuracy in per cent; pretrained at 10,
     },
     "scratch": {"M2N2": 87.0, "no crossover": 77.0, "GA": 68.0, "MAP-Elites": 60.0, "CMA-ES": 86.0},
 }
-CURVE_POINTS = 20
+CURVE_POINTS = 10
 Array: TypeAlias = npt.NDArray[np.float32]
 Labels: TypeAlias = npt.NDArray[np.int64]
 
@@ -164,7 +164,7 @@ def run(variant: str, setting: str, data: Digits, start: tuple[Genome, Genome], 
         if right.mean() > best[0]:
             best = (float(right.mean()), genome)
         if (step + 1) % (passes // CURVE_POINTS) == 0:
-            curve.append([step + 1, accuracy(best[1], data)])
+            curve.append(accuracy(best[1], data))
     found = {"test": accuracy(best[1], data), "optimised": best[0], "curve": curve}
     if isinstance(optimizer, NaturalNiches):
         scores = optimizer.archive.scores

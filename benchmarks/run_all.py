@@ -9,7 +9,7 @@ from pathlib import Path
 NAMES = (
     "footprint",
     "candidate_cost",
-    "merging",
+    "merge_bandwidth",
     "optimizers",
     "optimizer_cost",
     "natural_niches_digits",
