@@ -10,13 +10,15 @@ from torch import Tensor
 
 from evomerge.errors import BadRecipe, CandidateFailed
 from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.coefficients import Kernel
 from evomerge.merging.kernels import Scratch, part
 from evomerge.merging.masks import MaskKey, mask_keys
 from evomerge.merging.mosaics import Mosaics
-from evomerge.merging.operators import Kernel, for_tensor, whole_run
+from evomerge.merging.operators import for_tensor, whole_run
 from evomerge.merging.selection import CACHE_BYTES, Selector
+from evomerge.merging.step import stepped
 from search_spaces.operators import Linear, TaskArithmetic
-from search_spaces.recipe import Blocks, Recipe
+from search_spaces.recipe import Block, Blocks, Recipe
 from search_spaces.tensors import block_for
 from search_spaces.tiles import MosaicBody
 
@@ -113,10 +115,10 @@ class MergeEngine:
     def _merge_blocks(self, recipe: Recipe, body: Blocks, target: Destination) -> Scratch:
         runs = self._planned(recipe, body, target)
         scratch = self._scratch_on(runs[0].out.device)
-        kernels = [whole_run(block.operator, recipe) for block in body.blocks]
+        kernels = [whole_run(block.operator, recipe) if _alike(block) else None for block in body.blocks]
         keys = mask_keys(body.mask_seed, recipe.sources)
         for run in runs:
-            kernel = kernels[run.block] or self._kernel(recipe, body, run.block, run.names[0], keys)
+            kernel = kernels[run.block] or self._kernel(recipe, body.blocks[run.block], run.names[0], keys)
             kernel.run(run.sources, run.out, scratch)
         return scratch
 
@@ -150,15 +152,19 @@ class MergeEngine:
             self._mosaic_tensor(recipe.body, name, out.view(-1), scratch)
         else:
             keys = mask_keys(recipe.body.mask_seed, recipe.sources)
-            kernel = self._kernel(recipe, recipe.body, self._block_index(recipe.body, name), name, keys)
+            block = recipe.body.blocks[self._block_index(recipe.body, name)]
+            kernel = self._kernel(recipe, block, name, keys)
             kernel.run([flat[name] for flat in self._flat], out.view(-1), scratch)
         if not scratch.healthy():
             _check_finite(recipe, name, out)
         return out
 
-    def _kernel(self, recipe: Recipe, body: Blocks, block: int, name: str, keys: Sequence[MaskKey]) -> Kernel:
-        operator = body.blocks[block].operator
-        return for_tensor(operator, recipe, name, selector=self._selector(recipe), keys=keys)
+    def _kernel(self, recipe: Recipe, block: Block, name: str, keys: Sequence[MaskKey]) -> Kernel:
+        selector = self._selector(recipe)
+        kernel = for_tensor(block.operator, recipe, name, selector=selector, keys=keys)
+        if not block.has_step:
+            return kernel
+        return stepped(kernel, block, recipe, name, layers=self._checkpoints[0].layers, selector=selector)
 
     def _selector(self, recipe: Recipe) -> Selector:
         base = recipe.base if recipe.base is not None else 0
@@ -186,9 +192,7 @@ class MergeEngine:
         return next(i for i, other in enumerate(body.blocks) if other is block)
 
     def _planned(self, recipe: Recipe, body: Blocks, target: Destination) -> list[_Run]:
-        structure = tuple(
-            (block.layers, block.tensors, isinstance(block.operator, Linear | TaskArithmetic)) for block in body.blocks
-        )
+        structure = tuple((block.layers, block.tensors, _alike(block)) for block in body.blocks)
         runs = target.runs((id(self), structure), lambda: self._plan(body, target))
         _check_dtype(recipe, runs[0].out)
         return runs
@@ -199,7 +203,7 @@ class MergeEngine:
         for name in self.order:
             self._check_target(target, name)
             block = self._block_index(body, name)
-            fits = isinstance(body.blocks[block].operator, Linear | TaskArithmetic)
+            fits = _alike(body.blocks[block])
             if fits and groups and groups[-1][0] == block and self._adjacent(groups[-1][1][-1], name, target):
                 groups[-1][1].append(name)
             else:
@@ -223,6 +227,11 @@ class MergeEngine:
         if name not in target or tuple(target[name].shape) != shape:
             found = list(target[name].shape) if name in target else "no such tensor"
             raise BadRecipe(f"out: tensor {name!r} should have shape {list(shape)}, got {found}")
+
+
+def _alike(block: Block) -> bool:
+    """Whether all tensors of the block are merged alike, so that neighbours can be merged as one."""
+    return isinstance(block.operator, Linear | TaskArithmetic) and not block.has_step
 
 
 def _touch(one: Tensor, two: Tensor) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from evomerge.errors import BadRecipe
+from evomerge.merging.coefficients import weighted
 from evomerge.merging.kernels import Combination
-from evomerge.merging.operators import weighted_sum
 from search_spaces.tiles import MosaicBody, TileGrid
 
 _Layout = tuple[int, tuple[tuple[str, tuple[str, ...]], ...]]
@@ -40,7 +40,7 @@ class Mosaics:
         place = grid.tensors[name]
         chromosome = body.chromosomes[place.chromosome]
         for span in grid.spans(name, chromosome.boundaries):
-            yield Piece(span.start, span.stop, weighted_sum(chromosome.coefficients[span.segment]))
+            yield Piece(span.start, span.stop, weighted(chromosome.coefficients[span.segment]))
 
     def _grid(self, body: MosaicBody) -> TileGrid:
         layout = tuple((chromosome.name, chromosome.tensors) for chromosome in body.chromosomes)
