@@ -6,7 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("footprint", "candidate_cost", "merge_bandwidth", "objectives", "optimizers", "demo_quality")
+NAMES = (
+    "footprint",
+    "candidate_cost",
+    "merge_bandwidth",
+    "objectives",
+    "optimizers",
+    "optimizer_cost",
+    "natural_niches_digits",
+    "natural_niches_experts",
+    "demo_quality",
+)
 
 
 def main() -> None:

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from evaluators.objective import EvaluationSettings
 from evaluators.objective_kinds import AnyObjective
 from evomerge.errors import BadSearch
-from evomerge.optimizers.settings import CmaEsSettings, OptimizerSettings
+from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
+from search_spaces.spaces import SpaceSettings
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 CHANGEABLE = ("budget", "cluster", "storage")  # sections that may change between two runs of one search
@@ -107,7 +108,7 @@ class SearchFile(_Section):
 
     name: str = Field(pattern=NAME_PATTERN)
     sources: SourcesSettings
-    space: ParameterSpaceSettings = Field(default_factory=ParameterSpaceSettings)
+    space: SpaceSettings = Field(default_factory=ParameterSpaceSettings)
     objectives: tuple[AnyObjective, ...] = Field(min_length=1)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     optimizer: OptimizerSettings = Field(default_factory=CmaEsSettings)
@@ -125,6 +126,16 @@ class SearchFile(_Section):
         if not any(objective.documents_of for objective in objectives):
             raise ValueError("at least one objective must be measured on documents; distance alone is best at the base")
         return objectives
+
+    @model_validator(mode="after")
+    def _optimizer_can_search_mosaics(self) -> SearchFile:
+        if self.space.kind == "mosaic":
+            breeders = " or ".join(BREEDERS)
+            if self.optimizer.kind not in BREEDERS:
+                raise ValueError(f"optimizer.kind: {self.optimizer.kind} cannot search mosaics; use {breeders}")
+            if self.baselines.random_search:
+                raise ValueError("baselines.random_search: mosaics cannot be drawn evenly; leave it out")
+        return self
 
     def fixed_part(self) -> dict[str, Any]:
         """Return everything that must not change between two runs of one search, as JSON types."""

@@ -20,8 +20,10 @@ from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting
 from evomerge.worker import WorkerSpec
-from search_spaces.parameter_space import ParameterSpace
+from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
+from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.recipe import Source
+from search_spaces.spaces import Space
 
 if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
@@ -42,7 +44,7 @@ class Problem:
     """
 
     file: SearchFile
-    space: ParameterSpace
+    space: Space
     folders: tuple[Path, ...]
     model_bytes: int
     splits: Splits
@@ -70,7 +72,8 @@ class Problem:
     def setting(self) -> Setting:
         """What an optimizer is told of the search when it is made."""
         weights = np.array([objective.weight for objective in self.file.objectives])
-        return Setting(self.space.genes, weights, evaluations=self.file.budget.evaluations)
+        mosaics = self.space.algebra if isinstance(self.space, MosaicSpace) else None
+        return Setting(self.space.genes, weights, evaluations=self.file.budget.evaluations, mosaics=mosaics)
 
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
@@ -120,7 +123,12 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
         Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))
         for source, folder in zip(models, folders, strict=True)
     )
-    space = make_space(file, pinned, layers=checkpoints[0].layers)
+    if isinstance(file.space, MosaicSpaceSettings):
+        from evomerge.mosaics import mosaic_space
+
+        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
+    else:
+        space = make_space(file, pinned, layers=checkpoints[0].layers)
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
@@ -149,11 +157,12 @@ def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
 
 
 def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> ParameterSpace:
-    """Return the search space of ``file`` over the pinned sources.
+    """Return the parameter space of ``file`` over the pinned sources.
 
     Raises:
         BadSearch: the space does not fit the models.
     """
+    assert isinstance(file.space, ParameterSpaceSettings)
     try:
         return ParameterSpace(
             settings=file.space,
