@@ -279,7 +279,9 @@ def export(
     to: To,
     candidate: Annotated[int | None, typer.Option(help="number of the candidate")] = None,
     best: Annotated[bool, typer.Option("--best", help="the winner (the default)")] = False,
-    prefer: Annotated[str | None, typer.Option(help="choose from the front: task=weight,...")] = None,
+    prefer: Annotated[
+        str | None, typer.Option(help="choose from the front: task=weight,... or task>=least,... or chebyshev")
+    ] = None,
     kind: Annotated[str, typer.Option("--format", help="checkpoint, mergekit or recipe")] = "checkpoint",
     storage: Storage = evomerge.DEFAULT_STORAGE,
 ) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from evaluators.objective import EvaluationSettings, Objective
 from evomerge.errors import BadSearch
 from evomerge.optimizers.settings import CmaEsSettings, OptimizerSettings
+from evomerge.preferences import PreferenceSettings, aim_of
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
 
@@ -98,6 +99,9 @@ class SearchFile(_Section):
     sources: SourcesSettings
     space: ParameterSpaceSettings = Field(default_factory=ParameterSpaceSettings)
     objectives: tuple[Objective, ...] = Field(min_length=1)
+    preference: PreferenceSettings | None = Field(
+        default=None, description="the one number that is maximised and chooses the winner; the weighted mean"
+    )
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     optimizer: OptimizerSettings = Field(default_factory=CmaEsSettings)
     baselines: BaselineSettings = Field(default_factory=BaselineSettings)
@@ -112,6 +116,14 @@ class SearchFile(_Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"given twice: {', '.join(twice)}")
         return objectives
+
+    @model_validator(mode="after")
+    def _limits_name_objectives(self) -> SearchFile:
+        try:
+            aim_of(self.objectives, self.preference)
+        except ValueError as error:
+            raise ValueError(f"preference.limits: {error}") from None
+        return self
 
     def fixed_part(self) -> dict[str, Any]:
         """Return everything that must not change between two runs of one search, as JSON types."""

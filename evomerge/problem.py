@@ -18,6 +18,9 @@ from evomerge.errors import BadSearch, BadSource
 from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting
+from evomerge.optimizers.settings import AutoSettings
+from evomerge.optimizers.suitability import check_suits
+from evomerge.preferences import aim_of
 from evomerge.worker import WorkerSpec
 from search_spaces.parameter_space import ParameterSpace
 from search_spaces.recipe import Source
@@ -69,7 +72,12 @@ class Problem:
     def setting(self) -> Setting:
         """What an optimizer is told of the search when it is made."""
         weights = np.array([objective.weight for objective in self.file.objectives])
-        return Setting(self.space.genes, weights, evaluations=self.file.budget.evaluations)
+        return Setting(
+            self.space.genes,
+            weights,
+            evaluations=self.file.budget.evaluations,
+            aim=aim_of(self.file.objectives, self.file.preference),
+        )
 
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
@@ -123,7 +131,7 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     say("building the tasks")
     suite = TaskSuite.load(file.objectives, file.evaluation)
     splits = make_splits(suite, file.evaluation)
-    return Problem(
+    problem = Problem(
         file=file,
         space=space,
         folders=folders,
@@ -131,6 +139,9 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
         splits=splits,
         suite_digest=suite.digest,
     )
+    if not isinstance(file.optimizer, AutoSettings):
+        check_suits(file.optimizer, problem.setting())
+    return problem
 
 
 def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:

@@ -71,7 +71,7 @@ class Results:
     @cached_property
     def chooser(self) -> Chooser:
         """The scale on which objectives are added up."""
-        return Chooser.of(self.objectives, self.candidates)
+        return Chooser.of(self.objectives, self.candidates, self.file.preference)
 
     @cached_property
     def front(self) -> list[CandidateRecord]:
@@ -170,7 +170,8 @@ class Results:
         return estimates
 
     def _joint(self, estimates: Sequence[Estimate]) -> Estimate:
-        """The number that optimizers and the choice of the winner maximise, with its interval."""
+        """The weighted mean on the scales of the preference, with its interval. Unless the search file prefers
+        something else, optimizers and the choice of the winner maximise it."""
         factors, offsets = self.chooser.preference.scale
         signs = np.array([objective.sign for objective in self.objectives])
         parts = zip(estimates, (factors * signs).tolist(), offsets.tolist(), strict=True)

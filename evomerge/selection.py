@@ -14,6 +14,7 @@ import numpy as np
 from evaluators.objective import Objective
 from evomerge.archives import pareto
 from evomerge.optimizers.preference import Preference
+from evomerge.preferences import PreferenceSettings, make_preference
 from evomerge.records import CandidateRecord, Split
 from evomerge.search import Search
 from search_spaces.genes import Vector
@@ -31,9 +32,14 @@ class Chooser:
     preference: Preference
 
     @classmethod
-    def of(cls, objectives: tuple[Objective, ...], candidates: Iterable[CandidateRecord]) -> Chooser:
-        """Make one from the seeds among ``candidates``."""
-        chooser = cls(objectives, Preference(np.array([objective.weight for objective in objectives])))
+    def of(
+        cls,
+        objectives: tuple[Objective, ...],
+        candidates: Iterable[CandidateRecord],
+        preference: PreferenceSettings | None,
+    ) -> Chooser:
+        """Make one whose scales follow from the seeds among ``candidates``."""
+        chooser = cls(objectives, make_preference(objectives, preference))
         for candidate in candidates:
             values = chooser.maximised(candidate, "search") if candidate.origin == "seed" else None
             if values is not None:
@@ -93,7 +99,7 @@ def conclude(search: Search) -> CandidateRecord | None:
     Everything that the record already holds is left alone, so a stopped conclusion continues.
     """
     file = search.problem.file
-    chooser = Chooser.of(file.objectives, search.candidates.values())
+    chooser = Chooser.of(file.objectives, search.candidates.values(), file.preference)
     finalists = chooser.front(search.candidates.values())[: file.budget.finalists]
     steps = file.baselines.single_coefficient
     grid = [
