@@ -91,7 +91,7 @@ class BayesianMap(MapSearch):
 def angles(unit: Matrix) -> Matrix:
     """Return the (points, genes - 1) hyperspherical angles of (points, genes) ``unit`` >= 0, in [0, pi/2]."""
     rest = np.sqrt(np.cumsum(np.square(unit[:, ::-1]), axis=1))[:, ::-1]
-    return np.arctan2(rest[:, 1:], unit[:, :-1])
+    return np.asarray(np.arctan2(rest[:, 1:], unit[:, :-1]))
 
 
 def bin_scores(squared: Vector, bins: Vector, count: int, rng: np.random.Generator) -> Vector:

@@ -2,12 +2,14 @@
 
 Each objective has an archive (archives/portfolio.py) and is the quality in turn, one ask after another. Parents come
 from the archive of the objective whose turn it is, the more often the better they are in all objectives; a child is
-their weighted average, mutated, and is offered to all archives.
+crossed from both, mutated, and offered to all archives.
 
 The published mutation scales the singular values of the task vector of the expert for the quality task by random
 factors up to a tenth. Gene space has no singular values: here each gene moves by a random factor, up to a tenth, of
 its value in the seed that is best at the quality task, which is that expert's task vector by layer and tensor group.
-Averages alone draw a population together, so one gene on average is mutated polynomially as well.
+The published crossover averages both parents, which draws a population together: on three skills of six genes
+(tests, 400 evaluations, seeds 10 and 11) the elites' summed quality was 100-108 with it, 133 for random points and
+151-153 with SBX and polynomial mutation, which are used instead.
 """
 
 from __future__ import annotations
@@ -21,13 +23,12 @@ from evomerge.optimizers.contract import Observation
 from evomerge.optimizers.novelty import Proposed
 from evomerge.optimizers.preference import Preference
 from evomerge.optimizers.sobol import SobolSearch
-from evomerge.optimizers.variation import Box, mutate
+from evomerge.optimizers.variation import Box, crossover, mutate
 from search_spaces.genes import Genes, Genome, Vector
 
 BINS = 15
 FIRST_POINTS = 20  # evenly spread, before the first child
 FEWEST_PARENTS = 4
-MIXING = 0.1  # standard deviation of a parent's weight around 1
 AMPLIFICATION = 0.1  # largest factor on the expert's genes
 LEAST_SHARE, MORE_SHARE = 0.5, 0.8  # of the best: a parent's chance is the product of 0.5 + 0.8 x over objectives
 MOST_TRIES = 100
@@ -95,11 +96,10 @@ class CycleQd:
         return None
 
     def _child(self, parents: Vector, quality: int) -> Vector:
-        shares = self._rng.normal(1.0, MIXING, 2)
-        mixed = shares @ parents / shares.sum()
+        box = Box(self._genes.low, self._genes.high)
+        mixed = crossover(parents[0], parents[1], box, self._rng)
         if quality in self._experts:
             mixed = mixed + AMPLIFICATION * self._rng.random(len(mixed)) * self._experts[quality][1]
-        box = Box(self._genes.low, self._genes.high)
         return mutate(np.clip(mixed, box.low, box.high), box, self._rng)
 
 

@@ -25,6 +25,7 @@ from search_spaces.genes import Genes, Genome, Vector
 FEWEST_R_SQUARED = 0.5
 DESIGN_SHARE = 1.5  # points of the design for every coefficient
 BACK_SHARE = 2 / 3  # of the design that must be back before anything is fitted
+NEAR = 0.01  # share of each gene's range within which a point tells nothing new
 ISOTROPIC = (0.3, 0.6, 0.9)
 
 
@@ -119,15 +120,15 @@ class MapSearch:
     def _choose(self, surrogates: Surrogates) -> list[Genome]:
         known = list(self._known)
         front = predicted_front(surrogates, self._unit(known), self._rng)
-        fresh = [point for point in front if self._genome(point) not in self._proposed]
-        if not fresh:
+        pending = self._unit(list(self._out))
+        fresh = front[_distances(front, np.vstack([self._unit(known), pending])) > NEAR]
+        if len(fresh) == 0:
             return []
-        measured = [self._known[genome] for genome in known if genome in self._measured] or list(self._known.values())
+        measured = [genome for genome in known if genome in self._measured] or known
         chosen = promising(
             surrogates,
-            np.array(fresh),
-            measured=np.array(measured),
-            pending=self._unit(list(self._out)),
+            fresh,
+            there=np.vstack([self._unit(measured), pending]),
             count=self._batch,
         )
         return [self._genome(point) for point in chosen]
@@ -139,3 +140,8 @@ class MapSearch:
     def _genome(self, unit: Vector) -> Genome:
         low, high = self._genes.low, self._genes.high
         return Genome(np.clip(low + unit * (high - low), low, high))
+
+
+def _distances(points: Matrix, others: Matrix) -> Vector:
+    """Return (points,) distances to the nearest of ``others``, by the gene that differs most."""
+    return np.asarray(np.abs(points[:, None] - others[None]).max(axis=2).min(axis=1))

@@ -122,12 +122,12 @@ class NestedMap:
 
     def _go_on(self) -> None:
         """Begin the first merge when every model alone is back, and the next one when a merge is done."""
-        if not self._models:
+        if self._pair is None:
             if len(self._values) < len(self._alone):
                 return
             self._models = self._first_models()
             self._next_pair()
-        elif self._pair and self._models and self._pair.back >= self._per_pair:
+        elif self._models and self._pair.back >= self._per_pair:
             self._models.append(self._merged(self._pair))
             self._next_pair()
 

