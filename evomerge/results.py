@@ -15,6 +15,7 @@ import numpy as np
 
 from evaluators.evaluation import Cost, Floats, Score
 from evaluators.objective import Objective
+from evomerge.archives import portfolio as portfolios
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.records import CandidateRecord, Split
@@ -77,6 +78,11 @@ class Results:
     def front(self) -> list[CandidateRecord]:
         """Non-dominated candidates on search documents, the preferred one first."""
         return self.chooser.front(self.candidates)
+
+    @cached_property
+    def portfolio(self) -> list[CandidateRecord]:
+        """The best of every behaviour on search documents, the preferred one first (archives/portfolio.py)."""
+        return self.chooser.portfolio(self.candidates, getattr(self.file.optimizer, "bins", portfolios.BINS))
 
     @cached_property
     def winner(self) -> CandidateRecord | None:

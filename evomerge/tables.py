@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from evomerge.predicted import has_surrogates, predict
 from evomerge.records import CandidateRecord
 from evomerge.results import JOINT, Estimate, Results, Row
 from evomerge.schema import masked
@@ -50,13 +51,13 @@ def _two_lines(estimate: Estimate | None) -> str:
     return f"{estimate.value:.3f}\n{estimate.low:.3f}–{estimate.high:.3f}"
 
 
-def front_table(results: Results) -> Table:
-    """The front on search documents, with validation where it was measured."""
-    table = Table(title=f"Pareto front of {results.record.name} (search documents)", title_justify="left")
+def front_table(results: Results, members: Sequence[CandidateRecord], what: str = "Pareto front") -> Table:
+    """``members`` - the front, or a portfolio - on search documents, with validation where it was measured."""
+    table = Table(title=f"{what} of {results.record.name} (search documents)", title_justify="left")
     for column in ("candidate", *results.chooser.names, "preference", "validation"):
         table.add_column(column, justify="left" if column == "candidate" else "right")
     chosen = results.winner.number if results.winner else None
-    for candidate in results.front:
+    for candidate in members:
         values = candidate.values("search", results.chooser.names)
         numbers = [] if values is None else [f"{value:.3f}" for value in values]
         validation = results.chooser.number(candidate, "validation")
@@ -77,6 +78,8 @@ def status_lines(results: Results) -> list[str]:
         f"failures    {', '.join(f'{k}: {v}' for k, v in results.failures.items()) or 'none'}",
         f"storage     {masked(results.record.store.storage)}",
     ]
+    if has_surrogates(results):
+        lines.append(f"surrogates  {predict(results, front=False).line}")
     if results.winner:
         lines.append(f"winner      candidate {results.winner.number}")
     return lines

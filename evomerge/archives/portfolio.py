@@ -10,6 +10,8 @@ import numpy as np
 
 from evomerge.archives.pareto import Matrix, Positions
 
+BINS = 15
+
 
 def elites(scaled: Matrix, quality: int, bins: int) -> Positions:
     """Return the positions of the best row of each occupied cell of one archive.

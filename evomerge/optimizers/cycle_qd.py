@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.archives.portfolio import elites
+from evomerge.archives.portfolio import BINS, elites
 from evomerge.optimizers.contract import Observation
 from evomerge.optimizers.novelty import Proposed
 from evomerge.optimizers.preference import Preference
@@ -26,7 +26,6 @@ from evomerge.optimizers.sobol import SobolSearch
 from evomerge.optimizers.variation import Box, crossover, mutate
 from search_spaces.genes import Genes, Genome, Vector
 
-BINS = 15
 FIRST_POINTS = 20  # evenly spread, before the first child
 FEWEST_PARENTS = 4
 AMPLIFICATION = 0.1  # largest factor on the expert's genes
