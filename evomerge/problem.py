@@ -139,9 +139,22 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
         splits=splits,
         suite_digest=suite.digest,
     )
-    if not isinstance(file.optimizer, AutoSettings):
-        check_suits(file.optimizer, problem.setting())
+    check_optimizer(problem)
     return problem
+
+
+def check_optimizer(problem: Problem) -> None:
+    """Refuse an optimizer that cannot search this space within the budget.
+
+    Raises:
+        BadSearch: why, and what can.
+    """
+    if isinstance(problem.file.optimizer, AutoSettings):
+        return
+    try:
+        check_suits(problem.file.optimizer, problem.setting())
+    except ValueError as error:
+        raise BadSearch(str(error)) from None
 
 
 def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:

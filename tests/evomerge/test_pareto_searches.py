@@ -15,6 +15,7 @@ from evomerge.errors import BadSearch
 from evomerge.optimizers.random_search import RandomSearch
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.predicted import predict
+from evomerge.problem import check_optimizer
 from evomerge.results import Results
 from evomerge.runner import Silent, random_variant
 from evomerge.search import Search
@@ -144,6 +145,14 @@ def test_the_preference_of_the_file_chooses_the_winner(tmp_path):
         if kind == "constraint" and (measured[:, 1] >= 0.6).any():
             assert winners[kind][1] >= 0.6
     assert winners["weighted"].mean() >= winners["chebyshev"].mean() - 1e-9
+
+
+def test_an_optimizer_that_does_not_fit_is_a_mistake_said_before_anything_starts(tmp_path):
+    settings = {"optimizer": {"kind": "map"}, "space": {"layer_groups": 4}}
+    with pytest.raises(BadSearch, match="fits 45 coefficients for 8 genes .* at least 90, got 40"):
+        check_optimizer(problem(search_file(tmp_path, **settings)))
+    check_optimizer(problem(search_file(tmp_path, **settings, budget={"evaluations": 90})))
+    check_optimizer(problem(search_file(tmp_path, optimizer={"kind": "auto"})))
 
 
 def test_limits_must_name_objectives(tmp_path):
