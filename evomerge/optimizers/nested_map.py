@@ -1,11 +1,11 @@
 """Nested MAP (Li et al. 2024, arXiv 2406.07529): many models, merged two at a time.
 
 Genes are coefficients of models: each model alone is measured first. Then, while there are two, the two whose numbers
-are nearest are merged: two coefficients are searched with a quadratic surrogate, and the best merge takes the place of
-both. N models take N - 1 merges, so the evaluations grow with N and not with its square; the price is that one
-preference is fixed in advance and no front is found. What is maximised while two models are merged is the preference
-over the objectives that either was made for: an objective belongs to the model that is best at it alone, and a merge
-inherits those of both. The last merge goes on until the budget ends.
+are nearest are merged: two coefficients are searched with a quadratic surrogate, and the best merge, or the better one
+alone, takes the place of both. N models take N - 1 merges, so the evaluations grow with N and not with its square; the
+price is that one preference is fixed in advance and no front is found. What is maximised while two models are merged is
+the preference over the objectives that either was made for: an objective belongs to the model that is best at it alone,
+and a merge inherits those of both. The last merge goes on until the budget ends.
 """
 
 from __future__ import annotations
@@ -48,7 +48,13 @@ class _Pair:
         self.back = 0
         self.best: tuple[float, Genome, Vector] | None = None
 
+    def offer(self, number: float, genome: Genome, values: Vector) -> None:
+        """Keep a measured genome of the whole space if its ``number`` is the best so far."""
+        if self.best is None or number > self.best[0]:
+            self.best = (number, genome, values)
+
     def coefficients(self, genome: Genome) -> Vector:
+        """Return the (genes,) of the whole space that two coefficients stand for."""
         return np.asarray(sum(c * model.coefficients for c, model in zip(genome.values, self.models, strict=True)))
 
 
@@ -97,12 +103,13 @@ class NestedMap:
         return genome
 
     def _from_pair(self, pair: _Pair) -> Genome | None:
-        for inner in pair.search.ask(1):
-            genome = Genome(self._genes.nearest(pair.coefficients(inner)))
-            if genome not in self._proposed:
-                pair.out[genome] = inner
-                return genome
-        return None
+        inner = pair.search.ask(1)[0]
+        genome = Genome(self._genes.nearest(pair.coefficients(inner)))
+        if genome in self._proposed:
+            pair.search.tell([Observation(inner, None)])
+            return None
+        pair.out[genome] = inner
+        return genome
 
     def _tell_pair(self, observation: Observation) -> None:
         pair = self._pair
@@ -115,8 +122,8 @@ class NestedMap:
             return
         number = self._number(observation.values, pair.owned) + nudge(observation.tie_break)
         pair.search.tell([Observation(inner, np.array([number]), estimated=observation.estimated)])
-        if not observation.estimated and (pair.best is None or number > pair.best[0]):
-            pair.best = (number, observation.genome, observation.values)
+        if not observation.estimated:
+            pair.offer(number, observation.genome, observation.values)
 
     # ------------------------------------------------ the tree of merges
 
@@ -155,8 +162,10 @@ class NestedMap:
         self._models = [m for i, m in enumerate(self._models) if i not in (first, second)]
         self._pair = _Pair(models, self._genes, int(self._rng.integers(2**63)))
         for model, alone in zip(models, np.eye(2), strict=True):  # what both are alone is known
-            number = None if model.values is None else np.array([self._number(model.values, self._pair.owned)])
-            self._pair.search.tell([Observation(Genome(alone), number, seed=True)])
+            if model.values is not None:
+                number = self._number(model.values, self._pair.owned)
+                self._pair.search.tell([Observation(Genome(alone), np.array([number]), seed=True)])
+                self._pair.offer(number, Genome(model.coefficients), model.values)
 
     def _merged(self, pair: _Pair) -> _Model:
         if pair.best is None:  # nothing of it could be measured
