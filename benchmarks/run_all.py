@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("footprint", "candidate_cost", "merging", "optimizers", "map_pareto", "demo_quality")
+NAMES = ("footprint", "candidate_cost", "merge_bandwidth", "optimizers", "map_pareto", "demo_quality")
 
 
 def main() -> None:
