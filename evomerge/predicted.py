@@ -13,13 +13,12 @@ from rich.text import Text
 from evomerge.archives import pareto
 from evomerge.errors import BadSearch
 from evomerge.optimizers.map_search import FEWEST_R_SQUARED
+from evomerge.optimizers.settings import SURROGATE_KINDS
 from evomerge.optimizers.surrogate_front import Surrogates, predicted_front
 from evomerge.problem import make_space
 from evomerge.results import Results
 from search_spaces.genes import Genes, Vector
 from search_spaces.recipe import Source
-
-SURROGATE_KINDS = ("map", "bayesian_map")
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,8 @@ AlgorithmKind = Literal[
     "map", "bayesian_map", "nested_map", "cycle_qd", "cat_cma",
 ]  # fmt: skip
 
+SURROGATE_KINDS: tuple[AlgorithmKind, ...] = ("map", "bayesian_map")  # whose fit follows from the record
+
 
 def _with_kind(value: Any) -> Any:
     return {"kind": DEFAULT_KIND, **value} if isinstance(value, dict) else value

@@ -74,6 +74,7 @@ def test_predicted_front_is_computed_from_the_record_and_marked(mapped):
     assert len(found.genomes) == len(found.values) > 3
     assert json.loads(json.dumps(found.to_json())) == predict(mapped).to_json()
     assert "NOT EVALUATED" in str(found.table("fake").title)
+    assert tables.status_json(mapped)["surrogates"] == found.r_squared
     assert any(line.startswith("surrogates  leave-one-out R^2") for line in tables.status_lines(mapped))
     measured = {tuple(genome.values) for genome in genomes(mapped)}
     assert not measured >= {tuple(row) for row in found.genomes.tolist()}  # predictions, not what was measured
