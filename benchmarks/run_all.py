@@ -12,6 +12,7 @@ NAMES = (
     "merge_bandwidth",
     "objectives",
     "optimizers",
+    "map_pareto",
     "optimizer_cost",
     "natural_niches_digits",
     "natural_niches_experts",

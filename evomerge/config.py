@@ -15,6 +15,7 @@ from evaluators.objective import EvaluationSettings
 from evaluators.objective_kinds import AnyObjective
 from evomerge.errors import BadSearch
 from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
+from evomerge.preferences import PreferenceSettings, aim_of
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
 from search_spaces.spaces import SpaceSettings
@@ -110,6 +111,9 @@ class SearchFile(_Section):
     sources: SourcesSettings
     space: SpaceSettings = Field(default_factory=ParameterSpaceSettings)
     objectives: tuple[AnyObjective, ...] = Field(min_length=1)
+    preference: PreferenceSettings | None = Field(
+        default=None, description="the one number that is maximised and chooses the winner; the weighted mean"
+    )
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     optimizer: OptimizerSettings = Field(default_factory=CmaEsSettings)
     baselines: BaselineSettings = Field(default_factory=BaselineSettings)
@@ -135,6 +139,14 @@ class SearchFile(_Section):
                 raise ValueError(f"optimizer.kind: {self.optimizer.kind} cannot search mosaics; use {breeders}")
             if self.baselines.random_search:
                 raise ValueError("baselines.random_search: mosaics cannot be drawn evenly; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_name_objectives(self) -> SearchFile:
+        try:
+            aim_of(self.objectives, self.preference)
+        except ValueError as error:
+            raise ValueError(f"preference.limits: {error}") from None
         return self
 
     def fixed_part(self) -> dict[str, Any]:

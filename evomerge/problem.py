@@ -19,6 +19,9 @@ from evomerge.errors import BadSearch, BadSource
 from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting
+from evomerge.optimizers.settings import AutoSettings
+from evomerge.optimizers.suitability import check_suits
+from evomerge.preferences import aim_of
 from evomerge.worker import WorkerSpec
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
@@ -72,8 +75,13 @@ class Problem:
     def setting(self) -> Setting:
         """What an optimizer is told of the search when it is made."""
         weights = np.array([objective.weight for objective in self.file.objectives])
-        mosaics = self.space.algebra if isinstance(self.space, MosaicSpace) else None
-        return Setting(self.space.genes, weights, evaluations=self.file.budget.evaluations, mosaics=mosaics)
+        return Setting(
+            self.space.genes,
+            weights,
+            evaluations=self.file.budget.evaluations,
+            aim=aim_of(self.file.objectives, self.file.preference),
+            mosaics=self.space.algebra if isinstance(self.space, MosaicSpace) else None,
+        )
 
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
@@ -133,7 +141,7 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
     splits = make_splits(suite, settings)
-    return Problem(
+    problem = Problem(
         file=file,
         space=space,
         folders=folders,
@@ -141,6 +149,22 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
         splits=splits,
         suite_digest=suite.digest,
     )
+    check_optimizer(problem)
+    return problem
+
+
+def check_optimizer(problem: Problem) -> None:
+    """Refuse an optimizer that cannot search this space within the budget.
+
+    Raises:
+        BadSearch: why, and what can.
+    """
+    if isinstance(problem.file.optimizer, AutoSettings):
+        return
+    try:
+        check_suits(problem.file.optimizer, problem.setting())
+    except ValueError as error:
+        raise BadSearch(str(error)) from None
 
 
 def evaluation_of(file: SearchFile) -> EvaluationSettings:

@@ -69,8 +69,9 @@ def make(kind, case):
 
 @pytest.fixture
 def long(kind):
-    """How many steps to take of so many: the Gaussian process takes 0.2 s each, and its model is in use after 13."""
-    return lambda count: 18 if kind == "gp" else count
+    """How many steps to take of so many: models take long. The Gaussian process is in use after 13, MAP's after 25."""
+    most = {"gp": 18, "map": 45, "bayesian_map": 45, "nested_map": 120}.get(kind, 300)
+    return lambda count: min(count, most)
 
 
 def values(genome):
