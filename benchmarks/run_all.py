@@ -10,6 +10,7 @@ NAMES = (
     "footprint",
     "candidate_cost",
     "merge_bandwidth",
+    "objectives",
     "optimizers",
     "optimizer_cost",
     "natural_niches_digits",

@@ -42,9 +42,10 @@ class Score:
         value: what lm-eval's aggregation makes of the documents (usually their mean); finite.
         standard_error: of `value`; None where the aggregation has no closed form.
         documents: (n,) float64, one score per document in the order of the document ids, in the direction of the
-            metric. Where lm-eval keeps raw material for its aggregation: negative log-likelihood in nats (per word
-            or byte) for perplexities, 1 or 0 for the right choice in f1 and mcc, else what the aggregation makes of
-            the document alone (its own BLEU, its own Brier score).
+            metric; empty for an objective without documents, which is known exactly. Where lm-eval keeps raw
+            material for its aggregation: negative log-likelihood in nats (per word or byte) for perplexities, 1 or 0
+            for the right choice in f1 and mcc, else what the aggregation makes of the document alone (its own BLEU,
+            its own Brier score).
     """
 
     value: float

@@ -8,9 +8,12 @@ the batch.
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from evaluators.errors import MeasurementFailed
@@ -27,6 +30,14 @@ from evaluators.stopping import MAY_STOP, STOPS, Stopping
 _COMPACT_BELOW = 0.5
 
 
+class Generated(NamedTuple):
+    """Of each request: its text, its (requests,) new tokens, and its (requests,) share of the wall time in seconds."""
+
+    texts: list[str]
+    tokens: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
+
+
 def generate(
     model: Any,
     batches: Sequence[PromptBatch],
@@ -35,7 +46,7 @@ def generate(
     stopping: Stopping,
     meter: Meter,
     room: Room | None = None,
-) -> list[str]:
+) -> Generated:
     """Return the answers to ``requests`` numbered requests; call under `torch.inference_mode`.
 
     Args:
@@ -47,14 +58,17 @@ def generate(
     """
     rules = rules_of(model)
     texts = [""] * requests
+    tokens, seconds = np.zeros(requests, dtype=np.int64), np.zeros(requests)
     room = room or Room()
 
     def run(batch: PromptBatch) -> None:
+        start = time.perf_counter()
         answers = _Decoding(model, batch, rules=rules, stopping=stopping, meter=meter).run()
+        per_token = (time.perf_counter() - start) / sum(map(len, answers))
         for row, answer in zip(batch.rows, answers, strict=True):
             text = stopping.text(answer, row.prompt.until)
             for request in row.requests:
-                texts[request] = text
+                texts[request], tokens[request], seconds[request] = text, len(answer), len(answer) * per_token
 
     for batch in batches:
         in_halves(
@@ -63,7 +77,7 @@ def generate(
             room=room,
             size=_kept_tokens,
         )
-    return texts
+    return Generated(texts, tokens, seconds)
 
 
 def _kept_tokens(rows: Sequence[PromptRow]) -> int:

@@ -14,11 +14,10 @@ from evaluators.errors import MeasurementFailed
 from evaluators.evaluation import FailureKind, Score
 from evaluators.fast_metrics import Choices, ExactMatch, choices_of, exact_match_of
 from evaluators.library_state import calling_lm_eval
-from evaluators.metrics import Measure
+from evaluators.loaded import LoadedTask
+from evaluators.metrics import Measure, aggregation_of
 from evaluators.plan import TaskPart
-from evaluators.requests import RequestBook
 from evaluators.scoring import LogLikelihoods
-from evaluators.tasks import LoadedTask
 
 Response: TypeAlias = Any  # text, (log-likelihood, is greedy), or the log-likelihood of a whole text
 Item: TypeAlias = Any  # what process_results says of a document, and aggregations take
@@ -36,12 +35,13 @@ _DOCUMENT_SCORES: Mapping[Callable[..., Any], Callable[[Item], float]] = {
 class Judge:
     """Scores the answers to one task's part of a plan. What does not depend on the answers is prepared once."""
 
-    def __init__(self, loaded: LoadedTask, part: TaskPart, book: RequestBook) -> None:
+    def __init__(self, loaded: LoadedTask, part: TaskPart) -> None:
         self._loaded, self._task, self._part = loaded, loaded.task, part
         self._documents = [loaded.documents[number] for number in part.documents]
-        requests = book.requests(part.task, part.documents)
-        self._asked = [instance.doc for request in requests for instance in request.instances]
-        self._ends = np.cumsum([len(request.instances) for request in requests]).tolist()
+        repeats = int(self._task.config.repeats) if loaded.samples else 1
+        counts = (part.counts // repeats).tolist()
+        self._asked = [document for document, count in zip(self._documents, counts, strict=True) for _ in range(count)]
+        self._ends = np.cumsum(counts).tolist()
         self._filters = {ensemble.name: ensemble.filters for ensemble in self._task._filters}
         self._choices: Choices | None = None
         self._exact_match: ExactMatch | None = None
@@ -135,7 +135,7 @@ class Judge:
         return [result[measure.metric] for result in results]
 
     def _score(self, measure: Measure, items: Sequence[Item]) -> Score:
-        aggregation = self._task.aggregation()[measure.metric]
+        aggregation = aggregation_of(self._task, measure.metric)
         try:
             value = float(aggregation(items))
             score_of = _DOCUMENT_SCORES.get(aggregation, partial(_alone, aggregation))

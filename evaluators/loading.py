@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,13 +52,17 @@ def find(name: str, index: TaskManager, settings: EvaluationSettings) -> Found:
         )
     entries = closure(name, index.task_index).entries
     for each in entries:
-        task_files.refuse_unsafe(each, settings.trusted_paths)
+        task_files.refuse_unsafe(each, settings.trusted_paths, allow_code_execution=settings.allow_code_execution)
+        if task_files.executes_code(each):
+            os.environ.setdefault("HF_ALLOW_CODE_EVAL", "1")  # code_eval asks for it when it is loaded
     trusted = all(task_files.is_trusted(each, settings.trusted_paths) for each in entries)
     with calling_lm_eval(trusted=trusted), loading_data_sets():
         built = _build(name, index)
         tasks = {}
         for task_name, task in built["tasks"].items():
             _check_output_type(task_name, task)
+            if runs_code(task) and not settings.allow_code_execution:
+                raise TaskError(f"task {task_name} executes code that models write, which is not allowed")
             _set_fewshot(task, settings)
             tasks[task_name] = (task, tuple(dict(document) for document in task.eval_docs))
     group = built["groups"].get(name)
@@ -92,6 +97,12 @@ def members_of(name: str, index: TaskManager, within: tuple[str, ...] = ()) -> l
     return list(dict.fromkeys(member for each in inside for member in members_of(each, index, (*within, name))))
 
 
+def runs_code(task: Any) -> bool:
+    """Whether judging an answer to lm-eval's ``task`` may execute it."""
+    metrics = set(task.aggregation()) & set(task_files.EXECUTING_METRICS)
+    return bool(getattr(task, "UNSAFE_CODE", False)) or bool(metrics)
+
+
 def _build(name: str, index: TaskManager) -> Any:
     entry = index.task_index[name]
     try:
@@ -118,8 +129,6 @@ def _tried(entry: Entry) -> str:
 def _check_output_type(name: str, task: Any) -> None:
     if getattr(task, "MULTIMODAL", False):
         raise TaskError(f"task {name} needs images or sound; only text is supported")
-    if getattr(task, "UNSAFE_CODE", False):
-        raise TaskError(f"task {name} executes code that models write (unsafe_code); it is not supported")
     known = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
     if task.OUTPUT_TYPE not in known:
         raise TaskError(f"task {name} has output_type {task.OUTPUT_TYPE!r}; supported: {', '.join(known)}")

@@ -6,15 +6,16 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from lm_eval.api.instance import Instance
 
-from evaluators.encoding import Encoder, Prompt, Window
+from evaluators.encoding import Prompt, Window
 from evaluators.errors import TaskError
 from evaluators.library_state import calling_lm_eval
+from evaluators.loaded import LoadedTask
 from evaluators.sampling import request_key
-from evaluators.tasks import LoadedTask, TaskSuite
+from evaluators.tasks import TaskSuite
 
 Encoded: TypeAlias = tuple[Window, ...] | Prompt
 
@@ -31,6 +32,18 @@ class DocumentRequests:
     encoded: tuple[Encoded, ...]
 
 
+class Encodes(Protocol):
+    """What a book needs of an encoder."""
+
+    apply_chat_template: Any
+
+    def prompt(self, instance: Instance) -> Prompt:
+        """Return what is generated from."""
+
+    def windows(self, instance: Instance) -> tuple[Window, ...]:
+        """Return what is scored."""
+
+
 class RequestBook:
     """The requests of a suite for one tokenizer.
 
@@ -38,10 +51,10 @@ class RequestBook:
     draws the examples in sequence, so a subset built alone would get other prompts.
     """
 
-    def __init__(self, suite: TaskSuite, encoder: Encoder) -> None:
+    def __init__(self, suite: TaskSuite, encoder: Encodes) -> None:
         self._suite = suite
         self._encoder = encoder
-        self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.tasks}
+        self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.parts}
         self._documents: dict[tuple[str, int], DocumentRequests] = {}
 
     def requests(self, task: str, documents: Sequence[int]) -> list[DocumentRequests]:
@@ -60,7 +73,7 @@ class RequestBook:
         return [self._documents[task, number] for number in documents]
 
     def _build_new(self, name: str, numbers: Sequence[int]) -> None:
-        loaded, built = self._suite.loaded[name], self._instances[name]
+        loaded, built = self._suite.parts[name], self._instances[name]
         if loaded.task.config.num_fewshot:
             numbers = range(len(loaded.documents))
         missing = [number for number in dict.fromkeys(numbers) if number not in built]

@@ -24,6 +24,7 @@ from evaluators.task_index import members
 _BUILT_IN = Path(lm_eval.tasks.__file__).resolve().parent
 _RUNS_CODE = ("class", "custom_dataset", "use_prompt")
 _UNPICKLES = ("pandas",)
+EXECUTING_METRICS = ("code_eval",)
 
 
 def is_trusted(entry: Entry, trusted_paths: Sequence[str]) -> bool:
@@ -31,17 +32,24 @@ def is_trusted(entry: Entry, trusted_paths: Sequence[str]) -> bool:
     return _inside(Path(entry.yaml_path), trusted_paths)
 
 
-def refuse_unsafe(entry: Entry, trusted_paths: Sequence[str]) -> None:
+def executes_code(entry: Entry) -> bool:
+    """Whether judging the task's answers executes them: it says so, or has a metric that does."""
+    config = load_yaml(entry.yaml_path, resolve_func=False)
+    metrics = (m.get("metric") for m in config.get("metric_list") or [] if isinstance(m, Mapping))
+    return bool(config.get("unsafe_code")) or any(metric in EXECUTING_METRICS for metric in metrics)
+
+
+def refuse_unsafe(entry: Entry, trusted_paths: Sequence[str], *, allow_code_execution: bool) -> None:
     """Refuse a task or group whose files would run code.
 
     Raises:
-        TaskError: the task is marked `unsafe_code`; or one of its files outside ``trusted_paths`` names Python,
-            a metric that lm-eval does not ship, or a data set reader that unpickles.
+        TaskError: the task executes what models write, and that is not allowed; or one of its files outside
+            ``trusted_paths`` names Python, a metric that lm-eval does not ship, or a data set reader that unpickles.
     """
-    config = load_yaml(entry.yaml_path, resolve_func=False)
-    if config.get("unsafe_code"):
+    if not allow_code_execution and executes_code(entry):
         raise TaskError(
-            f"task {entry.name} ({entry.yaml_path}) executes code that models write (unsafe_code); it is not supported"
+            f"task {entry.name} ({entry.yaml_path}) executes code that models write (unsafe_code or code_eval); if you "
+            "want that set evaluation.allow_code_execution: true (evaluate: --allow-code-execution)"
         )
     for path in _with_includes(Path(entry.yaml_path)):
         if not _inside(path, trusted_paths):

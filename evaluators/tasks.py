@@ -9,45 +9,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from evaluators import groups, loading, metrics, sampling
+from evaluators import groups, loading, metrics
 from evaluators.errors import TaskError
-from evaluators.fingerprint import document_digest, task_digest
+from evaluators.evaluation import Documents
+from evaluators.fingerprint import task_digest
 from evaluators.groups import GroupMeasure
 from evaluators.library_state import calling_lm_eval
+from evaluators.loaded import LoadedTask
 from evaluators.metrics import Measure
 from evaluators.objective import EvaluationSettings, Objective
+from evaluators.objective_checks import check_objectives
+from evaluators.objective_kinds import AnyObjective, Language, Perplexity, measured
+from evaluators.references import parts_of, task_of
 from evaluators.task_index import open_index
-
-
-@dataclass(frozen=True)
-class LoadedTask:
-    """One lm-eval task with its evaluation documents (test documents, else validation documents).
-
-    Attributes:
-        task: the lm-eval object; its few-shot number is set, its requests are not built.
-        trusted: whether its templates may render outside the sandbox.
-    """
-
-    name: str
-    task: Any
-    trusted: bool
-    documents: tuple[Mapping[str, Any], ...]
-    measures: tuple[Measure, ...]
-
-    @property
-    def kind(self) -> str:
-        """lm-eval's output type."""
-        return str(self.task.OUTPUT_TYPE)
-
-    @property
-    def samples(self) -> bool:
-        """Whether its answers are sampled."""
-        return self.kind == "generate_until" and sampling.is_sampled(self.task.config.generation_kwargs or {})
-
-    @cached_property
-    def document_digests(self) -> tuple[str, ...]:
-        """SHA-256 of each document's content, in the task's order."""
-        return tuple(document_digest(document) for document in self.documents)
+from evaluators.texts import load_text
 
 
 @dataclass(frozen=True)
@@ -55,40 +30,52 @@ class TaskSuite:
     """Objectives with their tasks. Building one checks the user's tasks; see `load`.
 
     Attributes:
+        objectives: what is measured; instead of an objective that needs the base what is compared with it.
         loaded: every task that is measured, those of groups included.
-        measures: one per objective, in order.
+        measures: one per objective that is a metric, in order.
     """
 
-    objectives: tuple[Objective, ...]
+    objectives: tuple[AnyObjective, ...]
     settings: EvaluationSettings
     loaded: Mapping[str, LoadedTask]
     measures: tuple[Measure | GroupMeasure, ...]
 
     @classmethod
-    def load(cls, objectives: Sequence[Objective], settings: EvaluationSettings) -> TaskSuite:
-        """Load the task or group of every objective.
+    def load(cls, objectives: Sequence[AnyObjective], settings: EvaluationSettings) -> TaskSuite:
+        """Load the task of every objective that has documents.
 
         Raises:
-            TaskError: no objective, or one twice; an unknown, unsafe or unsupported task; a data set that cannot be
-                loaded; an unknown metric or filter; a tag or group without a score; a task in two versions.
+            TaskError: no objective, or one twice; an unknown, unsafe or unsupported task; a data set or text file that
+                cannot be loaded; an unknown metric or filter; a tag or group without a score; a task in two versions;
+                an objective that does not fit its task.
         """
-        names = _task_names(objectives)
-        with calling_lm_eval(trusted=False):
-            index = open_index(names, settings.include_path)
-        loaded: dict[str, LoadedTask] = {}
-        measures: dict[str, Measure | GroupMeasure] = {}
-        for name in names:
-            found = loading.find(name, index, settings)
-            for objective in (o for o in objectives if o.task == name):
-                measure = measures[objective.name] = _resolve(objective, found)
-                for part in measure.parts if isinstance(measure, GroupMeasure) else (measure,):
-                    _add(part, found, loaded)
-        return cls(tuple(objectives), settings, loaded, tuple(measures[objective.name] for objective in objectives))
+        _refuse_doubles(objectives)
+        asked = measured(objectives)
+        texts = [objective for objective in asked if isinstance(objective, Perplexity)]
+        others = [objective for objective in asked if not isinstance(objective, Perplexity)]
+        loaded, measures = _load_tasks(others, settings)
+        for name in dict.fromkeys(text.title for text in texts):
+            if name in loaded:
+                raise TaskError(f"the text file {name} is called like a task; rename it")
+            loaded[name] = load_text(tuple(text for text in texts if text.title == name))
+        for task in loaded.values():
+            check_objectives(task)
+        named = tuple(measures[objective.name] for objective in asked if isinstance(objective, Objective))
+        return cls(asked, settings, loaded, named)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks in the order in which objectives mention them first."""
         return tuple(self.loaded)
+
+    @cached_property
+    def parts(self) -> Mapping[str, LoadedTask]:
+        """What is asked of models, by name: a task's own requests, its reference answers, or both."""
+        return {name: part for task in self.loaded.values() for name, part in parts_of(task).items()}
+
+    def split_into_parts(self, documents: Documents) -> Documents:
+        """Return the documents of each part, from those of each task."""
+        return Documents({part: documents.ids[task_of(part)] for part in self.parts if task_of(part) in documents.ids})
 
     @cached_property
     def digest(self) -> str:
@@ -142,9 +129,8 @@ def _resolve(objective: Objective, found: loading.Found) -> Measure | GroupMeasu
 def _add(measure: Measure, found: loading.Found, loaded: dict[str, LoadedTask]) -> None:
     """Add ``measure`` to its task, and the task if it is new."""
     name = measure.objective.task
-    task, documents = found.tasks[name]
-    new = LoadedTask(name, task, found.trusted, documents, (measure,))
-    known = loaded.setdefault(name, new)
+    task, _ = found.tasks[name]
+    known = loaded.setdefault(name, _new(name, found))
     if known.task is not task and task_digest(known.task) != task_digest(task):
         raise TaskError(
             f"task {name} is asked for in two versions: alone and in a group, or in two groups, that change its "
@@ -154,10 +140,49 @@ def _add(measure: Measure, found: loading.Found, loaded: dict[str, LoadedTask]) 
         loaded[name] = replace(known, measures=(*known.measures, measure))
 
 
-def _task_names(objectives: Sequence[Objective]) -> list[str]:
-    if not objectives:
-        raise TaskError("objectives is empty; name at least one task")
+def _refuse_doubles(objectives: Sequence[AnyObjective]) -> None:
+    if not any(objective.documents_of for objective in objectives):
+        raise TaskError("objectives is empty or needs no documents; name at least one task or text file")
     names = [objective.name for objective in objectives]
     if twice := {name for name in names if names.count(name) > 1}:
         raise TaskError(f"objective {min(twice)} is named twice; name each task and metric once")
-    return list(dict.fromkeys(objective.task for objective in objectives))
+
+
+def _load_tasks(
+    objectives: Sequence[Any], settings: EvaluationSettings
+) -> tuple[dict[str, LoadedTask], dict[str, Measure | GroupMeasure]]:
+    """Load the lm-eval tasks and groups of objectives that have one; return tasks and measures by name."""
+    loaded: dict[str, LoadedTask] = {}
+    measures: dict[str, Measure | GroupMeasure] = {}
+    names = list(dict.fromkeys(objective.task for objective in objectives))
+    if not names:
+        return loaded, measures
+    with calling_lm_eval(trusted=False):
+        index = open_index(names, settings.include_path)
+    counted = [objective.counted for objective in objectives if isinstance(objective, Language)]
+    asked = {o.name: o for o in (*objectives, *counted) if isinstance(o, Objective)}
+    for name in names:
+        found = loading.find(name, index, settings)
+        for objective in (o for o in asked.values() if o.task == name):
+            measure = measures[objective.name] = _resolve(objective, found)
+            for part in measure.parts if isinstance(measure, GroupMeasure) else (measure,):
+                _add(part, found, loaded)
+        if gauged := tuple(o for o in objectives if o.task == name and not isinstance(o, Objective)):
+            _add_gauged(name, gauged, found, loaded)
+    return loaded, measures
+
+
+def _add_gauged(
+    name: str, gauged: tuple[AnyObjective, ...], found: loading.Found, loaded: dict[str, LoadedTask]
+) -> None:
+    if found.group is not None:
+        raise TaskError(
+            f"objective {gauged[0].name} is for a single task, and {name} is a group; name one of its tasks"
+        )
+    known = loaded.get(name) or _new(name, found)
+    loaded[name] = replace(known, gauged=gauged)
+
+
+def _new(name: str, found: loading.Found) -> LoadedTask:
+    task, documents = found.tasks[name]
+    return LoadedTask(name, task, found.trusted, documents, (), runs_code=loading.runs_code(task))

@@ -86,7 +86,7 @@ class Pair:
             scored = score(self.model, plan.scoring, requests=plan.scored, meter=meter)
             texts = generate(
                 self.model, plan.generation, requests=plan.generated, stopping=Stopping(encoder.tokenizer), meter=meter
-            )
+            ).texts
         pairs = list(zip(scored.values.tolist(), scored.greedy.tolist(), strict=True))
         return {part.task: (texts if part.generates else pairs)[part.requests] for part in plan.parts}
 
