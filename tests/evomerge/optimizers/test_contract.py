@@ -63,7 +63,7 @@ def case(case_of_kind):
 
 @pytest.fixture
 def make(kind, case):
-    setting = Setting(case.genes, WEIGHTS, 300, case.mosaics)
+    setting = Setting(case.genes, WEIGHTS, 300, mosaics=case.mosaics)
     return lambda seed=0: make_optimizer(algorithm(kind, seed=seed), setting)
 
 
