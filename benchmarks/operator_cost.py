@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import transformers
 from common import save
-from merging import make_family
+from merge_bandwidth import make_family
 
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.resident import ResidentModel
@@ -71,7 +71,7 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["EVOMERGE_CACHE"] = scratch
-        folders = make_family(Path(scratch), SHAPE, 3, torch.bfloat16)
+        folders = make_family(Path(scratch), torch.bfloat16, SHAPE, 3)
         checkpoints = [Checkpoint.open(folder) for folder in folders]
         models = {count: ResidentModel(checkpoints[: count + 1], dtype="bfloat16") for count in (1, 2, 3)}
         print(f"{'operator':18} {'first':>7} {'later':>7} {'length':>7}   (times task arithmetic)")

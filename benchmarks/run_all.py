@@ -6,7 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("footprint", "candidate_cost", "merging", "operator_cost", "optimizers", "demo_quality")
+NAMES = (
+    "footprint",
+    "candidate_cost",
+    "merge_bandwidth",
+    "operator_cost",
+    "objectives",
+    "optimizers",
+    "optimizer_cost",
+    "natural_niches_digits",
+    "natural_niches_experts",
+    "demo_quality",
+)
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from evomerge.errors import CandidateFailed
-from evomerge.merging.kernels import Combination, Scratch, Term
+from evomerge.merging.kernels import Combination, Scratch
+from evomerge.merging.terms import Term
 from search_spaces.recipe import Recipe
 
 _CANCELLED = 1e-6
@@ -47,7 +48,7 @@ def effective(terms: Sequence[Term]) -> tuple[Term, ...]:
         CandidateFailed: a coefficient is beyond the range of float32.
     """
     for term in terms:
-        check_size(term.weight * term.rescale)
+        check_size(term.coefficient)
     return tuple(term for term in terms if term.weight != 0.0)
 
 

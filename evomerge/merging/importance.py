@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.coefficients import base_of, effective
-from evomerge.merging.kernels import Combination, Term
+from evomerge.merging.kernels import Combination
 from evomerge.merging.order_statistics import order_statistics
 from evomerge.merging.rows import Grid
 from evomerge.merging.selection import Selector
+from evomerge.merging.terms import Term
 from search_spaces.operators import ArceeFusion
 from search_spaces.recipe import Recipe
 

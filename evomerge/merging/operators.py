@@ -26,11 +26,12 @@ from evomerge.errors import CandidateFailed
 from evomerge.merging import elementwise, geometry, importance, interpolation
 from evomerge.merging.coefficients import Kernel, base_of, check_size, divisor, effective, weighted
 from evomerge.merging.competition import Competing, competing
-from evomerge.merging.kernels import Combination, Election, Term
+from evomerge.merging.kernels import Combination, Election
 from evomerge.merging.largest import largest
 from evomerge.merging.masks import MaskKey
 from evomerge.merging.sce import Fusion
 from evomerge.merging.selection import Selector
+from evomerge.merging.terms import Term
 from evomerge.merging.virtual import Spectral, added
 from search_spaces.operators import (
     ArceeFusion,

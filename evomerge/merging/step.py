@@ -12,8 +12,9 @@ import torch
 
 from evomerge.errors import CandidateFailed
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
-from evomerge.merging.kernels import Combination, Scratch, Term
+from evomerge.merging.kernels import Combination, Scratch
 from evomerge.merging.selection import Selector
+from evomerge.merging.terms import Term
 from search_spaces.recipe import Block, Recipe
 from search_spaces.tensors import in_stack, layer_of
 

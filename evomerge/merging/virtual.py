@@ -20,9 +20,10 @@ from torch import Tensor
 from evomerge.errors import NotEnoughRoom
 from evomerge.merging import spectral
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
-from evomerge.merging.kernels import Combination, Scratch, Term, chunks, finish, float32, part
+from evomerge.merging.kernels import Combination, Scratch, chunks, finish, float32, part
 from evomerge.merging.selection import Selector
 from evomerge.merging.sources import CACHE_VARIABLE, cache_folder, fingerprint, resolve
+from evomerge.merging.terms import Term
 from search_spaces.canonical import digest
 from search_spaces.operators import IsoC, Swudi, TsvM
 from search_spaces.recipe import Recipe, Source

@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
+from evomerge.optimizers.breeding import Breeder, GeneBreeder
 from evomerge.optimizers.contract import Optimizer
+from evomerge.optimizers.mosaic_breeder import MosaicBreeder
 from evomerge.optimizers.settings import (
+    BREEDERS,
     Algorithm,
     CmaEsSettings,
     GpSettings,
+    MapElitesSettings,
+    NaturalNichesSettings,
     Nsga2Settings,
     RandomSettings,
     SobolSettings,
     TpeSettings,
 )
 from search_spaces.genes import Genes, Vector
+from search_spaces.mosaic import MosaicAlgebra
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,13 @@ class Setting:
     Attributes:
         weights: (objectives,) importance of each objective.
         evaluations: the budget.
+        mosaics: where mosaics are searched, what crosses them; the genes then only describe them.
     """
 
     genes: Genes
     weights: Vector
     evaluations: int
+    mosaics: MosaicAlgebra | None = None
 
 
 def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
@@ -40,6 +48,8 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
     """
     # Libraries are imported by the branch that needs them: SciPy and Optuna take a second.
     genes, weights, seed = setting.genes, setting.weights, algorithm.seed
+    if setting.mosaics is not None and algorithm.kind not in BREEDERS:
+        raise ValueError(f"optimizer {algorithm.kind} cannot search mosaics; use {' or '.join(BREEDERS)}")
     match algorithm:
         case CmaEsSettings(sigma=sigma, population=population):
             from evomerge.optimizers.cma_es import CmaEs
@@ -65,4 +75,27 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
             from evomerge.optimizers.sobol import SobolSearch
 
             return SobolSearch(genes, seed=seed)
+        case NaturalNichesSettings(archive=archive, alpha=alpha, attraction=attraction, warm_up=warm_up):
+            from evomerge.optimizers.natural_niches import NaturalNiches
+
+            return NaturalNiches(
+                _breeder(setting, split=algorithm.split),
+                weights=weights,
+                seed=seed,
+                archive=archive,
+                alpha=alpha,
+                attraction=attraction,
+                warm_up=warm_up,
+            )
+        case MapElitesSettings(cells=cells, warm_up=warm_up):
+            from evomerge.optimizers.map_elites import MapElites
+
+            breeder = _breeder(setting, split=algorithm.split)
+            return MapElites(breeder, weights=weights, seed=seed, cells=cells, warm_up=warm_up)
     assert_never(algorithm)
+
+
+def _breeder(setting: Setting, *, split: bool) -> Breeder:
+    if setting.mosaics is not None:
+        return MosaicBreeder(setting.mosaics, split=split)
+    return GeneBreeder(setting.genes, split=split)
