@@ -10,6 +10,7 @@ NAMES = (
     "footprint",
     "candidate_cost",
     "merge_bandwidth",
+    "operator_cost",
     "objectives",
     "optimizers",
     "map_pareto",
