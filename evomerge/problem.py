@@ -104,6 +104,7 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     Raises:
         UserMistake, TaskError, ValueError: what is wrong, on one line.
     """
+    from evaluators.raceable import refuse_unraceable
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
@@ -122,6 +123,8 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     space = make_space(file, pinned, layers=checkpoints[0].layers)
     say("building the tasks")
     suite = TaskSuite.load(file.objectives, file.evaluation)
+    if file.evaluation.racing:
+        refuse_unraceable(suite)
     splits = make_splits(suite, file.evaluation)
     return Problem(
         file=file,

@@ -95,6 +95,12 @@ class Results:
         return sum(e is not None and e.answered_from is None for e in searched)
 
     @property
+    def stopped(self) -> int:
+        """Candidates that racing stopped early; answers from the record are not counted."""
+        searched = (c.evaluations.get("search") for c in self.candidates)
+        return sum(e is not None and e.stopped is not None and e.answered_from is None for e in searched)
+
+    @property
     def joint_is_scaled(self) -> bool:
         """Whether `joint` is more than the weighted mean of the objectives as they are: some are turned or scaled."""
         factors, offsets = self.chooser.preference.scale

@@ -20,6 +20,7 @@ from evomerge.dispatch import Dispatcher, Task
 from evomerge.errors import BadSearch
 from evomerge.optimizers.contract import Observation, Optimizer
 from evomerge.problem import Problem
+from evomerge.racing import Referee, refuse_unraceable
 from evomerge.records import CandidateRecord, EvaluationRecord, Origin, Split
 from evomerge.store import SearchRecord
 from search_spaces.genes import Genome, Vector
@@ -70,6 +71,7 @@ class Search:
         self._waiting: deque[CandidateRecord] = deque()
         self.candidates: dict[int, CandidateRecord] = {c.number: c for c in record.candidates()}
         self._by_recipe: dict[str, int] = {}
+        self._referee = self._make_referee()
         self._replay()
         self._add_seeds()
 
@@ -109,8 +111,19 @@ class Search:
         if equal is not None and equal != candidate.number:
             self._answer(candidate, self.candidates[equal])
             return True
-        self._dispatcher.send(Task(candidate, "search", self.problem.splits.search))
+        race = self._referee.race() if self._referee and candidate.origin != "seed" else None
+        self._dispatcher.send(Task(candidate, "search", self.problem.splits.search, race))
         return False
+
+    def _make_referee(self) -> Referee | None:
+        if self.problem.file.evaluation.racing is None:
+            return None
+        refuse_unraceable(self._optimizer, self.problem.file.optimizer.kind)
+        return Referee(
+            self.problem.file.objectives,
+            single_number=getattr(self._optimizer, "single_number", False),
+            read_scores=self.record.document_scores,
+        )
 
     def _ask(self) -> CandidateRecord:
         genome = self._optimizer.ask(1)[0]
@@ -130,7 +143,7 @@ class Search:
             for name, m in evaluation.scores.items()
         }
         ties = {name: m.tie_break for name, m in evaluation.scores.items() if m.tie_break is not None}
-        return Evaluation(evaluation.documents_digest, scores, ties)
+        return Evaluation(evaluation.documents_digest, scores, ties, stopped=evaluation.stopped)
 
     def _finish(self, candidate: CandidateRecord, outcome: Outcome) -> None:
         self._progress.spent += 1
@@ -158,10 +171,11 @@ class Search:
         """What the optimizer learns: every objective maximised, and the weighted mean of their tie-breaks."""
         objectives = self.problem.file.objectives
         signs = np.array([objective.sign for objective in objectives])
-        values = candidate.values("search", self.problem.objective_names)
+        evaluation = candidate.evaluations["search"]
+        values = evaluation.values(self.problem.objective_names)
         tie = 0.0
         if values is not None:
-            measured = candidate.evaluations["search"].scores
+            measured = evaluation.scores
             pairs = [(o.weight, measured[o.name].tie_break) for o in objectives]
             known = [(weight, value) for weight, value in pairs if value is not None]
             tie = sum(w * v for w, v in known) / sum(w for w, _ in known) if known else 0.0
@@ -170,6 +184,7 @@ class Search:
             values=None if values is None else values * signs,
             tie_break=tie,
             seed=candidate.origin == "seed",
+            estimated=evaluation.stopped is not None,
             documents=self._document_scores(candidate) if values is not None else None,
         )
 
@@ -214,6 +229,8 @@ class Search:
 
     def _keep(self, candidate: CandidateRecord) -> None:
         self.candidates[candidate.number] = candidate
+        if self._referee:
+            self._referee.see(candidate)
         if "search" in candidate.evaluations:
             self._by_recipe.setdefault(candidate.recipe_digest, candidate.number)
 

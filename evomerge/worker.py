@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluators.evaluation import Documents, Failure, FailureKind, Outcome
-from evaluators.objective import EvaluationSettings, Objective
+from evaluators.objective import EvaluationSettings, Objective, RacingSettings
+from evaluators.racing import Race
 from evomerge.errors import CandidateFailed
 from search_spaces.recipe import Dtype, Recipe
 
@@ -43,6 +44,7 @@ class Worker:
         import torch
         from transformers import AutoTokenizer
 
+        from evaluators.blockwise import BlockwiseEvaluator
         from evaluators.context import context_length
         from evaluators.evaluator import LmEvalEvaluator
         from evaluators.tasks import TaskSuite
@@ -56,16 +58,29 @@ class Worker:
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
         length = context_length(self._resident.model.config, tokenizer)
         self._evaluator = LmEvalEvaluator(suite, tokenizer, settings=spec.evaluation, max_length=length)
+        self._blockwise = BlockwiseEvaluator(
+            self._evaluator,
+            spec.objectives,
+            spec.evaluation.racing or RacingSettings(),
+            timeout_seconds=spec.evaluation.timeout_seconds,
+        )
 
-    def evaluate(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]]) -> Outcome:
-        """Merge ``recipe_json`` into the resident model and measure it on the documents ``ids`` of each task."""
+    def evaluate(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]], race: Race | None = None) -> Outcome:
+        """Merge ``recipe_json`` into the resident model and measure it on the documents ``ids`` of each task.
+
+        With a ``race`` it may see only some of them.
+        """
         started, cpu = time.perf_counter(), time.process_time()
         try:
             self._resident.apply(Recipe.model_validate_json(recipe_json))
         except CandidateFailed as error:
             return Failure(FailureKind.MERGE_ERROR, str(error))
         merged = time.perf_counter() - started
-        outcome = self._evaluator.evaluate(self._resident.model, Documents(dict(ids)))
+        model, documents = self._resident.model, Documents(dict(ids))
+        if race is None:
+            outcome = self._evaluator.evaluate(model, documents)
+        else:
+            outcome = self._blockwise.evaluate(model, documents, race)
         return replace(
             outcome,
             cost=replace(

@@ -4,6 +4,10 @@ An optimizer is pure: no torch, no machines, no clock, one seed. `ask` proposes 
 takes any subset of what was asked, in any order, and also *seeds*: points that it did not propose. The same
 sequence of asks and tells gives the same genomes, which is how a search continues after a kill: its record is
 replayed. Everything is maximised.
+
+Two class attributes may say what an optimizer is like, both False where they are missing: `needs_documents`, that it
+learns from the scores of single documents; `single_number`, that it climbs the weighted mean of the objectives, so
+that racing may drop whatever cannot exceed the best one.
 """
 
 from __future__ import annotations

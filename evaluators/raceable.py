@@ -1,0 +1,25 @@
+"""Which metrics can race: those whose score is the mean of their documents' scores."""
+
+from __future__ import annotations
+
+from lm_eval.api import metrics as lm_eval_metrics
+
+from evaluators.errors import TaskError
+from evaluators.tasks import TaskSuite
+
+
+def refuse_unraceable(suite: TaskSuite) -> None:
+    """Refuse metrics of which some documents say nothing about all.
+
+    Raises:
+        TaskError: an objective's aggregation is no mean over documents; it is named.
+    """
+    for task in suite.loaded.values():
+        for measure in task.measures:
+            aggregation = task.task.aggregation()[measure.metric]
+            if aggregation is not lm_eval_metrics.mean:
+                name = getattr(aggregation, "__name__", str(aggregation))
+                raise TaskError(
+                    f"evaluation.racing: objective {measure.name} is aggregated by {name}, not as a mean over "
+                    "documents, so some documents cannot stand for all; remove racing, or choose another metric"
+                )
