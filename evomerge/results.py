@@ -18,7 +18,7 @@ from evaluators.objective import Objective
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.records import CandidateRecord, Split
-from evomerge.selection import Chooser, best_single_coefficient, references, winner
+from evomerge.selection import Chooser, Finalist, best_single_coefficient, finalists, references
 from evomerge.store import SearchRecord
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
@@ -79,9 +79,14 @@ class Results:
         return self.chooser.front(self.candidates)
 
     @cached_property
+    def finalists(self) -> list[Finalist]:
+        """The candidates measured on validation documents, the best first, with what their scores are worth."""
+        return finalists(self.chooser, self.candidates, self.record.document_scores)
+
+    @property
     def winner(self) -> CandidateRecord | None:
         """The candidate chosen on validation documents; None before."""
-        return winner(self.chooser, self.candidates)
+        return self.finalists[0].candidate if self.finalists else None
 
     @cached_property
     def references(self) -> list[CandidateRecord]:

@@ -83,7 +83,11 @@ def status_lines(results: Results) -> list[str]:
         seen = results.costs["search"].documents / (results.spent * documents_of(results, "search"))
         lines.append(f"racing      {results.stopped} stopped early; {seen:.0%} of the documents were evaluated")
     if results.winner:
-        lines.append(f"winner      candidate {results.winner.number}")
+        validation = results.chooser.number(results.winner, "validation")
+        lines.append(
+            f"winner      candidate {results.winner.number}: {validation:.3f} on validation, "
+            f"{results.finalists[0].worth:.3f} without the winner's curse"
+        )
     return lines
 
 
@@ -106,6 +110,7 @@ def status_json(results: Results) -> dict[str, Any]:
         "stopped": results.stopped,
         "documents": results.costs["search"].documents if "search" in results.costs else 0,
         "winner": results.winner.number if results.winner else None,
+        "winner_shrunken": results.finalists[0].worth if results.winner else None,
     }
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
+from fake_search import DieAfter, Stop, finish, genomes, started
 from fakes import search_file
-from searching import DieAfter, Stop, finish, genomes, started
 
 from evaluators.blockwise import BlockwiseEvaluator
 from evaluators.evaluation import Cost, Documents, Evaluation, Score

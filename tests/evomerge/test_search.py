@@ -1,8 +1,8 @@
 """The loop on fakes: budget, seeds, failures, answers from the record, selection, and resuming by replay."""
 
 import pytest
+from fake_search import DieAfter, Stop, finish, genomes, started
 from fakes import FakeSpec, search_file
-from searching import DieAfter, Stop, finish, genomes, started
 
 from cluster.pool import Finished, Lost, Returned
 from evomerge.dispatch import ATTEMPTS

@@ -1,4 +1,4 @@
-"""Whole searches on fakes, and drivers that die."""
+"""Searches on fakes, from the start to the end or to the death of their driver."""
 
 from contextlib import closing, contextmanager
 
