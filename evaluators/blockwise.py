@@ -43,7 +43,8 @@ class BlockwiseEvaluator:
         """
         seen: list[Evaluation] = []
         cost = Cost()
-        for block in blocks(documents, self._settings):
+        cut = blocks(documents, self._settings)
+        for block in cut:
             if cost.seconds > self._timeout:
                 return Failure(FailureKind.TIMED_OUT, f"took longer than {self._timeout:g} s", cost)
             outcome = self._evaluator.evaluate(model, block)
@@ -51,7 +52,7 @@ class BlockwiseEvaluator:
             if isinstance(outcome, Failure):
                 return replace(outcome, cost=cost)
             seen.append(outcome)
-            if cost.documents == documents.count:
+            if block is cut[-1]:
                 break
             if stop := self._stop(race, documents, _scores(seen)):
                 return _evaluation(documents, estimates(race, _scores(seen)), seen, cost, stop)
@@ -64,7 +65,7 @@ class BlockwiseEvaluator:
             return None
         rival, chance = lost
         counts = {o.task: len(seen[o.name]) for o in self._objectives}
-        return Stop(documents=sum(counts.values()), of=documents.count, rival=rival, chance=chance)
+        return Stop(documents=sum(counts.values()), of=documents.count, rival=rival, chance=chance, par=race.par_of)
 
 
 def mean_score(documents: Floats) -> Score:

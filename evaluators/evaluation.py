@@ -75,12 +75,14 @@ class Stop:
     Attributes:
         documents: number of documents seen, over all tasks, and `of` how many.
         rival: number of the candidate that could hardly be reached, and the `chance` to.
+        par: numbers of the candidates whose mean was par.
     """
 
     documents: int
     of: int
     rival: int
     chance: float
+    par: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ documents, n seen with mean d and variance s^2, Student's t says
     d +- s / sqrt(n) * sqrt(1 - n / N)          (finite-population correction: Cochran 1977, eq. 2.15)
 
 where s^2 is shrunk towards a prior worth `PRIOR_DOCUMENTS` documents (a scaled inverse chi-square: Gelman et al. 2013,
-section 3.3), since four equal differences do not mean that all the others are equal, too. The prior is the largest
+section 3.3), since eight equal differences do not mean that all the others are equal, too. The prior is the largest
 variance that the range of the scores allows, so it errs on the side of going on.
 """
 
@@ -55,13 +55,14 @@ class Race:
     """What a candidate must reach.
 
     Attributes:
-        par: by objective name.
+        par: by objective name, and `par_of`: the numbers of the candidates whose mean it is.
         rivals: a candidate leaves as soon as one of them is very probably better.
         criteria: (criteria, objectives) float64. A rival is better when by no row's weighted sum of the objectives
             it is worse: one row of weights for a single number, one row an objective for a front.
     """
 
     par: Mapping[str, Par]
+    par_of: tuple[int, ...]
     rivals: tuple[Rival, ...]
     criteria: Floats
 

@@ -72,8 +72,10 @@ class Referee:
         joint = self._preference.scaled(values) @ self._preference.weights
         best = np.lexsort((numbers, -joint))
         rivals = best[:1] if self._single_number else pareto.front(values)
+        par_of = tuple(int(numbers[i]) for i in best[:PAR])
         return Race(
-            par=self._par([int(numbers[i]) for i in best[:PAR]]),
+            par=self._par(par_of),
+            par_of=par_of,
             rivals=tuple(Rival(int(numbers[i]), values[i] * self._signs) for i in rivals),
             criteria=self._criteria(),
         )
@@ -85,7 +87,7 @@ class Referee:
         weights = self._preference.weights
         return np.asarray(self._signs * factors * weights / weights.sum())[None, :]
 
-    def _par(self, candidates: list[int]) -> dict[str, Par]:
+    def _par(self, candidates: tuple[int, ...]) -> dict[str, Par]:
         kept = {}
         for number in candidates:
             evaluation, _ = self._known[number]

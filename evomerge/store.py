@@ -289,8 +289,12 @@ def _evaluation_record(row: Any, measured: dict[str, Measured]) -> EvaluationRec
         told_at=row["told_at"],
         answered_from=row["answered_from"],
         created=row["created"],
-        stopped=Stop(**json.loads(row["stopped"])) if row["stopped"] else None,
+        stopped=_stop(json.loads(row["stopped"])) if row["stopped"] else None,
     )
+
+
+def _stop(fields: dict[str, Any]) -> Stop:
+    return Stop(**fields | {"par": tuple(fields["par"])})
 
 
 def _stopped_json(outcome: Outcome) -> str | None:

@@ -100,7 +100,7 @@ def test_the_rule_is_honest_with_few_documents(solved):
 
 def race_against(theirs, *, candidate=7):
     par = Par(theirs, float(theirs.min()), float(theirs.max()))
-    return Race({A.name: par}, (Rival(candidate, np.array([theirs.mean()])),), np.ones((1, 1)))
+    return Race({A.name: par}, (5,), (Rival(candidate, np.array([theirs.mean()])),), np.ones((1, 1)))
 
 
 def test_estimates_do_not_mind_easy_documents_at_the_beginning():
@@ -114,7 +114,7 @@ def test_estimates_do_not_mind_easy_documents_at_the_beginning():
 def two_objectives(a, b, criteria):
     scores = {A.name: np.full(40, a), B.name: np.full(40, b)}
     par = {name: Par(values, 0.0, 1.0) for name, values in scores.items()}
-    return Race(par, (Rival(3, np.array([a, b])),), np.array(criteria))
+    return Race(par, (5,), (Rival(3, np.array([a, b])),), np.array(criteria))
 
 
 def test_a_front_keeps_who_is_worse_in_one_objective_only():
@@ -126,7 +126,7 @@ def test_a_front_keeps_who_is_worse_in_one_objective_only():
 
 
 def test_a_minimised_objective_turns_the_race_around():
-    race = Race({A.name: Par(np.full(40, 0.5), 0.0, 1.0)}, (Rival(3, np.array([0.5])),), np.array([[-1.0]]))
+    race = Race({A.name: Par(np.full(40, 0.5), 0.0, 1.0)}, (5,), (Rival(3, np.array([0.5])),), np.array([[-1.0]]))
     assert judge(race, [A], {A.name: np.zeros(24)}, threshold=0.1) is None
     assert judge(race, [A], {A.name: np.ones(24)}, threshold=0.1) is not None
 
@@ -137,8 +137,8 @@ def test_two_metrics_of_one_task_are_not_counted_as_independent():
     theirs = np.array([1.0, 0.0] * 20)
     own = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0])
     par = Par(theirs, 0.0, 1.0)
-    alone = Race({A.name: par}, (Rival(3, np.array([0.5])),), np.ones((1, 1)))
-    both = Race({A.name: par, twin.name: par}, (Rival(3, np.array([0.5, 0.5])),), np.full((1, 2), 0.5))
+    alone = Race({A.name: par}, (5,), (Rival(3, np.array([0.5])),), np.ones((1, 1)))
+    both = Race({A.name: par, twin.name: par}, (5,), (Rival(3, np.array([0.5, 0.5])),), np.full((1, 2), 0.5))
     one = judge(alone, [A], {A.name: own}, threshold=0.999)
     assert judge(both, [A, twin], {A.name: own, twin.name: own}, threshold=0.999) == pytest.approx(one)
 
@@ -174,7 +174,7 @@ DOCUMENTS = Documents({"a": tuple(range(49, -1, -1)), "b": tuple(range(30))})
 def race_of(model):
     scores = {f"{task}/acc": model[task][list(ids)] for task, ids in DOCUMENTS.ids.items()}
     par = {name: Par(values, 0.0, 1.0) for name, values in scores.items()}
-    return Race(par, (Rival(5, np.array([par[o.name].scores.mean() for o in (A, B)])),), np.full((1, 2), 0.5))
+    return Race(par, (5,), (Rival(5, np.array([par[o.name].scores.mean() for o in (A, B)])),), np.full((1, 2), 0.5))
 
 
 def test_a_race_to_the_end_gives_the_scores_of_all_documents():
@@ -202,7 +202,7 @@ def test_a_hopeless_candidate_is_an_estimate_from_the_first_documents():
     outcome = BlockwiseEvaluator(Table(), (A, B), RacingSettings()).evaluate(bad, DOCUMENTS, race_of(best))
     stop = outcome.stopped
     assert stop is not None
-    assert (stop.rival, stop.of) == (5, 80)
+    assert (stop.rival, stop.of, stop.par) == (5, 80, (5,))
     assert stop.documents == outcome.cost.documents < 40
     assert stop.chance < RacingSettings().threshold
     seen = outcome.scores["a/acc"]
@@ -246,7 +246,7 @@ def test_blocks_of_a_live_model_add_up_to_its_evaluation(tasks, settings, model,
     documents = Documents({"mc": tuple(range(20)), "gen": tuple(range(16))})
     full = evaluator.evaluate(model, documents)
     par = {name: Par(score.documents, 0.0, 1.0) for name, score in full.scores.items()}
-    race = Race(par, (Rival(0, np.array([0.0, 0.0])),), np.eye(2))
+    race = Race(par, (5,), (Rival(0, np.array([0.0, 0.0])),), np.eye(2))
     raced = BlockwiseEvaluator(evaluator, objectives, NEVER).evaluate(model, documents, race)
     for name, score in full.scores.items():
         assert raced.scores[name].documents.tolist() == score.documents.tolist()

@@ -162,6 +162,7 @@ def test_one_number_races_against_the_best_one():
     assert [rival.candidate for rival in race.rivals] == [1]
     assert race.rivals[0].values.tolist() == [0.9, 0.4]
     assert race.criteria.tolist() == [[0.25, -0.75]]
+    assert race.par_of == (1, 0, 2)
     assert race.par["0/acc"].scores == pytest.approx(np.full(10, 0.5))
     assert (race.par["1/acc"].low, race.par["1/acc"].high) == (0.4, 0.9)
 
@@ -228,7 +229,7 @@ def test_a_racing_search_saves_documents_and_keeps_estimates_apart(tmp_path, kin
     for candidate in left:
         stop = candidate.evaluations["search"].stopped
         assert stop.documents == candidate.evaluations["search"].cost.documents or stop.of == 80
-        assert results.candidate(stop.rival).state == "measured"
+        assert all(results.candidate(number).state == "measured" for number in (stop.rival, *stop.par))
         assert candidate.values("search", results.chooser.names) is None
         assert results.estimate(candidate, "search") == {}
         assert candidate not in results.front
