@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("footprint", "candidate_cost", "merge_bandwidth", "optimizers", "demo_quality", "racing")
+NAMES = ("footprint", "candidate_cost", "merge_bandwidth", "optimizers", "demo_quality", "racing", "item_response")
 
 
 def main() -> None:
