@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureKind, Floats, Outcome, Score, Stop
-from evaluators.objective import Objective, RacingSettings
+from evaluators.objective import Objective
 from evaluators.protocol import Evaluator
 from evaluators.racing import Race, blocks, estimates, judge
 
@@ -25,14 +25,12 @@ class BlockwiseEvaluator:
         self,
         evaluator: Evaluator,
         objectives: Sequence[Objective],
-        settings: RacingSettings,
         *,
         timeout_seconds: float = math.inf,
     ) -> None:
         """``timeout_seconds``: for all blocks of one model together."""
         self._evaluator = evaluator
         self._objectives = tuple(objectives)
-        self._settings = settings
         self._timeout = timeout_seconds
 
     def evaluate(self, model: object, documents: Documents, race: Race) -> Outcome:
@@ -43,7 +41,7 @@ class BlockwiseEvaluator:
         """
         seen: list[Evaluation] = []
         cost = Cost()
-        cut = blocks(documents, self._settings)
+        cut = blocks(documents, race.settings)
         for block in cut:
             if cost.seconds > self._timeout:
                 return Failure(FailureKind.TIMED_OUT, f"took longer than {self._timeout:g} s", cost)
@@ -60,7 +58,7 @@ class BlockwiseEvaluator:
         return _evaluation(documents, scores, seen, cost, None)
 
     def _stop(self, race: Race, documents: Documents, seen: Mapping[str, Floats]) -> Stop | None:
-        lost = judge(race, self._objectives, seen, threshold=self._settings.threshold)
+        lost = judge(race, self._objectives, seen, threshold=race.settings.threshold)
         if lost is None:
             return None
         rival, chance = lost

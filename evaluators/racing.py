@@ -59,12 +59,14 @@ class Race:
         rivals: a candidate leaves as soon as one of them is very probably better.
         criteria: (criteria, objectives) float64. A rival is better when by no row's weighted sum of the objectives
             it is worse: one row of weights for a single number, one row an objective for a front.
+        settings: of the blocks, and of how small a chance ends the race.
     """
 
     par: Mapping[str, Par]
     par_of: tuple[int, ...]
     rivals: tuple[Rival, ...]
     criteria: Floats
+    settings: RacingSettings
 
 
 class Spread(NamedTuple):

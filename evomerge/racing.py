@@ -8,23 +8,19 @@ and everything on validation and test documents, are measured in full.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from evaluators.evaluation import Floats
-from evaluators.objective import Objective
+from evaluators.objective import Objective, RacingSettings
 from evaluators.racing import Par, Race, Rival
 from evomerge.archives import pareto
 from evomerge.errors import BadSearch
 from evomerge.optimizers.contract import Optimizer
 from evomerge.optimizers.preference import Preference
-from evomerge.records import CandidateRecord, EvaluationRecord
+from evomerge.records import CandidateRecord, EvaluationRecord, ReadScores
 from search_spaces.genes import Vector
 
 PAR = 8  # candidates whose mean is par; more candidates, less noise in it, but also less like the best
-
-ReadScores = Callable[[EvaluationRecord, str], Floats]
 
 
 def refuse_unraceable(optimizer: Optimizer, kind: str) -> None:
@@ -43,11 +39,19 @@ def refuse_unraceable(optimizer: Optimizer, kind: str) -> None:
 class Referee:
     """Knows what was measured in full, and sets the races; see the module's text."""
 
-    def __init__(self, objectives: tuple[Objective, ...], *, single_number: bool, read_scores: ReadScores) -> None:
+    def __init__(
+        self,
+        objectives: tuple[Objective, ...],
+        settings: RacingSettings,
+        *,
+        single_number: bool,
+        read_scores: ReadScores,
+    ) -> None:
         """``read_scores``: (documents,) scores of an evaluation by objective name, as recorded."""
         self._names = tuple(objective.name for objective in objectives)
         self._signs = np.array([objective.sign for objective in objectives])
         self._preference = Preference(np.array([objective.weight for objective in objectives]))
+        self._settings = settings
         self._single_number = single_number
         self._read = read_scores
         self._known: dict[int, tuple[EvaluationRecord, Vector]] = {}  # by candidate number; values maximised
@@ -78,6 +82,7 @@ class Referee:
             par_of=par_of,
             rivals=tuple(Rival(int(numbers[i]), values[i] * self._signs) for i in rivals),
             criteria=self._criteria(),
+            settings=self._settings,
         )
 
     def _criteria(self) -> Floats:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from evaluators.evaluation import Cost, Failure, Floats, Stop
 from search_spaces.genes import Genome
 from search_spaces.recipe import Recipe
 
+ReadScores: TypeAlias = Callable[["EvaluationRecord", str], Floats]  # (documents,) scores by objective name
 Origin = Literal["seed", "optimizer", "baseline"]
 Split = Literal["search", "validation", "test"]
 State = Literal["waiting", "measured", "stopped", "failed"]

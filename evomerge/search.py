@@ -116,11 +116,13 @@ class Search:
         return False
 
     def _make_referee(self) -> Referee | None:
-        if self.problem.file.evaluation.racing is None:
+        settings = self.problem.file.evaluation.racing
+        if settings is None:
             return None
         refuse_unraceable(self._optimizer, self.problem.file.optimizer.kind)
         return Referee(
             self.problem.file.objectives,
+            settings,
             single_number=getattr(self._optimizer, "single_number", False),
             read_scores=self.record.document_scores,
         )

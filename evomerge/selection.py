@@ -15,9 +15,9 @@ import numpy as np
 from evaluators.objective import Objective
 from evomerge.archives import pareto
 from evomerge.optimizers.preference import Preference
-from evomerge.records import CandidateRecord, Split
+from evomerge.records import CandidateRecord, ReadScores, Split
 from evomerge.search import Search
-from evomerge.shrinkage import ReadScores, error_variance
+from evomerge.shrinkage import error_variance
 from search_spaces.genes import Vector
 from search_spaces.seeds import UNIFORM, single_coefficient
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from evaluators.evaluation import Floats
 from evaluators.objective import Objective
 from evomerge.optimizers.preference import Preference
-from evomerge.records import CandidateRecord, EvaluationRecord
-
-ReadScores = Callable[[EvaluationRecord, str], Floats]
+from evomerge.records import CandidateRecord, ReadScores
 
 
 def error_variance(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluators.evaluation import Documents, Failure, FailureKind, Outcome
-from evaluators.objective import EvaluationSettings, Objective, RacingSettings
+from evaluators.objective import EvaluationSettings, Objective
 from evaluators.racing import Race
 from evomerge.errors import CandidateFailed
 from search_spaces.recipe import Dtype, Recipe
@@ -61,7 +61,6 @@ class Worker:
         self._blockwise = BlockwiseEvaluator(
             self._evaluator,
             spec.objectives,
-            spec.evaluation.racing or RacingSettings(),
             timeout_seconds=spec.evaluation.timeout_seconds,
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluators.blockwise import BlockwiseEvaluator
 from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureKind, Score
-from evaluators.objective import Objective, RacingSettings
+from evaluators.objective import Objective
 from evaluators.splits import Splits
 from evomerge.config import SearchFile
 from evomerge.problem import Problem, make_space
@@ -52,7 +52,7 @@ class FakeWorker:
         documents = Documents(dict(ids))
         if race is None:
             return FakeEvaluator().evaluate(weights, documents)
-        blockwise = BlockwiseEvaluator(FakeEvaluator(), OBJECTIVES, RacingSettings())
+        blockwise = BlockwiseEvaluator(FakeEvaluator(), OBJECTIVES)
         return blockwise.evaluate(weights, documents, race)
 
 

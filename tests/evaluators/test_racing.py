@@ -100,7 +100,7 @@ def test_the_rule_is_honest_with_few_documents(solved):
 
 def race_against(theirs, *, candidate=7):
     par = Par(theirs, float(theirs.min()), float(theirs.max()))
-    return Race({A.name: par}, (5,), (Rival(candidate, np.array([theirs.mean()])),), np.ones((1, 1)))
+    return Race({A.name: par}, (5,), (Rival(candidate, np.array([theirs.mean()])),), np.ones((1, 1)), NEVER)
 
 
 def test_estimates_do_not_mind_easy_documents_at_the_beginning():
@@ -114,7 +114,7 @@ def test_estimates_do_not_mind_easy_documents_at_the_beginning():
 def two_objectives(a, b, criteria):
     scores = {A.name: np.full(40, a), B.name: np.full(40, b)}
     par = {name: Par(values, 0.0, 1.0) for name, values in scores.items()}
-    return Race(par, (5,), (Rival(3, np.array([a, b])),), np.array(criteria))
+    return Race(par, (5,), (Rival(3, np.array([a, b])),), np.array(criteria), NEVER)
 
 
 def test_a_front_keeps_who_is_worse_in_one_objective_only():
@@ -126,7 +126,9 @@ def test_a_front_keeps_who_is_worse_in_one_objective_only():
 
 
 def test_a_minimised_objective_turns_the_race_around():
-    race = Race({A.name: Par(np.full(40, 0.5), 0.0, 1.0)}, (5,), (Rival(3, np.array([0.5])),), np.array([[-1.0]]))
+    race = Race(
+        {A.name: Par(np.full(40, 0.5), 0.0, 1.0)}, (5,), (Rival(3, np.array([0.5])),), np.array([[-1.0]]), NEVER
+    )
     assert judge(race, [A], {A.name: np.zeros(24)}, threshold=0.1) is None
     assert judge(race, [A], {A.name: np.ones(24)}, threshold=0.1) is not None
 
@@ -137,8 +139,8 @@ def test_two_metrics_of_one_task_are_not_counted_as_independent():
     theirs = np.array([1.0, 0.0] * 20)
     own = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0])
     par = Par(theirs, 0.0, 1.0)
-    alone = Race({A.name: par}, (5,), (Rival(3, np.array([0.5])),), np.ones((1, 1)))
-    both = Race({A.name: par, twin.name: par}, (5,), (Rival(3, np.array([0.5, 0.5])),), np.full((1, 2), 0.5))
+    alone = Race({A.name: par}, (5,), (Rival(3, np.array([0.5])),), np.ones((1, 1)), NEVER)
+    both = Race({A.name: par, twin.name: par}, (5,), (Rival(3, np.array([0.5, 0.5])),), np.full((1, 2), 0.5), NEVER)
     one = judge(alone, [A], {A.name: own}, threshold=0.999)
     assert judge(both, [A, twin], {A.name: own, twin.name: own}, threshold=0.999) == pytest.approx(one)
 
@@ -171,15 +173,17 @@ def model_of(seed, *, a=0.5, b=0.5):
 DOCUMENTS = Documents({"a": tuple(range(49, -1, -1)), "b": tuple(range(30))})
 
 
-def race_of(model):
+def race_of(model, settings=NEVER):
     scores = {f"{task}/acc": model[task][list(ids)] for task, ids in DOCUMENTS.ids.items()}
     par = {name: Par(values, 0.0, 1.0) for name, values in scores.items()}
-    return Race(par, (5,), (Rival(5, np.array([par[o.name].scores.mean() for o in (A, B)])),), np.full((1, 2), 0.5))
+    return Race(
+        par, (5,), (Rival(5, np.array([par[o.name].scores.mean() for o in (A, B)])),), np.full((1, 2), 0.5), settings
+    )
 
 
 def test_a_race_to_the_end_gives_the_scores_of_all_documents():
     model = model_of(1)
-    outcome = BlockwiseEvaluator(Table(), (A, B), NEVER).evaluate(model, DOCUMENTS, race_of(model_of(2)))
+    outcome = BlockwiseEvaluator(Table(), (A, B)).evaluate(model, DOCUMENTS, race_of(model_of(2)))
     assert outcome.stopped is None
     assert outcome.documents_digest == DOCUMENTS.digest
     assert outcome.cost.documents == 80
@@ -199,7 +203,7 @@ def test_means_and_standard_errors_are_lm_evals(values):
 
 def test_a_hopeless_candidate_is_an_estimate_from_the_first_documents():
     best, bad = model_of(3, a=0.95, b=0.95), model_of(4, a=0.02, b=0.02)
-    outcome = BlockwiseEvaluator(Table(), (A, B), RacingSettings()).evaluate(bad, DOCUMENTS, race_of(best))
+    outcome = BlockwiseEvaluator(Table(), (A, B)).evaluate(bad, DOCUMENTS, race_of(best, RacingSettings()))
     stop = outcome.stopped
     assert stop is not None
     assert (stop.rival, stop.of, stop.par) == (5, 80, (5,))
@@ -212,14 +216,14 @@ def test_a_hopeless_candidate_is_an_estimate_from_the_first_documents():
 
 
 def test_a_failure_ends_the_race_with_what_it_cost():
-    evaluator = BlockwiseEvaluator(Table(fails_at_call=2), (A, B), NEVER)
+    evaluator = BlockwiseEvaluator(Table(fails_at_call=2), (A, B))
     outcome = evaluator.evaluate(model_of(1), DOCUMENTS, race_of(model_of(1)))
     assert isinstance(outcome, Failure)
     assert (outcome.kind, outcome.cost.seconds) == (FailureKind.NON_FINITE, 2.0)
 
 
 def test_the_time_out_counts_all_blocks():
-    evaluator = BlockwiseEvaluator(Table(), (A, B), NEVER, timeout_seconds=1.5)
+    evaluator = BlockwiseEvaluator(Table(), (A, B), timeout_seconds=1.5)
     outcome = evaluator.evaluate(model_of(1), DOCUMENTS, race_of(model_of(1)))
     assert isinstance(outcome, Failure)
     assert outcome.kind == FailureKind.TIMED_OUT
@@ -228,9 +232,9 @@ def test_the_time_out_counts_all_blocks():
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), quality=st.floats(0.05, 0.95))
 def test_an_estimate_stays_in_the_range_of_scores(seed, quality):
-    race = race_of(model_of(seed + 1, a=0.9, b=0.9))
+    race = race_of(model_of(seed + 1, a=0.9, b=0.9), EAGER)
     model = model_of(seed, a=quality, b=quality)
-    outcome = BlockwiseEvaluator(Table(), (A, B), EAGER).evaluate(model, DOCUMENTS, race)
+    outcome = BlockwiseEvaluator(Table(), (A, B)).evaluate(model, DOCUMENTS, race)
     assert all(0.0 <= score.value <= 1.0 for score in outcome.scores.values())
 
 
@@ -246,8 +250,8 @@ def test_blocks_of_a_live_model_add_up_to_its_evaluation(tasks, settings, model,
     documents = Documents({"mc": tuple(range(20)), "gen": tuple(range(16))})
     full = evaluator.evaluate(model, documents)
     par = {name: Par(score.documents, 0.0, 1.0) for name, score in full.scores.items()}
-    race = Race(par, (5,), (Rival(0, np.array([0.0, 0.0])),), np.eye(2))
-    raced = BlockwiseEvaluator(evaluator, objectives, NEVER).evaluate(model, documents, race)
+    race = Race(par, (5,), (Rival(0, np.array([0.0, 0.0])),), np.eye(2), NEVER)
+    raced = BlockwiseEvaluator(evaluator, objectives).evaluate(model, documents, race)
     for name, score in full.scores.items():
         assert raced.scores[name].documents.tolist() == score.documents.tolist()
         assert raced.scores[name].value == score.value

@@ -66,9 +66,12 @@ def race_all(table, *, single_number):
     objectives = tuple(Objective(task=str(k)) for k in range(table.shape[1]))
     documents = Documents({o.task: tuple(range(table.shape[2])) for o in objectives})
     evaluator = ScoreTable(table)
-    blockwise = BlockwiseEvaluator(evaluator, objectives, RacingSettings())
+    blockwise = BlockwiseEvaluator(evaluator, objectives)
     referee = Referee(
-        objectives, single_number=single_number, read_scores=lambda e, name: table[e.id, int(name.split("/")[0])]
+        objectives,
+        RacingSettings(),
+        single_number=single_number,
+        read_scores=lambda e, name: table[e.id, int(name.split("/")[0])],
     )
     full, seen = [], 0
     for number in range(len(table)):
@@ -146,7 +149,9 @@ def test_a_race_for_the_front_keeps_the_front():
 def referee_of(rows, **options):
     objectives = (Objective(task="0"), Objective(task="1", direction="minimize", weight=3.0))
     table = np.repeat(np.array(rows).reshape(-1, 2, 1), 10, axis=2)
-    made = Referee(objectives, read_scores=lambda e, name: table[e.id, int(name.split("/")[0])], **options)
+    made = Referee(
+        objectives, RacingSettings(), read_scores=lambda e, name: table[e.id, int(name.split("/")[0])], **options
+    )
     documents = Documents({"0": tuple(range(10)), "1": tuple(range(10))})
     for number in range(len(rows)):
         made.see(candidate_of(number, ScoreTable(table).evaluate(number, documents)))
