@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -85,7 +86,8 @@ def _scores(seen: Sequence[Evaluation]) -> dict[str, Floats]:
 def _evaluation(
     documents: Documents, scores: Mapping[str, Score], seen: Sequence[Evaluation], cost: Cost, stopped: Stop | None
 ) -> Evaluation:
-    return Evaluation(documents.digest, dict(scores), _tie_breaks(seen), cost, stopped)
+    truncated = sum((Counter(evaluation.truncated) for evaluation in seen), Counter())
+    return Evaluation(documents.digest, dict(scores), _tie_breaks(seen), cost, truncated=truncated, stopped=stopped)
 
 
 def _tie_breaks(seen: Sequence[Evaluation]) -> dict[str, float]:

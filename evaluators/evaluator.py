@@ -15,7 +15,7 @@ from evaluators.errors import MeasurementFailed, TaskError
 from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome, Score
 from evaluators.generation import generate
 from evaluators.judging import Judge
-from evaluators.memory import is_out_of_memory
+from evaluators.memory import Room, is_out_of_memory
 from evaluators.meter import Meter
 from evaluators.objective import EvaluationSettings
 from evaluators.plan import Limits, Plan, make_plan
@@ -23,6 +23,7 @@ from evaluators.requests import RequestBook
 from evaluators.scoring import can_branch, score
 from evaluators.stopping import Stopping
 from evaluators.tasks import TaskSuite
+from evaluators.truncation import count_truncated
 
 _PLANS_KEPT = 16
 _LOGITS_PER_BATCH = 1 << 27  # 512 MiB of float32
@@ -33,12 +34,14 @@ class _Prepared:
     digest: str
     plan: Plan
     judges: tuple[Judge, ...]
+    truncated: dict[str, int]
 
 
 class LmEvalEvaluator:
     """An `Evaluator` for causal language models of transformers that share one tokenizer.
 
-    Scores are those of `lm_eval.simple_evaluate`. Equal models on equal documents give equal bits.
+    Scores are those of `lm_eval.simple_evaluate`. Equal models on equal documents give equal bits, unless memory ran
+    out: batches are then halved, and log-likelihoods differ by rounding.
     """
 
     def __init__(self, suite: TaskSuite, tokenizer: Any, *, settings: EvaluationSettings, max_length: int) -> None:
@@ -58,6 +61,7 @@ class LmEvalEvaluator:
         self._book = RequestBook(suite, encoder)
         self._stopping = Stopping(encoder.tokenizer)
         self._vocabulary = len(tokenizer)
+        self._scoring_room, self._generation_room = Room(), Room()
         self._prepared: OrderedDict[tuple[str, bool], _Prepared] = OrderedDict()
 
     def prepare(self, documents: Documents, *, model: Any) -> None:
@@ -89,17 +93,27 @@ class LmEvalEvaluator:
     def _measure(self, model: Any, documents: Documents, prepared: _Prepared, meter: Meter) -> Evaluation:
         plan = prepared.plan
         model.eval()
-        likelihoods = score(model, plan.scoring, requests=plan.scored, meter=meter)
+        likelihoods = score(model, plan.scoring, requests=plan.scored, meter=meter, room=self._scoring_room)
         texts: Sequence[str] = ()
         if plan.generated:
-            texts = generate(model, plan.generation, requests=plan.generated, stopping=self._stopping, meter=meter)
+            texts = generate(
+                model,
+                plan.generation,
+                requests=plan.generated,
+                stopping=self._stopping,
+                meter=meter,
+                room=self._generation_room,
+            )
         scores: dict[str, Score] = {}
         tie_breaks: dict[str, float] = {}
         for judge in prepared.judges:
             scores |= judge.scores(likelihoods=likelihoods, texts=texts)
             tie_breaks |= judge.tie_breaks(likelihoods)
-        ordered = {measure.name: scores[measure.name] for measure in self._suite.measures if measure.name in scores}
-        return Evaluation(prepared.digest, ordered, tie_breaks, meter.cost(documents=documents.count))
+        measures = self._suite.measures
+        asked = {m.name: found for m in measures if (found := m.score(scores)) is not None}
+        margins = {m.name: margin for m in measures if (margin := m.tie_break(tie_breaks, scores)) is not None}
+        cost = meter.cost(documents=documents.count)
+        return Evaluation(prepared.digest, asked, margins, cost, prepared.truncated)
 
     def _for(self, documents: Documents, *, branching: bool) -> _Prepared:
         digest = documents.digest
@@ -113,11 +127,18 @@ class LmEvalEvaluator:
             )
             plan = make_plan(self._book, documents, limits, branching=branching)
             judges = tuple(Judge(self._suite.loaded[part.task], part, self._book) for part in plan.parts)
-            self._prepared[key] = _Prepared(digest, plan, judges)
+            self._prepared[key] = _Prepared(digest, plan, judges, self._truncated(documents))
             if len(self._prepared) > _PLANS_KEPT:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(key)
         return self._prepared[key]
+
+    def _truncated(self, documents: Documents) -> dict[str, int]:
+        counts = {
+            task: count_truncated(self._book.requests(task, numbers), max_length=self._max_length)
+            for task, numbers in documents.ids.items()
+        }
+        return {task: count for task, count in counts.items() if count}
 
     def _check(self, documents: Documents) -> None:
         for task, numbers in documents.ids.items():

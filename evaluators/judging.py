@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,14 +23,13 @@ from evaluators.tasks import LoadedTask
 Response: TypeAlias = Any  # text, (log-likelihood, is greedy), or the log-likelihood of a whole text
 Item: TypeAlias = Any  # what process_results says of a document, and aggregations take
 
-# documents are scored in the metric's direction also where lm-eval keeps raw material for its aggregation
+# a document is scored in the metric's direction also where lm-eval keeps raw material for its aggregation
 _DOCUMENT_SCORES: Mapping[Callable[..., Any], Callable[[Item], float]] = {
     lm_eval_metrics.perplexity: lambda item: -float(item),
     lm_eval_metrics.weighted_perplexity: lambda item: -float(item[0]) / float(item[1]),
     lm_eval_metrics.bits_per_byte: lambda item: -float(item[0]) / float(item[1]),
     lm_eval_metrics.f1_score: lambda item: float(item[0] == item[1]),
     lm_eval_metrics.matthews_corrcoef: lambda item: float(item[0] == item[1]),
-    lm_eval_metrics.brier_score: lambda item: float(lm_eval_metrics.brier_score([item])),
 }
 
 
@@ -41,7 +41,7 @@ class Judge:
         self._documents = [loaded.documents[number] for number in part.documents]
         requests = book.requests(part.task, part.documents)
         self._asked = [instance.doc for request in requests for instance in request.instances]
-        self._ends = np.cumsum(part.counts).tolist()
+        self._ends = np.cumsum([len(request.instances) for request in requests]).tolist()
         self._filters = {ensemble.name: ensemble.filters for ensemble in self._task._filters}
         self._choices: Choices | None = None
         self._exact_match: ExactMatch | None = None
@@ -89,8 +89,9 @@ class Judge:
         return list(zip(values.tolist(), greedy.tolist(), strict=True))
 
     def _filtered(self, name: str, answers: Sequence[Response]) -> list[Response]:
-        repeats = int(self._task.config.repeats)
-        responses: Any = [[answer] * repeats for answer in answers]
+        each = len(answers) // len(self._asked)  # one, or where answers are sampled all repeats
+        copies = int(self._task.config.repeats) // each
+        responses: Any = [list(answers[i : i + each]) * copies for i in range(0, len(answers), each)]
         try:
             for make in self._filters[name]:
                 responses = make().apply(responses, self._asked)
@@ -137,7 +138,7 @@ class Judge:
         aggregation = self._task.aggregation()[measure.metric]
         try:
             value = float(aggregation(items))
-            score_of = _DOCUMENT_SCORES.get(aggregation, _plain_score)
+            score_of = _DOCUMENT_SCORES.get(aggregation, partial(_alone, aggregation))
             documents = np.array([score_of(item) for item in items], dtype=np.float64)
         except OverflowError:
             value, documents = math.inf, np.array([])
@@ -157,5 +158,6 @@ class Judge:
         )
 
 
-def _plain_score(item: Item) -> float:
-    return float(item[0] if isinstance(item, tuple | list) else item)
+def _alone(aggregation: Callable[[Sequence[Item]], float], item: Item) -> float:
+    """What a document scores: the number that the metric gave it, else what its aggregation makes of it alone."""
+    return float(item if isinstance(item, int | float | np.number | np.bool_) else aggregation([item]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evaluators.errors import TaskError
+from evaluators.evaluation import Score
 from evaluators.objective import Objective
 
 
@@ -21,6 +23,14 @@ class Measure:
     def name(self) -> str:
         """The objective's name."""
         return self.objective.name
+
+    def score(self, scores: Mapping[str, Score]) -> Score | None:
+        """Return its own of ``scores`` by name, None without one."""
+        return scores.get(self.name)
+
+    def tie_break(self, tie_breaks: Mapping[str, float], scores: Mapping[str, Score]) -> float | None:
+        """Return its own of ``tie_breaks`` by name, None without one."""
+        return tie_breaks.get(self.name)
 
 
 def filter_names(task: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from lm_eval.api.instance import Instance
@@ -13,6 +13,7 @@ from lm_eval.api.instance import Instance
 from evaluators.encoding import Encoder, Prompt, Window
 from evaluators.errors import TaskError
 from evaluators.library_state import calling_lm_eval
+from evaluators.sampling import request_key
 from evaluators.tasks import LoadedTask, TaskSuite
 
 Encoded: TypeAlias = tuple[Window, ...] | Prompt
@@ -20,7 +21,11 @@ Encoded: TypeAlias = tuple[Window, ...] | Prompt
 
 @dataclass(frozen=True)
 class DocumentRequests:
-    """The requests of one document in lm-eval's order, with their tokens."""
+    """The requests of one document in lm-eval's order, with their tokens.
+
+    Attributes:
+        encoded: one per instance; as many as the task has `repeats` for each where answers are sampled.
+    """
 
     instances: tuple[Instance, ...]
     encoded: tuple[Encoded, ...]
@@ -50,7 +55,7 @@ class RequestBook:
             self._build_new(task, new)
             for number in new:
                 instances = tuple(sorted(self._instances[task][number], key=lambda instance: instance.idx))
-                encoded = tuple(map(self._encode, instances))
+                encoded = tuple(answer for instance in instances for answer in self._encode(instance))
                 self._documents[task, number] = DocumentRequests(instances, encoded)
         return [self._documents[task, number] for number in documents]
 
@@ -85,13 +90,24 @@ class RequestBook:
                 f"{' '.join(str(error).split())} (in {where})"
             ) from error
 
-    def _encode(self, instance: Instance) -> Encoded:
+    def _encode(self, instance: Instance) -> Iterator[Encoded]:
         try:
             if instance.request_type == "generate_until":
-                return self._encoder.prompt(instance)
-            return self._encoder.windows(instance)
+                yield from self._repeated(instance, self._encoder.prompt(instance))
+            else:
+                yield self._encoder.windows(instance)
         except ValueError as error:
             raise TaskError(f"task {instance.task_name}, document {instance.doc_id}: {error}") from error
+
+    def _repeated(self, instance: Instance, prompt: Prompt) -> Iterator[Prompt]:
+        if prompt.sampling is None:  # every repeat would say the same
+            yield prompt
+            return
+        name, number = str(instance.task_name), int(instance.doc_id or 0)
+        document = self._suite.loaded[name].document_digests[number]
+        for repeat in range(int(instance.repeats or 1)):
+            key = request_key(self._suite.settings.sampling_seed or 0, name, document, instance.idx, repeat)
+            yield replace(prompt, key=key)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -327,7 +328,9 @@ def evaluate(
         num_fewshot=num_fewshot,
         apply_chat_template=apply_chat_template,
     )
-    estimates = measure(model, tasks=tasks, settings=settings, limit=limit, dtype=dtype)
+    estimates = measure(
+        model, tasks=tasks, settings=settings, limit=limit, dtype=dtype, say=partial(typer.echo, err=True)
+    )
     if as_json:
         _print_json({name: {"value": e.value, "low": e.low, "high": e.high} for name, e in estimates.items()})
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +26,7 @@ def measure(
     settings: EvaluationSettings,
     limit: int | None = None,
     dtype: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Estimate]:
     """Return the estimate of every task's metric, and `joint`, on the tasks' documents.
 
@@ -33,6 +34,7 @@ def measure(
         model: a folder, a Hub id, a recipe (.json) or a mergekit config (.yaml).
         tasks: ``task`` or ``task/metric``.
         limit: the first documents of each task only.
+        say: hears of documents that do not fit the model's context.
 
     Raises:
         UserMistake, TaskError: what is wrong.
@@ -59,6 +61,10 @@ def measure(
     outcome = spec().evaluate(recipe.to_json(), Documents(ids).ids)
     if isinstance(outcome, Failure):
         raise BadRecipe(f"{model}: {outcome.kind.value}: {outcome.message}")
+    for task, count in outcome.truncated.items():
+        say(
+            f"{task}: {count} of {len(ids[task])} documents are longer than the model's context; their beginning is cut"
+        )
     return _estimates(objectives, outcome.scores)
 
 

@@ -52,8 +52,11 @@ def search_file(
 
 
 def objectives(tasks: Sequence[str], include_path: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Return ``task`` or ``task/metric`` texts as objectives; without a metric the task's first one is taken."""
-    from evaluators.tasks import default_objective
+    """Return ``task`` or ``task/metric`` texts as objectives; without a metric the task's first one is taken.
+
+    A tag, or a group that lm-eval has no score for, becomes an objective for each of its tasks.
+    """
+    from evaluators.tasks import default_objectives
 
     settings = EvaluationSettings(include_path=tuple(include_path))
     found = []
@@ -62,8 +65,8 @@ def objectives(tasks: Sequence[str], include_path: Sequence[str] = ()) -> list[d
         if metric:
             found.append({"task": task, "metric": metric})
         else:
-            objective = default_objective(task, settings)
-            found.append({"task": task, "metric": objective.metric, "direction": objective.direction})
+            for each in default_objectives(task, settings):
+                found.append({"task": each.task, "metric": each.metric, "direction": each.direction})
     return found
 
 

@@ -162,7 +162,7 @@ class Table:
             return Failure(FailureKind.NON_FINITE, "logits are not finite", cost)
         scores = {f"{task}/acc": Score(0.0, None, model[task][list(ids)]) for task, ids in documents.ids.items()}
         ties = {f"{task}/acc": float(model[task][list(ids)].mean()) for task, ids in documents.ids.items()}
-        return Evaluation(documents.digest, scores, ties, cost)
+        return Evaluation(documents.digest, scores, ties, cost, truncated={"a": 1} if "a" in documents.ids else {})
 
 
 def model_of(seed, *, a=0.5, b=0.5):
@@ -187,6 +187,7 @@ def test_a_race_to_the_end_gives_the_scores_of_all_documents():
     assert outcome.stopped is None
     assert outcome.documents_digest == DOCUMENTS.digest
     assert outcome.cost.documents == 80
+    assert outcome.truncated == {"a": 4}
     for task, ids in DOCUMENTS.ids.items():
         score = outcome.scores[f"{task}/acc"]
         assert score.documents.tolist() == model[task][list(ids)].tolist()
