@@ -57,13 +57,6 @@ class Chooser:
         values = self.maximised(candidate, split)
         return -np.inf if values is None else self.preference.scalar(values)
 
-    def guess(self, candidate: CandidateRecord) -> float:
-        """Return the number on search documents, estimated where racing stopped the candidate."""
-        values = candidate.evaluations["search"].values(self.names)
-        if values is None:
-            return -np.inf
-        return self.preference.scalar(values * np.array([objective.sign for objective in self.objectives]))
-
     def best(self, candidates: Sequence[CandidateRecord], split: Split) -> CandidateRecord | None:
         """Return the candidate with the best number on ``split``, the first of equals; None if none is measured."""
         measured = [c for c in candidates if self.maximised(c, split) is not None]
@@ -97,24 +90,12 @@ def finalists(chooser: Chooser, candidates: Iterable[CandidateRecord], read_scor
 
     measured = [c for c in candidates if c.origin != "baseline" and chooser.maximised(c, "validation") is not None]
     worth = np.array([chooser.number(c, "validation") for c in measured])
-    search = np.array([chooser.guess(c) for c in measured])
+    search = np.array([chooser.number(c, "search") for c in measured])
     variance = error_variance(measured, chooser.objectives, chooser.preference, read_scores)
     if variance is not None and np.isfinite(search).all():
         worth = shrink(worth, variance, search)
     pairs = [Finalist(c, w) for c, w in zip(measured, worth.tolist(), strict=True)]
     return sorted(pairs, key=lambda f: (-f.worth, f.candidate.number))
-
-
-def to_validate(chooser: Chooser, candidates: Sequence[CandidateRecord], most: int) -> list[CandidateRecord]:
-    """Return the candidates that may become the winner: the front, then the best that racing stopped, up to ``most``.
-
-    A race is lost against the best score on search documents, which is itself too good by chance: many that cannot
-    exceed it are no worse. So places that the front leaves free go to them; what decides is measured in full.
-    """
-    front = chooser.front(candidates)[:most]
-    stopped = [c for c in candidates if c.state == "stopped" and c.evaluations["search"].answered_from is None]
-    hopeful = sorted(stopped, key=lambda c: (-chooser.guess(c), c.number))
-    return [*front, *hopeful[: most - len(front)]]
 
 
 def best_single_coefficient(chooser: Chooser, candidates: Iterable[CandidateRecord]) -> CandidateRecord | None:
@@ -136,13 +117,13 @@ def conclude(search: Search) -> CandidateRecord | None:
     """
     file = search.problem.file
     chooser = Chooser.of(file.objectives, search.candidates.values())
-    hopeful = to_validate(chooser, list(search.candidates.values()), file.budget.finalists)
+    front = chooser.front(search.candidates.values())[: file.budget.finalists]
     steps = file.baselines.single_coefficient
     grid = [
         search.baseline(f"{SINGLE} {value:.3g}", single_coefficient(search.problem.space, float(value)))
         for value in np.linspace(0.0, HIGHEST_COEFFICIENT, steps + 1)[1:]
     ]
-    search.measure([*hopeful, *grid], "validation")
+    search.measure([*front, *grid], "validation")
     candidates = list(search.candidates.values())
     ranked = finalists(chooser, candidates, search.record.document_scores)
     if not ranked:
