@@ -55,8 +55,8 @@ def mergekit_python() -> str:
     return found
 
 
-def experts(seed: int = 0) -> Any:
-    """Return the foundry's experts, trained on the first call."""
+def experts(seed: int = 0, *, cache: Path = CACHE) -> Any:
+    """Return the foundry's experts from ``cache``, trained on the first call."""
     from evomerge.foundry import FoundrySettings, build
 
-    return build(FoundrySettings(seed=seed), cache=CACHE, progress=lambda what, share: None)
+    return build(FoundrySettings(seed=seed), cache=cache, progress=lambda what, share: None)

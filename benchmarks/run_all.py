@@ -15,6 +15,8 @@ NAMES = (
     "optimizers",
     "map_pareto",
     "optimizer_cost",
+    "racing",
+    "item_response",
     "natural_niches_digits",
     "natural_niches_experts",
     "demo_quality",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
@@ -65,13 +65,35 @@ class Cost:
     tokens: int = 0
     documents: int = 0
 
+    def __add__(self, other: Cost) -> Cost:
+        """What both took together."""
+        return Cost(**{part.name: getattr(self, part.name) + getattr(other, part.name) for part in fields(Cost)})
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a race ended early.
+
+    Attributes:
+        documents: number of documents seen, over all tasks, and `of` how many.
+        rival: number of the candidate that could hardly be reached, and the `chance` to.
+        par: numbers of the candidates whose mean was par.
+    """
+
+    documents: int
+    of: int
+    rival: int
+    chance: float
+    par: tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished measurement.
+    """A finished measurement, or with `stopped` what racing estimates from some of the documents.
 
     Attributes:
-        scores: one per objective name.
+        scores: one per objective name. With `stopped` values and standard errors are estimates for all documents,
+            while `Score.documents` holds the documents that were seen.
         tie_breaks: a smooth stand-in per objective name where there is one (mean margin of the right choice in
             nats per document); used inside optimizers only, never reported as a score.
         truncated: documents per task that lost the beginning of a prompt to the model's context; tasks without are
@@ -83,6 +105,7 @@ class Evaluation:
     tie_breaks: Mapping[str, float] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     truncated: Mapping[str, int] = field(default_factory=dict)
+    stopped: Stop | None = None
 
     def __post_init__(self) -> None:
         for name, score in self.scores.items():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Direction: TypeAlias = Literal["maximize", "minimize"]
 
@@ -74,6 +74,29 @@ DocumentChoice: TypeAlias = Annotated[int, Field(ge=1)] | DocumentRange
 """How many documents of each task, or which ones: ``"first:stop"`` in the task's own order, stop not included."""
 
 
+class RacingSettings(BaseModel):
+    """How candidates race; `evaluation.racing: true` takes the defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    first: int = Field(default=8, ge=2, description="documents of each task in the first block")
+    growth: float = Field(default=2.0, gt=1.0, le=10.0, description="factor from one look to the next")
+    threshold: float = Field(
+        default=0.07, gt=0.0, lt=0.5, description="a candidate leaves when its chance to reach the best is below"
+    )
+
+
+def _from_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        return {} if value else None
+    return value
+
+
+Racing: TypeAlias = Annotated[
+    RacingSettings | None, BeforeValidator(_from_switch, json_schema_input_type=RacingSettings | bool | None)
+]
+
+
 class EvaluationSettings(BaseModel):
     """The `evaluation` section of a search file. Document counts are per task."""
 
@@ -101,3 +124,4 @@ class EvaluationSettings(BaseModel):
     tokens_per_batch: int = Field(default=8192, ge=1, description="padded tokens in one forward pass")
     max_length: int | None = Field(default=None, ge=2, description="context window; the model's own by default")
     timeout_seconds: float = Field(default=3600.0, gt=0.0, description="longest time one candidate may take")
+    racing: Racing = Field(default=None, description="candidates without a chance leave early; true, or settings")

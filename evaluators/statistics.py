@@ -120,6 +120,53 @@ def paired_bootstrap(
     return Interval(float(low), float(high))
 
 
+def paired_variance(scores: npt.ArrayLike) -> float:
+    """Return the variance of a mean score that candidates do not share, from (candidates, documents) scores.
+
+    Documents are common, so a hard draw lowers all candidates alike and changes no comparison. What is left is the
+    residual mean square of a two-way analysis of variance without replication, divided by the number of documents:
+    half the variance of the difference of two candidates, averaged over all pairs.
+
+    Raises:
+        ValueError: fewer than 2 candidates or 2 documents.
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    if table.ndim != 2 or min(table.shape) < 2:
+        raise ValueError(f"scores must be of 2 candidates and 2 documents at least, got shape {table.shape}")
+    residual = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+    candidates, documents = table.shape
+    return float(np.square(residual).sum() / ((candidates - 1) * (documents - 1) * documents))
+
+
+def shrink(values: npt.ArrayLike, variance: float, predictor: npt.ArrayLike) -> Floats:
+    """Return empirical-Bayes estimates of true values: the best of many noisy values is too good (winner's curse).
+
+    Each of the (n,) ``values`` with the error ``variance`` is drawn towards the line through ``predictor`` (n,), an
+    earlier and independent measurement, by the share of the scatter that the error explains (Efron and Morris 1975;
+    Fay and Herriot 1979):  m_i + (1 - B) (y_i - m_i),  B = min(1, (n - p - 2) variance / sum (y - m)^2),  with p the
+    parameters of the line. A falling line, or a constant predictor, is replaced by the mean. Fewer than 5 values say
+    too little about their scatter and are returned as they are.
+
+    Raises:
+        ValueError: shapes differ, or ``variance`` is negative.
+    """
+    y, x = np.asarray(values, dtype=np.float64), np.asarray(predictor, dtype=np.float64)
+    if y.ndim != 1 or y.shape != x.shape or variance < 0:
+        raise ValueError(
+            f"needed: (n,) values, as many predictors, variance >= 0; got {y.shape}, {x.shape}, {variance}"
+        )
+    if len(y) < 5:
+        return y.copy()
+    centred = x - x.mean()
+    square = float(centred @ centred)
+    slope = float(centred @ y) / square if square > 0.0 else 0.0
+    parameters = 2 if slope > 0.0 else 1
+    line = y.mean() + max(slope, 0.0) * centred
+    scatter = float(np.square(y - line).sum())
+    share = min(1.0, (len(y) - parameters - 2) * variance / scatter) if scatter > 0.0 else 1.0
+    return np.asarray(line + (1.0 - share) * (y - line))
+
+
 def combine(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
     """Return the weighted mean of estimates from independent tasks.
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cluster.pool import Call, CallOutcome, Lost, Pool, Raised, Returned, TimedOut
 from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome
+from evaluators.racing import Race
 from evomerge.records import CandidateRecord, Split
 
 ATTEMPTS = 3  # a worker that dies may have died of something else than its candidate
@@ -15,11 +16,12 @@ GRACE_SECONDS = 60.0  # the evaluator stops itself at its time-out; the pool ste
 
 
 class Task(NamedTuple):
-    """One candidate to be measured on one split."""
+    """One candidate to be measured on one split, in full unless it has a `race` to run."""
 
     candidate: CandidateRecord
     split: Split
     documents: Documents
+    race: Race | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Dispatcher:
 
     def _submit(self, flight: _Flight) -> None:
         task = flight.task
-        call = Call("evaluate", (task.candidate.recipe_json, dict(task.documents.ids)), self._timeout)
+        arguments = (task.candidate.recipe_json, dict(task.documents.ids), *([task.race] if task.race else []))
+        call = Call("evaluate", arguments, self._timeout)
         self._flights[self._pool.submit(call)] = flight
 
 

@@ -9,7 +9,10 @@ from typing import Any
 from evaluators.evaluation import Evaluation, Failure
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
+from evomerge.optimizers.choice import resolve
+from evomerge.optimizers.registry import make_optimizer
 from evomerge.problem import Problem, prepare
+from evomerge.racing import refuse_unraceable
 from evomerge.runner import Machine, find_machine, worker_bytes
 from search_spaces.seeds import base_recipe
 
@@ -70,6 +73,9 @@ def estimate(file: SearchFile, *, say: Callable[[str], None]) -> CheckReport:
         UserMistake, TaskError: what is wrong.
     """
     problem = prepare(file, say=say)
+    if file.evaluation.racing:
+        kind = resolve(file.optimizer, problem.choice())
+        refuse_unraceable(make_optimizer(kind, problem.setting()), kind.kind)
     machine = find_machine(file.cluster, problem)
     say("measuring the base once")
     worker = problem.worker_spec(device=machine.device, threads=machine.threads)()

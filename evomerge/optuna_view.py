@@ -150,9 +150,12 @@ def _trial(results: Results, candidate: CandidateRecord, parameters: _Parameters
     for split in LATER_SPLITS:
         if split in candidate.evaluations:
             about[split] = _scores(results, candidate, split)
+    if evaluation.stopped:
+        about["stopped after documents"] = evaluation.stopped.documents
     named = parameters.named(candidate)
+    unmeasured = TrialState.PRUNED if evaluation.stopped else TrialState.FAIL
     trial = create_trial(
-        state=TrialState.COMPLETE if values is not None else TrialState.FAIL,
+        state=TrialState.COMPLETE if values is not None else unmeasured,
         values=None if values is None else values.tolist(),
         params=named,
         distributions={name: parameters.distributions[name] for name in named},

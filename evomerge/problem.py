@@ -116,6 +116,7 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     Raises:
         UserMistake, TaskError, ValueError: what is wrong, on one line.
     """
+    from evaluators.raceable import refuse_unraceable
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
@@ -140,6 +141,8 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
+    if settings.racing:
+        refuse_unraceable(suite, file.objectives)
     splits = make_splits(suite, settings)
     problem = Problem(
         file=file,

@@ -53,6 +53,7 @@ class _Tally:
             self._recent.popleft()
         if evaluation.failure:
             self.failed += 1
+        if evaluation.failure or evaluation.stopped:
             return
         for objective in self.objectives:
             value = evaluation.scores[objective.name].value

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.evaluation import Cost, Failure, Floats
+from evaluators.evaluation import Cost, Failure, Floats, Stop
 from search_spaces.genes import Genome
 from search_spaces.recipe import Recipe
 
+ReadScores: TypeAlias = Callable[["EvaluationRecord", str], Floats]  # (documents,) scores by objective name
 Origin = Literal["seed", "optimizer", "baseline"]
 Split = Literal["search", "validation", "test"]
-State = Literal["waiting", "measured", "failed"]
+State = Literal["waiting", "measured", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One evaluation as recorded: scores by objective name, or a failure."""
+    """One evaluation as recorded: scores by objective name, or a failure.
+
+    Attributes:
+        stopped: why racing ended it early: `scores` are estimates then; None for an evaluation on all documents.
+    """
 
     id: int
     split: Split
@@ -40,6 +45,11 @@ class EvaluationRecord:
     told_at: int | None
     answered_from: int | None
     created: float
+    stopped: Stop | None = None
+
+    def values(self, objectives: tuple[str, ...]) -> Floats | None:
+        """Return (objectives,) values, estimates if the evaluation was stopped; None after a failure."""
+        return None if self.failure else np.array([self.scores[name].value for name in objectives])
 
 
 @dataclass(frozen=True)
@@ -74,14 +84,17 @@ class CandidateRecord:
         evaluation = self.evaluations.get("search")
         if evaluation is None:
             return "waiting"
-        return "failed" if evaluation.failure else "measured"
+        if evaluation.failure:
+            return "failed"
+        return "stopped" if evaluation.stopped else "measured"
 
     def values(self, split: Split, objectives: tuple[str, ...]) -> Floats | None:
-        """Return (objectives,) values measured on ``split``, in the metrics' own directions; None without them."""
+        """Return (objectives,) values measured on all documents of ``split``, in the metrics' own directions.
+
+        None without them: before the measurement, after a failure, and where racing left only estimates.
+        """
         evaluation = self.evaluations.get(split)
-        if evaluation is None or evaluation.failure:
-            return None
-        return np.array([evaluation.scores[name].value for name in objectives])
+        return None if evaluation is None or evaluation.stopped else evaluation.values(objectives)
 
 
 @dataclass(frozen=True)

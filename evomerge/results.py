@@ -19,7 +19,7 @@ from evomerge.archives import portfolio as portfolios
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.records import CandidateRecord, Split
-from evomerge.selection import Chooser, best_single_coefficient, references, winner
+from evomerge.selection import Chooser, Finalist, best_single_coefficient, finalists, references
 from evomerge.store import SearchRecord
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
@@ -85,9 +85,14 @@ class Results:
         return self.chooser.portfolio(self.candidates, getattr(self.file.optimizer, "bins", portfolios.BINS))
 
     @cached_property
+    def finalists(self) -> list[Finalist]:
+        """The candidates measured on validation documents, the best first, with what their scores are worth."""
+        return finalists(self.chooser, self.candidates, self.record.document_scores)
+
+    @property
     def winner(self) -> CandidateRecord | None:
         """The candidate chosen on validation documents; None before."""
-        return winner(self.chooser, self.candidates)
+        return self.finalists[0].candidate if self.finalists else None
 
     @cached_property
     def references(self) -> list[CandidateRecord]:
@@ -99,6 +104,12 @@ class Results:
         """New evaluations on search documents."""
         searched = (c.evaluations.get("search") for c in self.candidates)
         return sum(e is not None and e.answered_from is None for e in searched)
+
+    @property
+    def stopped(self) -> int:
+        """Candidates that racing stopped early; answers from the record are not counted."""
+        searched = (c.evaluations.get("search") for c in self.candidates)
+        return sum(e is not None and e.stopped is not None and e.answered_from is None for e in searched)
 
     @property
     def joint_is_scaled(self) -> bool:

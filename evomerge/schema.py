@@ -11,7 +11,7 @@ from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, M
 
 from evomerge.errors import BadSearch
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 30  # another process may be writing another search into the same file
 
 metadata = MetaData()
@@ -59,6 +59,7 @@ evaluations = Table(
     Column("answered_from", ForeignKey("evaluations.id")),  # the evaluation of an equal recipe
     Column("failure_kind", Text),
     Column("failure_message", Text),
+    Column("stopped", Text),  # JSON; set where racing ended the evaluation early, so that its scores are estimates
     Column("cost", Text, nullable=False),  # JSON
     Column("created", Float, nullable=False),
     Index("evaluations_by_candidate", "candidate_id"),
@@ -148,6 +149,15 @@ def _prepare(engine: sa.Engine, *, create: bool) -> None:
         version = connection.execute(sa.select(versions.c.version)).scalar()
         if version is None and create:
             connection.execute(versions.insert().values(version=SCHEMA_VERSION))
+        elif version == 1:
+            _add_stopped(connection)
         elif version != SCHEMA_VERSION:
             place = masked(str(engine.url))
             raise BadSearch(f"storage {place}: written with schema {version}, this evomerge reads {SCHEMA_VERSION}")
+
+
+def _add_stopped(connection: sa.Connection) -> None:
+    """Bring a database of version 1, whose evaluations are all complete, to version 2."""
+    if "stopped" not in {column["name"] for column in sa.inspect(connection).get_columns("evaluations")}:
+        connection.execute(sa.text("ALTER TABLE evaluations ADD COLUMN stopped TEXT"))
+    connection.execute(versions.update().values(version=2))

@@ -16,10 +16,13 @@ from typing import Protocol
 import numpy as np
 
 from evaluators.evaluation import Evaluation, Failure, Outcome, Score
+from evaluators.objective import Objective
 from evomerge.dispatch import Dispatcher, Task
 from evomerge.errors import BadSearch
 from evomerge.optimizers.contract import Observation, Optimizer
+from evomerge.optimizers.preference import WeightedMean
 from evomerge.problem import Problem
+from evomerge.racing import Referee, refuse_unraceable
 from evomerge.records import CandidateRecord, EvaluationRecord, Origin, Split
 from evomerge.store import SearchRecord
 from search_spaces.genes import Genome, Vector
@@ -71,6 +74,7 @@ class Search:
         self.candidates: dict[int, CandidateRecord] = {c.number: c for c in record.candidates()}
         self._by_recipe: dict[str, int] = {}
         self._by_genome: dict[Genome, int] = {}
+        self._referee = self._make_referee()
         self._replay()
         self._add_seeds()
 
@@ -110,8 +114,22 @@ class Search:
         if equal is not None and equal != candidate.number:
             self._answer(candidate, self.candidates[equal])
             return True
-        self._dispatcher.send(Task(candidate, "search", self.problem.splits.search))
+        race = self._referee.race() if self._referee and candidate.origin != "seed" else None
+        self._dispatcher.send(Task(candidate, "search", self.problem.splits.search, race))
         return False
+
+    def _make_referee(self) -> Referee | None:
+        settings = self.problem.file.evaluation.racing
+        if settings is None:
+            return None
+        refuse_unraceable(self._optimizer, self.problem.file.optimizer.kind)
+        weighted = isinstance(self.problem.setting().aim, WeightedMean)  # a race for any other number is for the front
+        return Referee(
+            tuple(o for o in self.problem.file.objectives if isinstance(o, Objective)),  # others cannot race
+            settings,
+            single_number=weighted and getattr(self._optimizer, "single_number", False),
+            read_scores=self.record.document_scores,
+        )
 
     def _ask(self) -> CandidateRecord:
         genome = self._optimizer.ask(1)[0]
@@ -138,7 +156,7 @@ class Search:
             for name, m in evaluation.scores.items()
         }
         ties = {name: m.tie_break for name, m in evaluation.scores.items() if m.tie_break is not None}
-        return Evaluation(evaluation.documents_digest, scores, ties)
+        return Evaluation(evaluation.documents_digest, scores, ties, stopped=evaluation.stopped)
 
     def _finish(self, candidate: CandidateRecord, outcome: Outcome) -> None:
         self._progress.spent += 1
@@ -166,10 +184,11 @@ class Search:
         """What the optimizer learns: every objective maximised, and the weighted mean of their tie-breaks."""
         objectives = self.problem.file.objectives
         signs = np.array([objective.sign for objective in objectives])
-        values = candidate.values("search", self.problem.objective_names)
+        evaluation = candidate.evaluations["search"]
+        values = evaluation.values(self.problem.objective_names)
         tie = 0.0
         if values is not None:
-            measured = candidate.evaluations["search"].scores
+            measured = evaluation.scores
             pairs = [(o.weight, measured[o.name].tie_break) for o in objectives]
             known = [(weight, value) for weight, value in pairs if value is not None]
             tie = sum(w * v for w, v in known) / sum(w for w, _ in known) if known else 0.0
@@ -178,6 +197,7 @@ class Search:
             values=None if values is None else values * signs,
             tie_break=tie,
             seed=candidate.origin == "seed",
+            estimated=evaluation.stopped is not None,
             documents=self._document_scores(candidate) if values is not None else None,
         )
 
@@ -225,6 +245,8 @@ class Search:
         self.candidates[candidate.number] = candidate
         if candidate.genome is not None:
             self._by_genome.setdefault(candidate.genome, candidate.number)
+        if self._referee:
+            self._referee.see(candidate)
         if "search" in candidate.evaluations:
             self._by_recipe.setdefault(candidate.recipe_digest, candidate.number)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from evomerge.archives import pareto
 from evomerge.archives.portfolio import portfolio
 from evomerge.optimizers.preference import Preference
 from evomerge.preferences import PreferenceSettings, make_preference
-from evomerge.records import CandidateRecord, Split
+from evomerge.records import CandidateRecord, ReadScores, Split
 from evomerge.search import Search
+from evomerge.shrinkage import error_variance
 from search_spaces.genes import Vector
 from search_spaces.seeds import UNIFORM, single_coefficient
 
@@ -86,9 +88,30 @@ class Chooser:
         return sorted((measured[i][0] for i in kept), key=lambda c: (-self.number(c, split), c.number))
 
 
-def winner(chooser: Chooser, candidates: Iterable[CandidateRecord]) -> CandidateRecord | None:
-    """Return the finalist with the best number on validation; None before validation."""
-    return chooser.best([c for c in candidates if c.origin != "baseline"], "validation")
+class Finalist(NamedTuple):
+    """A candidate measured on validation, and what its joint score there is worth without the winner's curse."""
+
+    candidate: CandidateRecord
+    worth: float
+
+
+def finalists(chooser: Chooser, candidates: Iterable[CandidateRecord], read_scores: ReadScores) -> list[Finalist]:
+    """Return the candidates of the search measured on validation, the best first.
+
+    The best of many noisy scores is too good, and not always the best. So validation scores are drawn towards what
+    search scores, measured on other documents, let expect (`evaluators.statistics.shrink`), as far as their scatter
+    is chance (`evomerge/shrinkage.py`).
+    """
+    from evaluators.statistics import shrink
+
+    measured = [c for c in candidates if c.origin != "baseline" and chooser.maximised(c, "validation") is not None]
+    worth = np.array([chooser.number(c, "validation") for c in measured])
+    search = np.array([chooser.number(c, "search") for c in measured])
+    variance = error_variance(measured, chooser.objectives, chooser.preference, read_scores)
+    if variance is not None and np.isfinite(search).all():
+        worth = shrink(worth, variance, search)
+    pairs = [Finalist(c, w) for c, w in zip(measured, worth.tolist(), strict=True)]
+    return sorted(pairs, key=lambda f: (-f.worth, f.candidate.number))
 
 
 def best_single_coefficient(chooser: Chooser, candidates: Iterable[CandidateRecord]) -> CandidateRecord | None:
@@ -110,17 +133,18 @@ def conclude(search: Search) -> CandidateRecord | None:
     """
     file = search.problem.file
     chooser = Chooser.of(file.objectives, search.candidates.values(), file.preference)
-    finalists = chooser.front(search.candidates.values())[: file.budget.finalists]
+    front = chooser.front(search.candidates.values())[: file.budget.finalists]
     steps = file.baselines.single_coefficient
     grid = [
         search.baseline(f"{SINGLE} {value:.3g}", single_coefficient(search.problem.space, float(value)))
         for value in np.linspace(0.0, HIGHEST_COEFFICIENT, steps + 1)[1:]
     ]
-    search.measure([*finalists, *grid], "validation")
+    search.measure([*front, *grid], "validation")
     candidates = list(search.candidates.values())
-    best = winner(chooser, candidates)
-    if best is None:
+    ranked = finalists(chooser, candidates, search.record.document_scores)
+    if not ranked:
         return None
+    best = ranked[0].candidate
     tuned = best_single_coefficient(chooser, candidates)
     compared = [best, *references(candidates, search.problem.space.expert_names), *([tuned] if tuned else [])]
     search.measure(compared, "test")

@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 import sqlalchemy as sa
 
-from evaluators.evaluation import Cost, Evaluation, Failure, FailureKind, Floats, Outcome
+from evaluators.evaluation import Cost, Evaluation, Failure, FailureKind, Floats, Outcome, Stop
 from evomerge.errors import BadSearch, SearchBusy
 from evomerge.records import (
     CandidateRecord,
@@ -206,6 +206,7 @@ class SearchRecord:
             "answered_from": answered_from,
             "failure_kind": failure.kind.value if failure else None,
             "failure_message": failure.message if failure else None,
+            "stopped": _stopped_json(outcome),
             "cost": json.dumps(asdict(outcome.cost)),
             "created": time.time(),
         }
@@ -290,7 +291,17 @@ def _evaluation_record(row: Any, measured: dict[str, Measured]) -> EvaluationRec
         told_at=row["told_at"],
         answered_from=row["answered_from"],
         created=row["created"],
+        stopped=_stop(json.loads(row["stopped"])) if row["stopped"] else None,
     )
+
+
+def _stop(fields: dict[str, Any]) -> Stop:
+    return Stop(**fields | {"par": tuple(fields["par"])})
+
+
+def _stopped_json(outcome: Outcome) -> str | None:
+    stopped = outcome.stopped if isinstance(outcome, Evaluation) else None
+    return json.dumps(asdict(stopped)) if stopped else None
 
 
 def _with_evaluation(candidate: CandidateRecord, record: EvaluationRecord) -> CandidateRecord:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome
-from evaluators.objective import EvaluationSettings
+from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import AnyObjective
+from evaluators.racing import Race
 from evomerge.errors import CandidateFailed
 from search_spaces.recipe import Dtype, Recipe
 
@@ -46,6 +47,7 @@ class Worker:
         import torch
         from transformers import AutoTokenizer
 
+        from evaluators.blockwise import BlockwiseEvaluator
         from evaluators.context import context_length
         from evaluators.evaluator import LmEvalEvaluator
         from evaluators.tasks import TaskSuite
@@ -62,23 +64,35 @@ class Worker:
         self._evaluator = LmEvalEvaluator(suite, tokenizer, settings=spec.evaluation, max_length=length)
         base = None if spec.base is None else Base(spec.base, checkpoints)
         self._base_scores = BaseScores(spec.objectives, base, self._resident, self._measure)
+        metrics = tuple(objective for objective in spec.objectives if isinstance(objective, Objective))
+        timeout = spec.evaluation.timeout_seconds
+        self._blockwise = BlockwiseEvaluator(self._evaluator, metrics, timeout_seconds=timeout)
 
-    def evaluate(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]]) -> Outcome:
-        """Merge ``recipe_json`` into the resident model and measure it on the documents ``ids`` of each task."""
+    def evaluate(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]], race: Race | None = None) -> Outcome:
+        """Merge ``recipe_json`` into the resident model and measure it on the documents ``ids`` of each task.
+
+        With a ``race`` it may see only some of them.
+        """
         recipe, documents = Recipe.model_validate_json(recipe_json), Documents(dict(ids))
+        if race is not None:
+            return self._measure(recipe, documents, race)
         if failure := self._base_scores.prepare(recipe, documents):
             return failure
         outcome = self._measure(recipe, documents)
         return self._base_scores.complete(outcome, documents) if isinstance(outcome, Evaluation) else outcome
 
-    def _measure(self, recipe: Recipe, documents: Documents) -> Outcome:
+    def _measure(self, recipe: Recipe, documents: Documents, race: Race | None = None) -> Outcome:
         started, cpu = time.perf_counter(), time.process_time()
         try:
             self._resident.apply(recipe)
         except CandidateFailed as error:
             return Failure(FailureKind.MERGE_ERROR, str(error))
         merged = time.perf_counter() - started
-        outcome = self._evaluator.evaluate(self._resident.model, documents)
+        model = self._resident.model
+        if race is None:
+            outcome = self._evaluator.evaluate(model, documents)
+        else:
+            outcome = self._blockwise.evaluate(model, documents, race)
         return replace(
             outcome,
             cost=replace(

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluators.blockwise import BlockwiseEvaluator
 from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureKind, Score
+from evaluators.objective import Objective
 from evaluators.splits import Splits
 from evomerge.config import SearchFile
 from evomerge.problem import Problem, make_space
@@ -17,6 +19,7 @@ from search_spaces.mosaic_space import MosaicSpace
 from search_spaces.recipe import Recipe, Source
 from search_spaces.tiles import TileGrid
 
+OBJECTIVES = (Objective(task="first"), Objective(task="second"))
 TARGETS = {"first/acc": np.array([0.2, 1.1]), "second/acc": np.array([1.0, 0.4])}
 DOCUMENTS = {"search": range(0, 40), "validation": range(40, 80), "test": range(80, 160)}
 
@@ -39,7 +42,7 @@ class FakeWorker:
         self.spec = spec
         self.calls = 0
 
-    def evaluate(self, recipe_json, ids):
+    def evaluate(self, recipe_json, ids, race=None):
         self.calls += 1
         time.sleep(self.spec.seconds)
         if self.calls == self.spec.kill_after:
@@ -50,7 +53,21 @@ class FakeWorker:
         if weights[0] > self.spec.fail_above:
             return Failure(FailureKind.NON_FINITE, "logits of document 3 are not finite")
         documents = Documents(dict(ids))
-        scores = {name: score(weights, target, ids[name.split("/")[0]]) for name, target in TARGETS.items()}
+        if race is None:
+            return FakeEvaluator().evaluate(weights, documents)
+        blockwise = BlockwiseEvaluator(FakeEvaluator(), OBJECTIVES)
+        return blockwise.evaluate(weights, documents, race)
+
+
+class FakeEvaluator:
+    """Its models are weights."""
+
+    def evaluate(self, model, documents):
+        scores = {
+            name: score(model, target, documents.ids[task])
+            for name, target in TARGETS.items()
+            if (task := name.split("/")[0]) in documents.ids
+        }
         return Evaluation(documents.digest, scores, {"first/acc": 0.5}, Cost(documents=documents.count))
 
 

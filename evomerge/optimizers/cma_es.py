@@ -29,6 +29,8 @@ EDGE = 0.02  # share of the range that a start keeps from the bounds, where half
 class CmaEs:
     """One CMA-ES run after another; see the module's text."""
 
+    single_number = True
+
     def __init__(
         self,
         genes: Genes,

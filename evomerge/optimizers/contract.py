@@ -5,8 +5,10 @@ takes any subset of what was asked, in any order, and also *seeds*: points that 
 sequence of asks and tells gives the same genomes, which is how a search continues after a kill: its record is
 replayed. Everything is maximised.
 
-An optimizer may say more: with `needs_documents = True` it is told the scores of single documents, and
-`parents_of(genome)` names the points that a genome was made of, from when it is asked for until it is told.
+An optimizer may say more, by attributes that mean nothing where they are missing: with `needs_documents = True` it is
+told the scores of single documents; with `single_number = True` it climbs the weighted mean of the objectives, so that
+racing may drop whatever cannot exceed the best one; `parents_of(genome)` names the points that a genome was made of,
+from when it is asked for until it is told.
 """
 
 from __future__ import annotations

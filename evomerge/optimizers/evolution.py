@@ -1,7 +1,8 @@
 """A population of genomes in steady state, which NSGA-II and NSGA-III share: they differ in who is crowded.
 
 No generations (Durillo, Nebro, Luna and Alba 2009): every result joins the population as it comes back, then the
-worst member leaves - the last front's most crowded. Failures never join; seeds with a genome do. The first
+worst member leaves - the last front's most crowded. Failures never join; seeds with a genome do. What racing
+estimated has fronts of its own, behind all that were measured in full. The first
 population is an even sample of the space. Members of one front that are equally crowded, as clones in values are,
 stand in the order of their tie-breaks.
 """
@@ -35,6 +36,7 @@ class _Member:
     genome: Genome
     values: Vector
     tie_break: float
+    estimated: bool
 
 
 class Evolution:
@@ -65,12 +67,12 @@ class Evolution:
             if observation.seed:
                 self._proposed.add(observation.genome)
             if observation.values is not None:
-                self._join(observation.genome, observation.values, observation.tie_break)
+                self._join(_member(observation.genome, observation.values, observation))
 
-    def _join(self, genome: Genome, values: Vector, tie_break: float) -> None:
-        if any(genome == member.genome for member in self._members):
+    def _join(self, fresh: _Member) -> None:
+        if any(fresh.genome == member.genome for member in self._members):
             return  # a seed given twice; two copies would only mate with each other
-        self._members.append(_Member(genome, np.asarray(values, dtype=np.float64), tie_break))
+        self._members.append(fresh)
         self._sort()
         if len(self._members) > self._size:
             del self._members[max(range(len(self._members)), key=self._standing)]
@@ -78,7 +80,12 @@ class Evolution:
 
     def _sort(self) -> None:
         values = np.array([member.values for member in self._members])
-        self._fronts = pareto.ranks(values)
+        estimated = np.array([member.estimated for member in self._members])
+        self._fronts = np.zeros(len(values), dtype=np.intp)
+        for group in (~estimated, estimated):  # an estimate stands behind everything that was measured in full
+            if group.any():
+                behind = self._fronts.max() + 1
+                self._fronts[group] = pareto.ranks(values[group]) + behind
         self._lonely = self._loneliness(values, self._fronts)
 
     def _propose(self) -> Genome:
@@ -109,3 +116,7 @@ class Evolution:
     def _standing(self, member: int) -> tuple[int, float, float]:
         """Sort key, less is better: the front, then how lonely it is there, then the tie-break."""
         return int(self._fronts[member]), -float(self._lonely[member]), -self._members[member].tie_break
+
+
+def _member(genome: Genome, values: Vector, observation: Observation) -> _Member:
+    return _Member(genome, np.asarray(values, dtype=np.float64), observation.tie_break, observation.estimated)

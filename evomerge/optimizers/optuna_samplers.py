@@ -50,6 +50,7 @@ class OptunaSearch:
         self._make_sampler = make_sampler
         self._columns = 1 if preference else objectives
         self._preference = preference
+        self.single_number = preference is not None
         self._rng = np.random.default_rng(seed)
         self._proposed = Proposed()
         self._out: dict[Genome, int] = {}  # trials of what was asked for and is not back
