@@ -10,12 +10,11 @@ import numpy.typing as npt
 
 from evaluators.encoding import Prompt, Window
 from evaluators.evaluation import Documents
-from evaluators.packing import Batch, Row, pack, sequences, tree
+from evaluators.packing import KEPT_PER_COMPUTED, Batch, Row, pack, sequences, tree
+from evaluators.prefixes import Group, share
 from evaluators.prompts import PromptBatch, PromptRow, collate_prompts
 from evaluators.requests import DocumentRequests, RequestBook
 
-# generation keeps keys and values of prompts and answers: this many times the tokens of one forward pass
-_KEPT_PER_COMPUTED = 4
 # a mask costs a little; below this share of the tokens sharing pays
 _BRANCHING_PAYS_BELOW = 0.8
 
@@ -84,7 +83,12 @@ def make_plan(book: RequestBook, documents: Documents, limits: Limits, *, branch
                 windows = list(_windows(request, scored))
                 rows += _rows(windows, limits.max_length, branching=branching)
                 scored += len(request.encoded)
-    batches = pack(_merged(rows), tokens_per_batch=limits.tokens, wants_per_batch=limits.wants)
+    merged = _merged(rows)
+    batches = [
+        batch
+        for group in (share(merged) if branching else [Group((), tuple(merged))])
+        for batch in pack(group.rows, prefix=group.prefix, tokens_per_batch=limits.tokens, wants_per_batch=limits.wants)
+    ]
     generation = tuple(_prompt_batches(prompts, limits.tokens))
     return Plan(tuple(parts), scored, generated, tuple(batches), generation)
 
@@ -133,7 +137,7 @@ def _prompt_batches(prompts: Mapping[Prompt, Sequence[int]], tokens: int) -> Ite
         longest_answer = max(longest_answer, prompt.max_new_tokens)
         count = len(current) + 1
         kept = count * (length + longest_answer)
-        if current and (count * length > tokens or kept > _KEPT_PER_COMPUTED * tokens):
+        if current and (count * length > tokens or kept > KEPT_PER_COMPUTED * tokens):
             yield collate_prompts(current)
             current, longest_answer = [], prompt.max_new_tokens
         current.append(PromptRow(prompt, tuple(prompts[prompt])))

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from evaluators.encoding import Window
 from evaluators.meter import Meter
@@ -60,30 +60,6 @@ def test_packing_loses_nothing_and_keeps_its_limits(groups: list[Any], tokens: i
         assert batch.ids.numel() <= tokens or len(batch.rows) == 1
         assert len(batch.targets) <= wants or len(batch.rows) == 1
         assert (batch.visible is None) == (not any(row.branches for row in batch.rows))
-
-
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gpt_neox", "granite", "olmo", "phi3"]
-
-
-def family(name: str, *, attention: str = "sdpa", **options: Any) -> Any:
-    common = {
-        "vocab_size": 31,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-    }
-    config = AutoConfig.for_model(name, **{**common, **options})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.data.normal_(0.0, 0.3)
-    return model
 
 
 def questions() -> list[list[tuple[int, Window]]]:
