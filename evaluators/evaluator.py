@@ -60,13 +60,13 @@ class LmEvalEvaluator:
         self._vocabulary = len(tokenizer)
         self._prepared: OrderedDict[tuple[str, bool], _Prepared] = OrderedDict()
 
-    def prepare(self, documents: Documents, *, model: Any) -> None:
-        """Build and tokenise the requests of ``documents`` now, for models like ``model``.
+    def prepare(self, documents: Documents, *, model: Any) -> Plan:
+        """Build and tokenise the requests of ``documents`` now, for models like ``model``, and return their plan.
 
         Raises:
             TaskError: a task or document is unknown, a template fails, or a document does not fit the model.
         """
-        self._for(documents, branching=can_branch(model))
+        return self._for(documents, branching=can_branch(model)).plan
 
     def evaluate(self, model: Any, documents: Documents) -> Outcome:
         """Return the scores of ``model`` on ``documents``, or why there are none.

@@ -19,14 +19,14 @@ _TOKENS_KEPT = 1 << 14
 _PROLONGED_FROM = 0.5
 
 
-class SharedLayer(DynamicLayer):
+class SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values of a prefix, each (1, heads, tokens, size).
 
     An update returns them followed by those of each row and keeps nothing, so one cache serves any number of batches.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
         self._prefix = keys, values
