@@ -15,8 +15,11 @@ Roofline: a plain loop of the model's body over the plan's own batches, with the
 its head at the scored positions; `evaluate` is compared with it in wall time, alternating. Achieved arithmetic is
 compared with a large matrix product in the same dtype.
 
+Plan: documents of five drawn shots and of none, 10,000 each, planned without and with the cache on disk.
+
 Run: `.venv/bin/python benchmarks/evaluation.py` (about six minutes on two cores; with a GPU in bf16 on the GPU).
-`--only demo|large`, `--threads N`. Writes results/evaluation.json, on a GPU results/evaluation_gpu.json.
+`--only demo|large|plan`, `--task PART_OF_NAME`, `--threads N`. Writes results/evaluation.json, on a GPU
+results/evaluation_gpu.json.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +112,15 @@ class Peer:
 class Ours:
     """Our evaluator of one task."""
 
-    def __init__(self, shape: Shape, tasks: Path, tokenizer: Any) -> None:
+    def __init__(self, shape: Shape, tasks: Path, tokenizer: Any, *, cache: Path | None = None) -> None:
         metric = "exact_match" if shape.generates else "acc"
         settings = EvaluationSettings(include_path=(str(tasks),))
         suite = TaskSuite.load([Objective(task=shape.name, metric=metric)], settings)
-        self.evaluator = LmEvalEvaluator(suite, tokenizer, settings=settings, max_length=CONTEXT)
+        self.evaluator = LmEvalEvaluator(suite, tokenizer, settings=settings, max_length=CONTEXT, cache=cache)
         self.documents = Documents({shape.name: tuple(range(shape.documents))})
 
     def __call__(self, model: Any) -> Evaluation:
+        """Measure ``model``."""
         found = self.evaluator.evaluate(model, self.documents)
         assert isinstance(found, Evaluation), found
         return found
@@ -186,7 +190,7 @@ def measure(shape: Shape, model: Any, tokenizer: Any, peer: Peer, tasks: Path, *
 
 
 def measure_model(
-    name: str, folder: Path, shapes: tuple[Shape, ...], words: list[str], *, repeats: int, scratch: Path
+    name: str, folder: Path, shapes: Sequence[Shape], words: list[str], *, repeats: int, scratch: Path
 ) -> dict[str, Any]:
     """All shapes for one model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -198,7 +202,7 @@ def measure_model(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     peer = Peer(folder, tasks, device, str(dtype).removeprefix("torch."))
-    peer.afresh(shapes[3].name)
+    peer.afresh(shapes[-1].name)
     body = sum(p.numel() for p in model.model.layers.parameters())
     top = peak(device, dtype)
     found: dict[str, Any] = {}
@@ -219,25 +223,53 @@ def measure_model(
     return {"parameters": model.num_parameters(), "device": device, "dtype": str(dtype), "shapes": found}
 
 
+PLANNED = (
+    Shape("plan_zero_shots", documents=10_000),
+    Shape("plan_five_shots_drawn", shots=5, fixed=False, documents=10_000),
+)
+
+
+def measure_plan(folder: Path, words: list[str], *, scratch: Path) -> dict[str, Any]:
+    """Wall and CPU seconds of a plan made, and of one found on disk."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    write_tasks(scratch / "tasks-plan", PLANNED, words)
+    found: dict[str, Any] = {}
+    for shape in PLANNED:
+        row = {}
+        for name in ("made", "found"):
+            ours = Ours(shape, scratch / "tasks-plan", tokenizer, cache=scratch / "cache")
+            _, wall, cpu = clocks(lambda ours=ours: ours.evaluator.prepare(ours.documents, model=model))  # type: ignore[misc]
+            row[name] = {"wall_seconds": wall, "cpu_seconds": cpu}
+        found[shape.name] = row
+        seconds = ", ".join(f"{name} {row[name]['cpu_seconds']:.1f} s of CPU time" for name in row)
+        print(f"{shape.name}: {shape.documents} documents, {seconds}", flush=True)
+    return found
+
+
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=("demo", "large"))
+    parser.add_argument("--only", choices=("demo", "large", "plan"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--task", help="only the shapes whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.disable(logging.WARNING)
+    demo, large = ([s for s in shapes if (options.task or "") in s.name] for shapes in (DEMO, LARGE))
     found: dict[str, Any] = {"threads": options.threads}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        if options.only != "large":
-            folder = experts().base
-            words = [*"0123456789", *"零一二三四五六七八九"]
-            found["demo"] = measure_model("demo", folder, DEMO, words, repeats=5, scratch=scratch)
-        if options.only != "demo":
+        words = [*"0123456789", *"零一二三四五六七八九"]
+        if options.only in (None, "demo"):
+            found["demo"] = measure_model("demo", experts().base, demo, words, repeats=3, scratch=scratch)
+        if options.only in (None, "large"):
             folder = write_model(scratch / "model")
-            found["large"] = measure_model("large", folder, LARGE, made_up(31_990), repeats=2, scratch=scratch)
-    if options.only is None:
+            found["large"] = measure_model("large", folder, large, made_up(31_990), repeats=2, scratch=scratch)
+        if options.only in (None, "plan"):
+            found["plan"] = measure_plan(experts().base, words, scratch=scratch)
+    if options.only is None and options.task is None:
         save("evaluation_gpu" if torch.cuda.is_available() else "evaluation", found)
 
 

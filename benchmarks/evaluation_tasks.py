@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class Shape:
     documents: int = 64
 
 
-def write_tasks(folder: Path, shapes: tuple[Shape, ...], words: list[str]) -> None:
+def write_tasks(folder: Path, shapes: Sequence[Shape], words: list[str]) -> None:
     """Write a task file and its documents for each of ``shapes`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)

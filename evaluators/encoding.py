@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -36,6 +36,10 @@ class Prompt:
     tokens: tuple[int, ...]
     until: tuple[str, ...]
     max_new_tokens: int
+
+
+Encoded: TypeAlias = tuple[Window, ...] | Prompt
+"""One request: the windows to score, or the prompt to continue."""
 
 
 class Encoder(HFLM):  # type: ignore[misc]

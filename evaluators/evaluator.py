@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,11 +42,20 @@ class LmEvalEvaluator:
     Scores are those of `lm_eval.simple_evaluate`. Equal models on equal documents give equal bits.
     """
 
-    def __init__(self, suite: TaskSuite, tokenizer: Any, *, settings: EvaluationSettings, max_length: int) -> None:
+    def __init__(
+        self,
+        suite: TaskSuite,
+        tokenizer: Any,
+        *,
+        settings: EvaluationSettings,
+        max_length: int,
+        cache: Path | None = None,
+    ) -> None:
         """Prepare to measure; nothing is built before the first `evaluate` or `prepare`.
 
         Args:
             max_length: context of the models in tokens; ``settings.max_length`` takes precedence.
+            cache: folder where tokenised requests are kept for other workers and later runs; None keeps none.
 
         Raises:
             TaskError: the tokenizer has no end-of-sequence token.
@@ -55,7 +65,7 @@ class LmEvalEvaluator:
         self._suite, self._settings = suite, settings
         self._max_length = settings.max_length or max_length
         encoder = Encoder(tokenizer, max_length=self._max_length)
-        self._book = RequestBook(suite, encoder)
+        self._book = RequestBook(suite, encoder, cache=cache)
         self._stopping = Stopping(encoder.tokenizer)
         self._vocabulary = len(tokenizer)
         self._prepared: OrderedDict[tuple[str, bool], _Prepared] = OrderedDict()

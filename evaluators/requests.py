@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from lm_eval.api.instance import Instance
 
-from evaluators.encoding import Encoder, Prompt, Window
+from evaluators.encoding import Encoded, Encoder
 from evaluators.errors import TaskError
 from evaluators.library_state import calling_lm_eval
+from evaluators.request_cache import RequestCache, Requests
 from evaluators.tasks import LoadedTask, TaskSuite
 
-Encoded: TypeAlias = tuple[Window, ...] | Prompt
+
+class Asked(NamedTuple):
+    """What is kept of an instance of lm-eval: the document it asks about."""
+
+    doc: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class DocumentRequests:
     """The requests of one document in lm-eval's order, with their tokens."""
 
-    instances: tuple[Instance, ...]
+    instances: tuple[Asked, ...]
     encoded: tuple[Encoded, ...]
 
 
@@ -33,8 +39,10 @@ class RequestBook:
     draws the examples in sequence, so a subset built alone would get other prompts.
     """
 
-    def __init__(self, suite: TaskSuite, encoder: Encoder) -> None:
+    def __init__(self, suite: TaskSuite, encoder: Encoder, *, cache: Path | None = None) -> None:
+        """Make a book that also looks into the folder ``cache``, and keeps there what it builds."""
         self._suite = suite
+        self._cache = RequestCache(cache, encoder, suite.settings)
         self._encoder = encoder
         self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.tasks}
         self._documents: dict[tuple[str, int], DocumentRequests] = {}
@@ -47,12 +55,20 @@ class RequestBook:
         """
         new = [number for number in documents if (task, number) not in self._documents]
         if new:
-            self._build_new(task, new)
-            for number in new:
-                instances = tuple(sorted(self._instances[task][number], key=lambda instance: instance.idx))
-                encoded = tuple(map(self._encode, instances))
+            loaded = self._suite.loaded[task]
+            found = self._cache.get(loaded, new, lambda: self._made(task, new))
+            for number, (count, encoded) in zip(new, found, strict=True):
+                instances = (Asked(loaded.documents[number]),) * count
                 self._documents[task, number] = DocumentRequests(instances, encoded)
         return [self._documents[task, number] for number in documents]
+
+    def _made(self, task: str, numbers: Sequence[int]) -> Requests:
+        self._build_new(task, numbers)
+        made: Requests = []
+        for number in numbers:
+            instances = sorted(self._instances[task][number], key=lambda instance: instance.idx)
+            made.append((len(instances), tuple(map(self._encode, instances))))
+        return made
 
     def _build_new(self, name: str, numbers: Sequence[int]) -> None:
         loaded, built = self._suite.loaded[name], self._instances[name]

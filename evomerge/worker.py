@@ -48,6 +48,7 @@ class Worker:
         from evaluators.tasks import TaskSuite
         from evomerge.merging.checkpoint import Checkpoint
         from evomerge.merging.resident import ResidentModel
+        from evomerge.merging.sources import cache_folder
 
         torch.set_num_threads(spec.threads)
         checkpoints = [Checkpoint.open(Path(folder)) for folder in spec.folders]
@@ -55,7 +56,9 @@ class Worker:
         tokenizer = AutoTokenizer.from_pretrained(spec.folders[spec.tokenizer], trust_remote_code=False)
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
         length = context_length(self._resident.model.config, tokenizer)
-        self._evaluator = LmEvalEvaluator(suite, tokenizer, settings=spec.evaluation, max_length=length)
+        self._evaluator = LmEvalEvaluator(
+            suite, tokenizer, settings=spec.evaluation, max_length=length, cache=cache_folder() / "requests"
+        )
 
     def evaluate(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]]) -> Outcome:
         """Merge ``recipe_json`` into the resident model and measure it on the documents ``ids`` of each task."""
