@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from evaluators.objective import EvaluationSettings
 from evaluators.plan import Limits, Plan, make_plan
 from evaluators.requests import RequestBook
 from evaluators.scoring import can_branch, score
+from evaluators.shared_cache import Prefixes
 from evaluators.stopping import Stopping
 from evaluators.tasks import TaskSuite
 
@@ -68,6 +70,7 @@ class LmEvalEvaluator:
         self._book = RequestBook(suite, encoder, cache=cache)
         self._stopping = Stopping(encoder.tokenizer)
         self._vocabulary = len(tokenizer)
+        self._kept: Prefixes | None = None
         self._prepared: OrderedDict[tuple[str, bool], _Prepared] = OrderedDict()
 
     def prepare(self, documents: Documents, *, model: Any) -> Plan:
@@ -96,13 +99,33 @@ class LmEvalEvaluator:
             text = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return Failure(kind, text, meter.cost(documents=documents.count))
 
+    @contextmanager
+    def same_model(self) -> Iterator[None]:
+        """Inside, every `evaluate` gets one model with the same weights: prefixes that it has computed are kept.
+
+        For evaluations in blocks of documents; the scores are the same within rounding.
+        """
+        self._kept = Prefixes()
+        try:
+            yield
+        finally:
+            self._kept = None
+
     def _measure(self, model: Any, documents: Documents, prepared: _Prepared, meter: Meter) -> Evaluation:
         plan = prepared.plan
         model.eval()
-        likelihoods = score(model, plan.scoring, requests=plan.scored, meter=meter)
+        prefixes = self._kept or Prefixes()
+        likelihoods = score(model, plan.scoring, requests=plan.scored, meter=meter, prefixes=prefixes)
         texts: Sequence[str] = ()
         if plan.generated:
-            texts = generate(model, plan.generation, requests=plan.generated, stopping=self._stopping, meter=meter)
+            texts = generate(
+                model,
+                plan.generation,
+                requests=plan.generated,
+                stopping=self._stopping,
+                meter=meter,
+                prefixes=prefixes,
+            )
         scores: dict[str, Score] = {}
         tie_breaks: dict[str, float] = {}
         for judge in prepared.judges:

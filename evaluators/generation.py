@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import Cache
 
 from evaluators.errors import MeasurementFailed
 from evaluators.evaluation import FailureKind
@@ -19,6 +20,8 @@ from evaluators.head import head_on, last_position
 from evaluators.memory import in_halves
 from evaluators.meter import Meter
 from evaluators.prompts import PromptBatch, collate_prompts
+from evaluators.scoring import can_branch
+from evaluators.shared_cache import Prefixes
 from evaluators.stopping import MAY_STOP, STOPS, Stopping
 
 # rows leave the batch when at most this share of it is still going: each time costs a copy of the cache
@@ -32,8 +35,12 @@ def generate(
     requests: int,
     stopping: Stopping,
     meter: Meter,
+    prefixes: Prefixes | None = None,
 ) -> list[str]:
     """Return the answers to ``requests`` numbered requests; call under `torch.inference_mode`.
+
+    Args:
+        prefixes: what this very model has computed before.
 
     Raises:
         MeasurementFailed: a logit is not finite, the deadline has passed, or the model's generation config asks for
@@ -41,9 +48,13 @@ def generate(
     """
     rules = rules_of(model)
     texts = [""] * requests
+    prefixes = Prefixes() if prefixes is None else prefixes
+    roomy = can_branch(model)
 
     def run(batch: PromptBatch) -> None:
-        answers = _Decoding(model, batch, rules=rules, stopping=stopping, meter=meter).run()
+        room = len(batch.prefix) + batch.ids.shape[1] + int(batch.longest.max())
+        cache = prefixes.roomy_cache(model, batch.prefix, meter, room=room) if roomy else None
+        answers = _Decoding(model, batch, cache, rules=rules, stopping=stopping, meter=meter).run()
         for row, answer in zip(batch.rows, answers, strict=True):
             text = stopping.text(answer, row.prompt.until)
             for request in row.requests:
@@ -52,7 +63,7 @@ def generate(
     for batch in batches:
         in_halves(
             batch.rows,
-            lambda rows, whole=batch: run(whole if rows is whole.rows else collate_prompts(rows)),  # type: ignore[misc]
+            lambda rows, whole=batch: run(whole if rows is whole.rows else collate_prompts(rows, whole.prefix)),  # type: ignore[misc]
         )
     return texts
 
@@ -61,7 +72,14 @@ class _Decoding:
     """One batch on its way. `self._going` maps the rows of the running batch to those of the whole one."""
 
     def __init__(
-        self, model: Any, batch: PromptBatch, *, rules: GenerationRules, stopping: Stopping, meter: Meter
+        self,
+        model: Any,
+        batch: PromptBatch,
+        cache: Cache | None,
+        *,
+        rules: GenerationRules,
+        stopping: Stopping,
+        meter: Meter,
     ) -> None:
         self._model, self._batch, self._rules = model, batch, rules
         self._stopping, self._meter = stopping, meter
@@ -72,8 +90,11 @@ class _Decoding:
         self._table: torch.Tensor | None = None
         self._ids = batch.ids.to(model.device)
         self._mask = None if batch.mask is None else batch.mask.to(model.device)
-        self._history = self._ids if rules.processors else None
-        self._cache: Any = None
+        self._history: torch.Tensor | None = None
+        if rules.processors:
+            prefix = torch.tensor(batch.prefix, dtype=torch.int64, device=model.device)
+            self._history = torch.cat([prefix.expand(len(batch.rows), -1), self._ids], dim=1)
+        self._cache: Any = cache
         self._steps = 0
 
     def run(self) -> list[list[int]]:
