@@ -18,7 +18,7 @@ compared with a large matrix product in the same dtype.
 Plan: documents of five drawn shots and of none, 10,000 each, planned without and with the cache on disk.
 
 Run: `.venv/bin/python benchmarks/evaluation.py` (about six minutes on two cores; with a GPU in bf16 on the GPU).
-`--only demo|large|plan`, `--task PART_OF_NAME`, `--threads N`. Writes results/evaluation.json, on a GPU
+`--only demo|large|plan|budget`, `--task PART_OF_NAME`, `--threads N`. Writes results/evaluation.json, on a GPU
 results/evaluation_gpu.json.
 """
 
@@ -112,9 +112,11 @@ class Peer:
 class Ours:
     """Our evaluator of one task."""
 
-    def __init__(self, shape: Shape, tasks: Path, tokenizer: Any, *, cache: Path | None = None) -> None:
+    def __init__(
+        self, shape: Shape, tasks: Path, tokenizer: Any, *, cache: Path | None = None, tokens: Any = "auto"
+    ) -> None:
         metric = "exact_match" if shape.generates else "acc"
-        settings = EvaluationSettings(include_path=(str(tasks),))
+        settings = EvaluationSettings(include_path=(str(tasks),), tokens_per_batch=tokens)
         suite = TaskSuite.load([Objective(task=shape.name, metric=metric)], settings)
         self.evaluator = LmEvalEvaluator(suite, tokenizer, settings=settings, max_length=CONTEXT, cache=cache)
         self.documents = Documents({shape.name: tuple(range(shape.documents))})
@@ -133,8 +135,8 @@ def bare(model: Any, plan: Any) -> None:
     with torch.inference_mode():
         for batch in plan.scoring:
             options: dict[str, Any] = {}
-            if batch.visible is not None:
-                options["attention_mask"] = attention_mask(model, batch.visible.to(device))
+            if (visible := batch.visible(device)) is not None:
+                options["attention_mask"] = attention_mask(model, visible)
                 options["position_ids"] = batch.positions.to(device)
             if batch.prefix:
                 options["past_key_values"] = prefixes.cache(model, batch.prefix, meter)
@@ -223,6 +225,27 @@ def measure_model(
     return {"parameters": model.num_parameters(), "device": device, "dtype": str(dtype), "shapes": found}
 
 
+def measure_budget(folder: Path, words: list[str], budgets: Sequence[int], *, documents: int, scratch: Path) -> Any:
+    """CPU (on a GPU wall) microseconds a token at each budget: medians of three runs, alternating."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    cuda = torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if cuda else torch.float32).eval()
+    model, tokenizer = model.to("cuda" if cuda else "cpu"), AutoTokenizer.from_pretrained(folder)
+    shape = Shape("zero_shot_long_choices", question=12, choice=24, documents=documents)
+    write_tasks(scratch / "tasks-budget", (shape,), words)
+    sides = {budget: Ours(shape, scratch / "tasks-budget", tokenizer, tokens=budget) for budget in budgets}
+    runs: dict[int, list[float]] = {budget: [] for budget in budgets}
+    for _ in range(3):
+        for budget, ours in sides.items():
+            ours.evaluator.prepare(ours.documents, model=model)
+            found, wall, cpu = clocks(lambda ours=ours: ours(model))  # type: ignore[misc]
+            runs[budget].append(1e6 * (wall if cuda else cpu) / found.cost.tokens)
+    row = {budget: statistics.median(found) for budget, found in runs.items()}
+    print(f"{model.num_parameters():,} parameters, us a token:", {k: round(v, 1) for k, v in row.items()}, flush=True)
+    return row
+
+
 PLANNED = (
     Shape("plan_zero_shots", documents=10_000),
     Shape("plan_five_shots_drawn", shots=5, fixed=False, documents=10_000),
@@ -237,7 +260,7 @@ def measure_plan(folder: Path, words: list[str], *, scratch: Path) -> dict[str, 
     write_tasks(scratch / "tasks-plan", PLANNED, words)
     found: dict[str, Any] = {}
     for shape in PLANNED:
-        row = {}
+        row: dict[str, dict[str, float]] = {}
         for name in ("made", "found"):
             ours = Ours(shape, scratch / "tasks-plan", tokenizer, cache=scratch / "cache")
             _, wall, cpu = clocks(lambda ours=ours: ours.evaluator.prepare(ours.documents, model=model))  # type: ignore[misc]
@@ -251,7 +274,7 @@ def measure_plan(folder: Path, words: list[str], *, scratch: Path) -> dict[str, 
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=("demo", "large", "plan"))
+    parser.add_argument("--only", choices=("demo", "large", "plan", "budget"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--task", help="only the shapes whose name contains this")
     options = parser.parse_args()
@@ -269,6 +292,13 @@ def main() -> None:
             found["large"] = measure_model("large", folder, large, made_up(31_990), repeats=2, scratch=scratch)
         if options.only in (None, "plan"):
             found["plan"] = measure_plan(experts().base, words, scratch=scratch)
+        if options.only == "budget":
+            budgets = [2**power for power in range(9, 18 if torch.cuda.is_available() else 15)]
+            found["demo"] = measure_budget(experts().base, words, budgets, documents=160, scratch=scratch)
+            budgets, documents = (budgets, 2000) if torch.cuda.is_available() else ([256, 1024, 4096], 40)
+            folder = write_model(scratch / "model")
+            found["large"] = measure_budget(folder, made_up(31_990), budgets, documents=documents, scratch=scratch)
+            save("evaluation_budget", found)
     if options.only is None and options.task is None:
         save("evaluation_gpu" if torch.cuda.is_available() else "evaluation", found)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from evaluators.budget import tokens_per_batch
 from evaluators.encoding import Encoder
 from evaluators.errors import MeasurementFailed, TaskError
 from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome, Score
@@ -71,7 +72,7 @@ class LmEvalEvaluator:
         self._stopping = Stopping(encoder.tokenizer)
         self._vocabulary = len(tokenizer)
         self._kept: Prefixes | None = None
-        self._prepared: OrderedDict[tuple[str, bool], _Prepared] = OrderedDict()
+        self._prepared: OrderedDict[tuple[str, bool, int], _Prepared] = OrderedDict()
 
     def prepare(self, documents: Documents, *, model: Any) -> Plan:
         """Build and tokenise the requests of ``documents`` now, for models like ``model``, and return their plan.
@@ -79,7 +80,7 @@ class LmEvalEvaluator:
         Raises:
             TaskError: a task or document is unknown, a template fails, or a document does not fit the model.
         """
-        return self._for(documents, branching=can_branch(model)).plan
+        return self._for(documents, model).plan
 
     def evaluate(self, model: Any, documents: Documents) -> Outcome:
         """Return the scores of ``model`` on ``documents``, or why there are none.
@@ -88,7 +89,7 @@ class LmEvalEvaluator:
             TaskError: as `prepare`; never for what the model does.
         """
         meter = Meter(device=model.device, timeout_seconds=self._settings.timeout_seconds)
-        prepared = self._for(documents, branching=can_branch(model))
+        prepared = self._for(documents, model)
         try:
             with torch.inference_mode():
                 return self._measure(model, documents, prepared, meter)
@@ -134,13 +135,13 @@ class LmEvalEvaluator:
         ordered = {measure.name: scores[measure.name] for measure in self._suite.measures if measure.name in scores}
         return Evaluation(prepared.digest, ordered, tie_breaks, meter.cost(documents=documents.count))
 
-    def _for(self, documents: Documents, *, branching: bool) -> _Prepared:
-        digest = documents.digest
-        key = (digest, branching)
+    def _for(self, documents: Documents, model: Any) -> _Prepared:
+        digest, branching, tokens = documents.digest, can_branch(model), tokens_per_batch(self._settings, model)
+        key = (digest, branching, tokens)
         if key not in self._prepared:
             self._check(documents)
             limits = Limits(
-                tokens=self._settings.tokens_per_batch,
+                tokens=tokens,
                 wants=max(1, _LOGITS_PER_BATCH // self._vocabulary),
                 max_length=self._max_length,
             )

@@ -56,6 +56,8 @@ class EvaluationSettings(BaseModel):
     apply_chat_template: bool = False
     fewshot_as_multiturn: bool = Field(default=True, description="with a chat template: one turn per example")
     system_instruction: str | None = None
-    tokens_per_batch: int = Field(default=8192, ge=1, description="padded tokens in one forward pass")
+    tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="padded tokens in one forward pass"
+    )
     max_length: int | None = Field(default=None, ge=2, description="context window; the model's own by default")
     timeout_seconds: float = Field(default=3600.0, gt=0.0, description="longest time one candidate may take")

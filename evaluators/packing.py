@@ -32,7 +32,7 @@ class Want(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A tree of tokens in an order where parents come first; the root's parent is -1.
+    """A tree of tokens in depth-first order, so that what follows a token stands together; the root's parent is -1.
 
     After a prefix there may be several roots.
     """
@@ -54,6 +54,16 @@ class Row:
             depths.append(depths[parent] + 1 if parent >= 0 else 0)
         return depths
 
+    @property
+    def last(self) -> list[int]:
+        """The last node that follows each node, however far down: these and no others see it."""
+        last = list(range(len(self.parents)))
+        for node in range(len(last) - 1, -1, -1):
+            parent = self.parents[node]
+            if parent >= 0:
+                last[parent] = max(last[parent], last[node])
+        return last
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -64,8 +74,8 @@ class Batch:
         ids: (rows, length) int64.
         places: (wants,) int64 positions in the flattened (rows * length) hidden states.
         targets, requests: (wants,) int64.
-        positions: (rows or 1, length) int64, and `visible`: (rows or 1, 1, length, prefix + length) bool, when a row
-            branches or follows a prefix.
+        positions, last: (rows or 1, length) int64 of each token, when a row branches or follows a prefix: its
+            position for the model, and the place of the last token in its row that sees it.
     """
 
     rows: tuple[Row, ...]
@@ -75,7 +85,19 @@ class Batch:
     targets: torch.Tensor
     requests: torch.Tensor
     positions: torch.Tensor | None = None
-    visible: torch.Tensor | None = None
+    last: torch.Tensor | None = None
+
+    def visible(self, device: torch.device) -> torch.Tensor | None:
+        """What each token sees: (rows or 1, 1, length, prefix + length) bool on ``device``; None if all before it.
+
+        Made for each use: kept for a whole plan it would be by far the largest part.
+        """
+        if self.last is None:
+            return None
+        places = torch.arange(self.ids.shape[1], device=device)
+        seen = (places <= places[:, None]) & (places[:, None] <= self.last.to(device)[:, None, :])
+        before = seen.new_ones(1, 1, 1).expand(len(seen), seen.shape[1], len(self.prefix))
+        return torch.cat([before, seen], dim=2)[:, None]
 
     @property
     def tokens(self) -> int:
@@ -86,13 +108,17 @@ class Batch:
 def tree(windows: Sequence[tuple[int, Window]], *, max_length: int) -> Row:
     """Return one row for all ``windows`` (request, window) that begin with the same token."""
     # a context that is too long loses its oldest tokens; the last token of all is never an input
-    fulls = [(window.context + window.continuation)[-(max_length + 1) :] for _, window in windows]
+    whole = [
+        ((window.context + window.continuation)[-(max_length + 1) :], number, window) for number, window in windows
+    ]
+    whole.sort(key=lambda entry: entry[:2])  # depth first
+    fulls = [full for full, _, _ in whole]
     tokens: list[int] = list(commonprefix([full[:-1] for full in fulls]))
     common = len(tokens)
     parents = list(range(-1, common - 1))
     wants: list[Want] = []
     children: dict[tuple[int, int], int] = {}
-    for (request, window), full in zip(windows, fulls, strict=True):
+    for full, request, window in whole:
         first_scored = len(full) - len(window.continuation)
         wants += [Want(depth - 1, full[depth], request) for depth in range(first_scored, common)]
         parent = common - 1
@@ -153,29 +179,25 @@ def collate(rows: Sequence[Row], prefix: tuple[int, ...] = ()) -> Batch:
         ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
     flat = [(number * length + w.node, w.token, w.request) for number, row in enumerate(rows) for w in row.wants]
     places, targets, requests = (column.contiguous() for column in _columns(flat))
-    positions, visible = None, None
+    positions, last = None, None
     if prefix or any(row.branches for row in rows):
-        positions, visible = _attention(rows, length, len(prefix))
-    return Batch(tuple(rows), prefix, ids, places, targets, requests, positions, visible)
+        positions, last = _attention(rows, length)
+        positions += len(prefix)
+    return Batch(tuple(rows), prefix, ids, places, targets, requests, positions, last)
 
 
 def _columns(flat: Sequence[tuple[int, int, int]]) -> tuple[torch.Tensor, ...]:
     return torch.tensor(flat, dtype=torch.int64).reshape(-1, 3).unbind(1)
 
 
-def _attention(rows: Sequence[Row], length: int, before: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions, and what each token sees, of ``rows`` of ``length`` tokens with ``before`` more before them."""
+def _attention(rows: Sequence[Row], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Position of each token in its row, and the place of the last token that sees it."""
     if not any(row.branches for row in rows):
-        seen = torch.ones(length, before + length, dtype=torch.bool).tril_(before)
-        return torch.arange(before, before + length)[None], seen[None, None]
+        return torch.arange(length)[None], torch.full((1, length), length - 1)
     positions = torch.zeros(len(rows), length, dtype=torch.int64)
     # padding sees itself only: a row of the mask that is empty makes NaN
-    visible = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)
+    last = torch.arange(length).repeat(len(rows), 1)
     for number, row in enumerate(rows):
         positions[number, : len(row.tokens)] = torch.tensor(row.depths)
-        seen = visible[number]
-        for node, parent in enumerate(row.parents):
-            if parent >= 0:
-                seen[node] |= seen[parent]
-    everywhere = visible.new_ones(len(rows), length, before)
-    return positions + before, torch.cat([everywhere, visible], dim=2).unsqueeze(1)
+        last[number, : len(row.tokens)] = torch.tensor(row.last)
+    return positions, last

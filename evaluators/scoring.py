@@ -74,8 +74,9 @@ def _score_batch(
     device = model.device
     places, targets = batch.places.to(device), batch.targets.to(device)
     options: dict[str, Any] = {"use_cache": False}
-    if batch.visible is not None and batch.positions is not None:
-        options["attention_mask"] = attention_mask(model, batch.visible.to(device))
+    visible = batch.visible(device)
+    if visible is not None and batch.positions is not None:
+        options["attention_mask"] = attention_mask(model, visible)
         options["position_ids"] = batch.positions.to(device)
     if cache is not None:
         options |= {"past_key_values": cache, "use_cache": True}
