@@ -102,7 +102,7 @@ def _read(path: Path) -> Requests | None:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return _decoded(archive["tokens"], archive["lengths"], json.loads(archive["structure"].tobytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except _DAMAGES as error:
         warnings.warn(f"{path}: damaged, made again ({type(error).__name__}: {error})", stacklevel=2)
