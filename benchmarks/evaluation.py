@@ -53,14 +53,14 @@ CONTEXT = 1024  # the demo's models know 64 positions; speed does not ask whethe
 DEMO = (
     Shape("five_shots_shared_long_choices", shots=5),
     Shape("five_shots_drawn_long_choices", shots=5, fixed=False),
-    Shape("zero_shot_long_choices", question=12, choice=24),
+    Shape("zero_shot_long_choices", question=96, choice=16),
     Shape("zero_shot_single_token", choice=1),
     Shape("five_shots_shared_single_token", choice=1, shots=5),
     Shape("generation", question=12, choice=12, generates=True),
     Shape("generation_five_shots_shared", choice=12, shots=5, generates=True),
 )
 LARGE = tuple(
-    Shape(**{**shape.__dict__, "documents": count}) for shape, count in zip(DEMO, (6, 6, 6, 16, 8, 16, 8), strict=True)
+    Shape(**{**shape.__dict__, "documents": count}) for shape, count in zip(DEMO, (4, 4, 6, 16, 6, 16, 8), strict=True)
 )
 
 
