@@ -295,7 +295,7 @@ def main() -> None:
         if options.only == "budget":
             budgets = [2**power for power in range(9, 18 if torch.cuda.is_available() else 15)]
             found["demo"] = measure_budget(experts().base, words, budgets, documents=160, scratch=scratch)
-            budgets, documents = (budgets, 2000) if torch.cuda.is_available() else ([256, 1024, 4096], 40)
+            budgets, documents = (budgets, 2000) if torch.cuda.is_available() else ([256, 1024, 4096], 20)
             folder = write_model(scratch / "model")
             found["large"] = measure_budget(folder, made_up(31_990), budgets, documents=documents, scratch=scratch)
             save("evaluation_budget", found)

@@ -1,13 +1,16 @@
 """Tokenised requests on disk: made once a machine, found again by every worker and every later run.
 
 An entry holds the requests of some documents of one task. Its name is the digest of all that they follow from, so an
-entry is never stale: a changed task, document, tokenizer, setting or library is another name. Entries are compressed
-NumPy archives without pickles, written by one rename; a damaged one is made again.
+entry is never stale: a changed task, document, tokenizer, setting or library is another name. Tasks with functions of
+the user's own are not kept, because what those call is not known. Entries are compressed NumPy archives without
+pickles, written by one rename; a damaged one is made again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import tempfile
@@ -58,7 +61,7 @@ class RequestCache:
 
     def get(self, loaded: LoadedTask, numbers: Sequence[int], make: Callable[[], Requests]) -> Requests:
         """Return the requests of the documents ``numbers``: read, or made and kept. One process makes, others wait."""
-        if self._folder is None:
+        if self._folder is None or _has_own_code(dataclasses.asdict(loaded.task.config)):
             return make()
         path = self._folder / f"{self._digest(loaded, numbers)}.npz"
         if (found := _read(path)) is not None:
@@ -80,6 +83,17 @@ class RequestCache:
             "others": digests if all_count else None,
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _has_own_code(value: Any) -> bool:
+    """Whether ``value``, or anything in it, is a function that is not lm-eval's."""
+    if isinstance(value, dict):
+        return any(map(_has_own_code, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_own_code, value))
+    if isinstance(value, functools.partial):
+        return _has_own_code(value.func)
+    return callable(value) and not str(getattr(value, "__module__", "")).startswith("lm_eval.")
 
 
 def tokenizer_digest(tokenizer: Any) -> str | None:

@@ -141,3 +141,11 @@ def test_a_tokenizer_of_python_has_no_digest(tokenizer: Any) -> None:
 
     assert tokenizer_digest(Slow()) is None
     assert tokenizer_digest(tokenizer) == tokenizer_digest(copy.deepcopy(tokenizer))
+
+
+def test_tasks_with_functions_of_the_user_are_not_kept(side: Side, unbuildable: Any) -> None:
+    (side.tasks.folder / "own.py").write_text("def text(doc):\n    return 'Q: ' + doc['question']\n")
+    path = side.tasks.multiple_choice("mc", doc_to_text="OWN")
+    path.write_text(path.read_text().replace("OWN", "!function own.text"))
+    side.encoded(trusted_paths=(str(side.tasks.folder),))
+    assert len(side.entries) == 1, "only the other task's"
