@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("footprint", "candidate_cost", "evaluation", "merging", "optimizers", "demo_quality")
+NAMES = ("footprint", "candidate_cost", "evaluation", "merge_bandwidth", "optimizers", "demo_quality")
 
 
 def main() -> None:
