@@ -7,8 +7,8 @@ from typing import Any
 from evaluators.objective import EvaluationSettings
 
 # A fixed rule, not a measurement at the start: scores must have equal bits on every worker and after a resume, and
-# the shapes of the batches are part of what makes the bits. Its numbers were measured (benchmarks/evaluation.py
-# --only budget).
+# the shapes of the batches are part of what makes the bits. The number for CPUs was measured on the demo's model
+# (benchmarks/evaluation.py --only budget; docs/evaluation.md), those for GPUs were not yet.
 _TOKENS = {"cpu": 4096, "cuda": 32_768}
 _FALLBACK = 8192
 # elements of the widest activation of a pass: beyond, memory is the limit on a GPU, and the caches on a CPU
