@@ -95,8 +95,7 @@ def _score_batch(
 
 
 def attention_mask(model: Any, visible: torch.Tensor) -> torch.Tensor:
-    """Return the mask by which ``model`` sees what is True in ``visible``: bool for SDPA, else what is added."""
-    if model.config._attn_implementation == "sdpa":
-        return visible
+    """Return what is added to the attention of ``model`` for it to see what is True in ``visible``."""
+    # SDPA takes a mask of bool, too, but turns it into this one again in every layer
     hidden = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
     return hidden.masked_fill_(~visible, torch.finfo(model.dtype).min)
