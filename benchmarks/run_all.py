@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("footprint", "candidate_cost", "evaluation", "merge_bandwidth", "optimizers", "demo_quality")
+NAMES = (
+    "footprint", "candidate_cost", "evaluation", "merge_bandwidth", "objectives", "optimizers", "demo_quality",
+)  # fmt: skip
 
 
 def main() -> None:

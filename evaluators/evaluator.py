@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +12,24 @@ from typing import Any
 
 import torch
 
+from evaluators.answers import Answers, Asked
 from evaluators.budget import tokens_per_batch
 from evaluators.encoding import Encoder
 from evaluators.errors import MeasurementFailed, TaskError
-from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome, Score
+from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome
 from evaluators.generation import generate
-from evaluators.judging import Judge
-from evaluators.memory import is_out_of_memory
+from evaluators.memory import Room, is_out_of_memory
 from evaluators.meter import Meter
 from evaluators.objective import EvaluationSettings
-from evaluators.plan import Limits, Plan, make_plan
+from evaluators.panel import Panel
+from evaluators.plan import Limits, Plan, TaskPart, make_plan
+from evaluators.references import task_of
 from evaluators.requests import RequestBook
 from evaluators.scoring import can_branch, score
 from evaluators.shared_cache import Prefixes
 from evaluators.stopping import Stopping
 from evaluators.tasks import TaskSuite
+from evaluators.truncation import count_truncated
 
 _PLANS_KEPT = 16
 _LOGITS_PER_BATCH = 1 << 27  # 512 MiB of float32
@@ -36,13 +39,15 @@ _LOGITS_PER_BATCH = 1 << 27  # 512 MiB of float32
 class _Prepared:
     digest: str
     plan: Plan
-    judges: tuple[Judge, ...]
+    panel: Panel
+    truncated: dict[str, int]
 
 
 class LmEvalEvaluator:
     """An `Evaluator` for causal language models of transformers that share one tokenizer.
 
-    Scores are those of `lm_eval.simple_evaluate`. Equal models on equal documents give equal bits.
+    Scores are those of `lm_eval.simple_evaluate`. Equal models on equal documents give equal bits, unless memory ran
+    out: batches are then halved, and log-likelihoods differ by rounding.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class LmEvalEvaluator:
         self._stopping = Stopping(encoder.tokenizer)
         self._vocabulary = len(tokenizer)
         self._kept: Prefixes | None = None
+        self._scoring_room, self._generation_room = Room(), Room()
         self._prepared: OrderedDict[tuple[str, bool, int], _Prepared] = OrderedDict()
 
     def prepare(self, documents: Documents, *, model: Any) -> Plan:
@@ -116,24 +122,24 @@ class LmEvalEvaluator:
         plan = prepared.plan
         model.eval()
         prefixes = self._kept or Prefixes()
-        likelihoods = score(model, plan.scoring, requests=plan.scored, meter=meter, prefixes=prefixes)
-        texts: Sequence[str] = ()
+        likelihoods = score(
+            model, plan.scoring, requests=plan.scored, meter=meter, prefixes=prefixes, room=self._scoring_room
+        )
+        answers = Answers(likelihoods)
         if plan.generated:
-            texts = generate(
+            generated = generate(
                 model,
                 plan.generation,
                 requests=plan.generated,
                 stopping=self._stopping,
                 meter=meter,
                 prefixes=prefixes,
+                room=self._generation_room,
             )
-        scores: dict[str, Score] = {}
-        tie_breaks: dict[str, float] = {}
-        for judge in prepared.judges:
-            scores |= judge.scores(likelihoods=likelihoods, texts=texts)
-            tie_breaks |= judge.tie_breaks(likelihoods)
-        ordered = {measure.name: scores[measure.name] for measure in self._suite.measures if measure.name in scores}
-        return Evaluation(prepared.digest, ordered, tie_breaks, meter.cost(documents=documents.count))
+            answers = Answers(likelihoods, *generated)
+        scores, tie_breaks = prepared.panel.judge(answers)
+        cost = meter.cost(documents=documents.count)
+        return Evaluation(prepared.digest, scores, tie_breaks, cost, prepared.truncated)
 
     def _for(self, documents: Documents, model: Any) -> _Prepared:
         digest, branching, tokens = documents.digest, can_branch(model), tokens_per_batch(self._settings, model)
@@ -145,13 +151,24 @@ class LmEvalEvaluator:
                 wants=max(1, _LOGITS_PER_BATCH // self._vocabulary),
                 max_length=self._max_length,
             )
-            plan = make_plan(self._book, documents, limits, branching=branching)
-            judges = tuple(Judge(self._suite.loaded[part.task], part, self._book) for part in plan.parts)
-            self._prepared[key] = _Prepared(digest, plan, judges)
+            asked = self._suite.split_into_parts(documents)
+            plan = make_plan(self._book, asked, limits, branching=branching)
+            panel = Panel(self._suite, plan.parts, self._asked)
+            self._prepared[key] = _Prepared(digest, plan, panel, self._truncated(asked))
             if len(self._prepared) > _PLANS_KEPT:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(key)
         return self._prepared[key]
+
+    def _asked(self, part: TaskPart) -> Asked:
+        return Asked.of(part, self._book)
+
+    def _truncated(self, asked: Documents) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for part, numbers in asked.ids.items():
+            count = count_truncated(self._book.requests(part, numbers), max_length=self._max_length)
+            counts[task_of(part)] = max(count, counts.get(task_of(part), 0))
+        return {task: count for task, count in counts.items() if count}
 
     def _check(self, documents: Documents) -> None:
         for task, numbers in documents.ids.items():

@@ -27,11 +27,11 @@ from pydantic import TypeAdapter
 
 from evaluators.encoding import Encoded, Encoder, Prompt, Window
 from evaluators.fingerprint import task_digest
+from evaluators.loaded import LoadedTask
 from evaluators.objective import EvaluationSettings
-from evaluators.tasks import LoadedTask
 
-Requests: TypeAlias = list[tuple[int, tuple[Encoded, ...]]]
-"""Of each document: how many instances lm-eval makes of it, and what they are in tokens."""
+Requests: TypeAlias = list[tuple[tuple[tuple[str, str], ...], tuple[Encoded, ...]]]
+"""Of each document: kind and last text of lm-eval's instances, and what they are in tokens."""
 
 FORMAT = 1
 # settings that no request follows from; all others count
@@ -46,15 +46,13 @@ _DAMAGES = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipf
 class RequestCache:
     """The entries in one folder for one tokenizer; without a folder, or for a tokenizer of Python, nothing is kept."""
 
-    def __init__(self, folder: Path | None, encoder: Encoder, settings: EvaluationSettings) -> None:
-        self._folder = folder
-        tokenizer = tokenizer_digest(encoder.tokenizer)
-        if tokenizer is None:
-            self._folder = None
+    def __init__(self, folder: Path | None, encoder: Any, settings: EvaluationSettings) -> None:
+        tokenizer = tokenizer_digest(encoder.tokenizer) if isinstance(encoder, Encoder) and folder else None
+        self._folder = folder if tokenizer is not None else None
         self._base = {
             "format": FORMAT,
             "tokenizer": tokenizer,
-            "max_length": encoder.max_length,
+            "max_length": encoder.max_length if tokenizer is not None else None,
             "settings": settings.model_dump(mode="json", exclude=_IRRELEVANT),
             "versions": {name: version(name) for name in ("lm_eval", "transformers", "tokenizers", "jinja2")},
         }
@@ -150,7 +148,7 @@ def _encoded(requests: Requests) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             return {**fields, "tokens": number(encoded.tokens)}
         return [[number(window.context), number(window.continuation)] for window in encoded]
 
-    structure = [[instances, list(map(described, encoded))] for instances, encoded in requests]
+    structure = [[told, list(map(described, encoded))] for told, encoded in requests]
     lengths = np.array([len(tokens) for tokens in numbers], dtype=np.int64)
     flat = np.fromiter((token for tokens in numbers for token in tokens), dtype=np.int32, count=int(lengths.sum()))
     return flat, lengths, np.frombuffer(json.dumps(structure).encode(), dtype=np.uint8)
@@ -165,7 +163,7 @@ def _decoded(flat: np.ndarray, lengths: np.ndarray, structure: Any) -> Requests:
             return _PROMPT.validate_python({**described, "tokens": sequences[described["tokens"]]})
         return tuple(Window(sequences[context], sequences[answer]) for context, answer in described)
 
-    return [(int(instances), tuple(map(restored, encoded))) for instances, encoded in structure]
+    return [(tuple((kind, text) for kind, text in told), tuple(map(restored, encoded))) for told, encoded in structure]
 
 
 @contextmanager

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 from lm_eval.api.instance import Instance
 
-from evaluators.encoding import Encoded, Encoder
+from evaluators.encoding import Encoded, Prompt, Window
 from evaluators.errors import TaskError
 from evaluators.library_state import calling_lm_eval
+from evaluators.loaded import LoadedTask
 from evaluators.request_cache import RequestCache, Requests
-from evaluators.tasks import LoadedTask, TaskSuite
-
-
-class Asked(NamedTuple):
-    """What is kept of an instance of lm-eval: the document it asks about."""
-
-    doc: Mapping[str, Any]
+from evaluators.sampling import request_key
+from evaluators.tasks import TaskSuite
 
 
 @dataclass(frozen=True)
 class DocumentRequests:
-    """The requests of one document in lm-eval's order, with their tokens."""
+    """The requests of one document in lm-eval's order, with their tokens.
 
-    instances: tuple[Asked, ...]
+    Attributes:
+        encoded: one per instance; as many as the task has `repeats` for each where answers are sampled.
+    """
+
+    instances: tuple[Instance, ...]
     encoded: tuple[Encoded, ...]
+
+
+class Encodes(Protocol):
+    """What a book needs of an encoder."""
+
+    apply_chat_template: Any
+
+    def prompt(self, instance: Instance) -> Prompt:
+        """Return what is generated from."""
+
+    def windows(self, instance: Instance) -> tuple[Window, ...]:
+        """Return what is scored."""
 
 
 class RequestBook:
@@ -39,12 +51,12 @@ class RequestBook:
     draws the examples in sequence, so a subset built alone would get other prompts.
     """
 
-    def __init__(self, suite: TaskSuite, encoder: Encoder, *, cache: Path | None = None) -> None:
+    def __init__(self, suite: TaskSuite, encoder: Encodes, *, cache: Path | None = None) -> None:
         """Make a book that also looks into the folder ``cache``, and keeps there what it builds."""
         self._suite = suite
         self._cache = RequestCache(cache, encoder, suite.settings)
         self._encoder = encoder
-        self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.tasks}
+        self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.parts}
         self._documents: dict[tuple[str, int], DocumentRequests] = {}
 
     def requests(self, task: str, documents: Sequence[int]) -> list[DocumentRequests]:
@@ -55,10 +67,10 @@ class RequestBook:
         """
         new = [number for number in documents if (task, number) not in self._documents]
         if new:
-            loaded = self._suite.loaded[task]
+            loaded = self._suite.parts[task]
             found = self._cache.get(loaded, new, lambda: self._made(task, new))
-            for number, (count, encoded) in zip(new, found, strict=True):
-                instances = (Asked(loaded.documents[number]),) * count
+            for number, (told, encoded) in zip(new, found, strict=True):
+                instances = self._sorted(task, number) or _retold(loaded, number, told)
                 self._documents[task, number] = DocumentRequests(instances, encoded)
         return [self._documents[task, number] for number in documents]
 
@@ -66,12 +78,16 @@ class RequestBook:
         self._build_new(task, numbers)
         made: Requests = []
         for number in numbers:
-            instances = sorted(self._instances[task][number], key=lambda instance: instance.idx)
-            made.append((len(instances), tuple(map(self._encode, instances))))
+            instances = self._sorted(task, number)
+            told = tuple((instance.request_type, _last_text(instance)) for instance in instances)
+            made.append((told, tuple(answer for instance in instances for answer in self._encode(instance))))
         return made
 
+    def _sorted(self, task: str, number: int) -> tuple[Instance, ...]:
+        return tuple(sorted(self._instances[task].get(number, ()), key=lambda instance: instance.idx))
+
     def _build_new(self, name: str, numbers: Sequence[int]) -> None:
-        loaded, built = self._suite.loaded[name], self._instances[name]
+        loaded, built = self._suite.parts[name], self._instances[name]
         if loaded.task.config.num_fewshot:
             numbers = range(len(loaded.documents))
         missing = [number for number in dict.fromkeys(numbers) if number not in built]
@@ -101,13 +117,24 @@ class RequestBook:
                 f"{' '.join(str(error).split())} (in {where})"
             ) from error
 
-    def _encode(self, instance: Instance) -> Encoded:
+    def _encode(self, instance: Instance) -> Iterator[Encoded]:
         try:
             if instance.request_type == "generate_until":
-                return self._encoder.prompt(instance)
-            return self._encoder.windows(instance)
+                yield from self._repeated(instance, self._encoder.prompt(instance))
+            else:
+                yield self._encoder.windows(instance)
         except ValueError as error:
             raise TaskError(f"task {instance.task_name}, document {instance.doc_id}: {error}") from error
+
+    def _repeated(self, instance: Instance, prompt: Prompt) -> Iterator[Prompt]:
+        if prompt.sampling is None:  # every repeat would say the same
+            yield prompt
+            return
+        name, number = str(instance.task_name), int(instance.doc_id or 0)
+        document = self._suite.loaded[name].document_digests[number]
+        for repeat in range(int(instance.repeats or 1)):
+            key = request_key(self._suite.settings.sampling_seed or 0, name, document, instance.idx, repeat)
+            yield replace(prompt, key=key)
 
 
 @contextmanager
@@ -122,3 +149,18 @@ def _only(loaded: LoadedTask, numbers: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         del loaded.task.doc_iterator
+
+
+def _last_text(instance: Instance) -> str:
+    """The text whose likelihood an instance asks for, by whose length scores are divided; none of generation."""
+    last = instance.args[-1]
+    return last if isinstance(last, str) else ""
+
+
+def _retold(loaded: LoadedTask, number: int, told: Sequence[tuple[str, str]]) -> tuple[Instance, ...]:
+    """Instances as they are needed once they are in tokens: contexts and options are left out."""
+    document: Any = loaded.documents[number]
+    return tuple(
+        Instance(request_type=kind, doc=document, arguments=(text,), idx=idx, metadata=(loaded.name, number, 1))
+        for idx, (kind, text) in enumerate(told)
+    )

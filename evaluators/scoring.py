@@ -13,9 +13,9 @@ from transformers import Cache
 from evaluators.errors import MeasurementFailed
 from evaluators.evaluation import FailureKind
 from evaluators.head import head_on
-from evaluators.memory import in_halves
+from evaluators.memory import Room, in_halves
 from evaluators.meter import Meter
-from evaluators.packing import Batch, collate
+from evaluators.packing import Batch, Row, collate
 from evaluators.shared_cache import Prefixes
 
 # families whose attention takes a 4-D mask and explicit positions; each is checked against plain scoring in the tests
@@ -39,12 +39,19 @@ def can_branch(model: Any) -> bool:
 
 
 def score(
-    model: Any, batches: Sequence[Batch], *, requests: int, meter: Meter, prefixes: Prefixes | None = None
+    model: Any,
+    batches: Sequence[Batch],
+    *,
+    requests: int,
+    meter: Meter,
+    prefixes: Prefixes | None = None,
+    room: Room | None = None,
 ) -> LogLikelihoods:
     """Return the log-likelihoods of ``requests`` numbered requests; call under `torch.inference_mode`.
 
     Args:
         prefixes: what this very model has computed before.
+        room: how large a batch may be, as far as earlier calls have learnt.
 
     Raises:
         MeasurementFailed: a logit is not finite, or the deadline has passed.
@@ -54,6 +61,8 @@ def score(
     misses = torch.zeros(requests, dtype=torch.int64)
     prefixes = Prefixes() if prefixes is None else prefixes
 
+    room = room or Room()
+
     for batch in batches:
         meter.check_deadline()
         cache = prefixes.cache(model, batch.prefix, meter) if batch.prefix else None
@@ -62,10 +71,16 @@ def score(
             lambda rows, whole=batch, cache=cache: _score_batch(  # type: ignore[misc]
                 model, whole if rows is whole.rows else collate(rows, whole.prefix), cache, values, misses, meter
             ),
+            room=room,
+            size=_padded_tokens,
         )
     if not bool(torch.isfinite(values).all()):
         raise MeasurementFailed(FailureKind.NON_FINITE, "log-likelihoods are NaN or infinite")
     return LogLikelihoods(values.numpy(), (misses == 0).numpy())
+
+
+def _padded_tokens(rows: Sequence[Row]) -> int:
+    return len(rows) * max(len(row.tokens) for row in rows)
 
 
 def _score_batch(

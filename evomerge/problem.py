@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluators.evaluation import Documents
+from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
 from evomerge.config import SearchFile, differences
 from evomerge.errors import BadSearch, BadSource
@@ -92,7 +93,7 @@ class Problem:
             tokenizer=0,
             dtype=self.file.sources.dtype,
             objectives=self.file.objectives,
-            evaluation=self.file.evaluation,
+            evaluation=evaluation_of(self.file),
             device=device,
             threads=threads,
         )
@@ -109,20 +110,21 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     from evomerge.merging import compatibility
     from evomerge.merging.checkpoint import Checkpoint
 
-    settings = (file.sources.base, *file.sources.experts)
+    models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
-    folders = tuple(source_files.resolve(source.path, source.revision) for source in settings)
+    folders = tuple(source_files.resolve(source.path, source.revision) for source in models)
     checkpoints = [Checkpoint.open(folder) for folder in folders]
     compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
         Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))
-        for source, folder in zip(settings, folders, strict=True)
+        for source, folder in zip(models, folders, strict=True)
     )
     space = make_space(file, pinned, layers=checkpoints[0].layers)
     say("building the tasks")
-    suite = TaskSuite.load(file.objectives, file.evaluation)
-    splits = make_splits(suite, file.evaluation)
+    settings = evaluation_of(file)
+    suite = TaskSuite.load(file.objectives, settings)
+    splits = make_splits(suite, settings)
     return Problem(
         file=file,
         space=space,
@@ -131,6 +133,13 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
         splits=splits,
         suite_digest=suite.digest,
     )
+
+
+def evaluation_of(file: SearchFile) -> EvaluationSettings:
+    """Return the evaluation settings of ``file``; sampled answers follow the search's seed unless they have one."""
+    if file.evaluation.sampling_seed is not None:
+        return file.evaluation
+    return file.evaluation.model_copy(update={"sampling_seed": file.optimizer.seed})
 
 
 def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 import evomerge
-from evaluators.objective import Objective
+from evaluators.objective_kinds import AnyObjective
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import JOINT, Results, Row
 from evomerge.schema import masked
@@ -153,9 +153,9 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def _column(objective: Objective) -> dict[str, str]:
+def _column(objective: AnyObjective) -> dict[str, str]:
     less = "" if objective.sign > 0 else ", less is better"
-    return {"name": objective.name, "title": objective.task, "detail": f"{objective.metric}{less}"}
+    return {"name": objective.name, "title": objective.title, "detail": f"{objective.detail}{less}".removeprefix(", ")}
 
 
 def _front_rows(results: Results) -> list[dict[str, Any]]:
@@ -207,8 +207,10 @@ def _search_file(results: Results) -> str:
 
 def _tasks(results: Results) -> list[dict[str, Any]]:
     documents = results.record.row.plan["documents"]
-    names = list(dict.fromkeys(objective.task for objective in results.objectives))
-    return [{"name": name, "counts": [len(documents[split].get(name, ())) for split in SPLITS]} for name in names]
+    return [
+        {"name": name, "counts": [len(documents[split].get(name, ())) for split in SPLITS]}
+        for name in documents["search"]
+    ]
 
 
 def _costs(results: Results) -> list[dict[str, Any]]:

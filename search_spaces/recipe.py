@@ -14,6 +14,10 @@ PER_MODEL = ("weights", "densities", "gammas", "spreads")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Source(Frozen):
     """One checkpoint that a recipe reads: a folder or a Hub id, and what was found there."""
 
@@ -39,6 +43,23 @@ class Block(Frozen):
         default=("*",), min_length=1, description="shell-style patterns (* ? []) on the tensor's whole name"
     )
     operator: Operator
+    length: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="norm of what is added to the base, tensor by tensor, over the mean norm of the task vectors",
+        exclude_if=_is_none,
+    )
+    lines: tuple[float, float] | None = Field(
+        default=None,
+        description="[alpha, beta]: what is added to the base is multiplied by alpha + beta l / (L - 1) in layer l of "
+        "L, and by alpha outside the stack (LiNeS, Wang et al. 2025)",
+        exclude_if=_is_none,
+    )
+
+    @property
+    def has_step(self) -> bool:
+        """Whether the operator's result is moved nearer to the base or farther from it."""
+        return self.length is not None or self.lines is not None
 
     @model_validator(mode="after")
     def _layers_not_empty(self) -> Block:
@@ -90,6 +111,8 @@ class Recipe(Frozen):
                 raise ValueError(f"{name} is source {position}, but there are {count} sources (0 to {count - 1})")
         for block in self.body.blocks:
             self._check_operator(block.operator)
+            if block.has_step and self.base is None:
+                raise ValueError("length and lines measure the way from the base, and the recipe has none")
         return self
 
     def _check_operator(self, operator: Operator) -> None:
@@ -101,6 +124,10 @@ class Recipe(Frozen):
             raise ValueError(f"{operator.kind} merges task vectors and needs a base; linear and slerp do not")
         if operator.needs_base and between is not None and self.base in between:
             raise ValueError(f"{operator.kind} is between two experts, got {between} with the base {self.base}")
+        source = getattr(operator, "source", None)
+        if source is not None and (source >= count or operator.needs_base and source == self.base):
+            what = "an expert" if operator.needs_base else "a source"
+            raise ValueError(f"{operator.kind}: source is the position of {what} (of {count} sources), got {source}")
         if operator.needs_base and experts < operator.fewest_experts:
             raise ValueError(f"{operator.kind} merges at least {operator.fewest_experts} experts, got {experts}")
         expected, kind = (count, "source") if operator.per_source else (experts, "expert")

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from evomerge.errors import BadRecipe, CandidateFailed
 from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.coefficients import Kernel
 from evomerge.merging.kernels import Scratch
 from evomerge.merging.masks import MaskKey, mask_keys
-from evomerge.merging.operators import Kernel, for_tensor, whole_run
+from evomerge.merging.operators import for_tensor, whole_run
 from evomerge.merging.selection import CACHE_BYTES, Selector
+from evomerge.merging.step import stepped
 from search_spaces.operators import Linear, TaskArithmetic
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import Block, Recipe
 from search_spaces.tensors import block_for
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -101,7 +103,7 @@ class MergeEngine:
         self._check_recipe(recipe)
         runs = self._planned(recipe, target)
         scratch = self._scratch_on(runs[0].out.device)
-        kernels = [whole_run(block.operator, recipe) for block in recipe.body.blocks]
+        kernels = [whole_run(block.operator, recipe) if _alike(block) else None for block in recipe.body.blocks]
         keys = mask_keys(recipe.body.mask_seed, recipe.sources)
         for run in runs:
             kernel = kernels[run.block] or self._kernel(recipe, run.block, run.names[0], keys)
@@ -131,7 +133,12 @@ class MergeEngine:
 
     def _kernel(self, recipe: Recipe, block: int, name: str, keys: Sequence[MaskKey]) -> Kernel:
         operator = recipe.body.blocks[block].operator
-        return for_tensor(operator, recipe, name, selector=self._selector(recipe), keys=keys)
+        selector = self._selector(recipe)
+        kernel = for_tensor(operator, recipe, name, selector=selector, keys=keys)
+        chosen = recipe.body.blocks[block]
+        if not chosen.has_step:
+            return kernel
+        return stepped(kernel, chosen, recipe, name, layers=self._checkpoints[0].layers, selector=selector)
 
     def _selector(self, recipe: Recipe) -> Selector:
         base = recipe.base if recipe.base is not None else 0
@@ -159,10 +166,7 @@ class MergeEngine:
         return next(i for i, other in enumerate(recipe.body.blocks) if other is block)
 
     def _planned(self, recipe: Recipe, target: Destination) -> list[_Run]:
-        structure = tuple(
-            (block.layers, block.tensors, isinstance(block.operator, Linear | TaskArithmetic))
-            for block in recipe.body.blocks
-        )
+        structure = tuple((block.layers, block.tensors, _alike(block)) for block in recipe.body.blocks)
         runs = target.runs((id(self), structure), lambda: self._plan(recipe, target))
         if runs[0].out.dtype is not DTYPES[recipe.dtype]:
             raise BadRecipe(f"the recipe is {recipe.dtype}, but the tensors to write are {runs[0].out.dtype}")
@@ -174,7 +178,7 @@ class MergeEngine:
         for name in self.order:
             self._check_target(target, name)
             block = self._block_index(recipe, name)
-            fits = isinstance(recipe.body.blocks[block].operator, Linear | TaskArithmetic)
+            fits = _alike(recipe.body.blocks[block])
             if fits and groups and groups[-1][0] == block and self._adjacent(groups[-1][1][-1], name, target):
                 groups[-1][1].append(name)
             else:
@@ -198,6 +202,11 @@ class MergeEngine:
         if name not in target or tuple(target[name].shape) != shape:
             found = list(target[name].shape) if name in target else "no such tensor"
             raise BadRecipe(f"out: tensor {name!r} should have shape {list(shape)}, got {found}")
+
+
+def _alike(block: Block) -> bool:
+    """Whether all tensors of the block are merged alike, so that neighbours can be merged as one."""
+    return isinstance(block.operator, Linear | TaskArithmetic) and not block.has_step
 
 
 def _touch(one: Tensor, two: Tensor) -> bool:

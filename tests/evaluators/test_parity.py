@@ -88,7 +88,7 @@ class Pair:
         meter = Meter(device=torch.device("cpu"), timeout_seconds=600.0)
         with torch.inference_mode():
             scored = score(self.model, plan.scoring, requests=plan.scored, meter=meter)
-            texts = generate(self.model, plan.generation, requests=plan.generated, stopping=stopping, meter=meter)
+            texts = generate(self.model, plan.generation, requests=plan.generated, stopping=stopping, meter=meter).texts
         pairs = list(zip(scored.values.tolist(), scored.greedy.tolist(), strict=True))
         return {part.task: (texts if part.generates else pairs)[part.requests] for part in plan.parts}
 
@@ -142,8 +142,10 @@ MakePair = Callable[..., Pair]
 
 
 @pytest.fixture
-def pair(model: Any, tokenizer: Any, settings: Any) -> MakePair:
+def pair(model: Any, tokenizer: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> MakePair:
     """Makes a pair: ``pair(objectives("mc", "acc"), num_fewshot=2)``."""
+    # takes a second each time and has nothing to do with scores
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)
 
     def make(asked: list[Objective], *, of: Any = None, with_tokenizer: Any = None, **changes: Any) -> Pair:
         return Pair(of or model, with_tokenizer or tokenizer, settings(**changes), asked)
