@@ -73,12 +73,12 @@ OURS = TIMED.format(
 )
 
 
-def make_family(root: Path, dtype: torch.dtype) -> list[Path]:
+def make_family(root: Path, dtype: torch.dtype, shape: dict[str, int] = SHAPE, experts: int = EXPERTS) -> list[Path]:
     """Write a random base and experts that differ from it by small noise."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**SHAPE, num_attention_heads=12, tie_word_embeddings=False)
+    config = transformers.LlamaConfig(**shape, num_attention_heads=12, tie_word_embeddings=False)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    folders = [root / "base", *(root / f"expert{i}" for i in range(EXPERTS))]
+    folders = [root / "base", *(root / f"expert{i}" for i in range(experts))]
     for folder in folders:
         model.save_pretrained(folder)
         with torch.no_grad():

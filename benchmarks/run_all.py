@@ -7,8 +7,19 @@ import sys
 from pathlib import Path
 
 NAMES = (
-    "footprint", "candidate_cost", "evaluation", "merge_bandwidth", "objectives", "optimizers", "demo_quality",
-)  # fmt: skip
+    "footprint",
+    "candidate_cost",
+    "evaluation",
+    "merge_bandwidth",
+    "operator_cost",
+    "objectives",
+    "optimizers",
+    "map_pareto",
+    "optimizer_cost",
+    "natural_niches_digits",
+    "natural_niches_experts",
+    "demo_quality",
+)
 
 
 def main() -> None:

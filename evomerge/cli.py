@@ -226,17 +226,37 @@ def status(search: SearchName, storage: Storage = evomerge.DEFAULT_STORAGE, as_j
 
 
 @app.command()
-def front(search: SearchName, storage: Storage = evomerge.DEFAULT_STORAGE, as_json: AsJson = False) -> None:
+def front(
+    search: SearchName,
+    predicted: Annotated[bool, typer.Option("--predicted", help="what a map search predicts; not evaluated")] = False,
+    portfolio: Annotated[bool, typer.Option("--portfolio", help="the best of every behaviour, as cycle_qd")] = False,
+    storage: Storage = evomerge.DEFAULT_STORAGE,
+    as_json: AsJson = False,
+) -> None:
     """Print the Pareto front, and the comparison on test documents once it is there."""
     from evomerge import tables
 
     results = _results(search, storage)
-    if as_json:
-        _print_json([tables.candidate_json(results, candidate) for candidate in results.front])
+    if predicted:
+        _print_predicted(results, as_json)
         return
-    _print(tables.front_table(results))
+    members = results.portfolio if portfolio else results.front
+    if as_json:
+        _print_json([tables.candidate_json(results, candidate) for candidate in members])
+        return
+    _print(tables.front_table(results, members, "Portfolio" if portfolio else "Pareto front"))
     if rows := results.table(_others(results)):
         _print(tables.comparison_table(rows, results.chooser.names))
+
+
+def _print_predicted(results: Results, as_json: bool) -> None:
+    from evomerge.predicted import predict
+
+    found = predict(results)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        _print(found.table(results.record.name))
 
 
 @app.command()
@@ -280,7 +300,9 @@ def export(
     to: To,
     candidate: Annotated[int | None, typer.Option(help="number of the candidate")] = None,
     best: Annotated[bool, typer.Option("--best", help="the winner (the default)")] = False,
-    prefer: Annotated[str | None, typer.Option(help="choose from the front: task=weight,...")] = None,
+    prefer: Annotated[
+        str | None, typer.Option(help="choose from the front: task=weight,... or task>=least,... or chebyshev")
+    ] = None,
     kind: Annotated[str, typer.Option("--format", help="checkpoint, mergekit or recipe")] = "checkpoint",
     storage: Storage = evomerge.DEFAULT_STORAGE,
 ) -> None:

@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from evaluators.objective import EvaluationSettings
 from evaluators.objective_kinds import AnyObjective
 from evomerge.errors import BadSearch
-from evomerge.optimizers.settings import CmaEsSettings, OptimizerSettings
+from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
+from evomerge.preferences import PreferenceSettings, aim_of
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
+from search_spaces.spaces import SpaceSettings
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 CHANGEABLE = ("budget", "cluster", "storage")  # sections that may change between two runs of one search
@@ -107,8 +109,11 @@ class SearchFile(_Section):
 
     name: str = Field(pattern=NAME_PATTERN)
     sources: SourcesSettings
-    space: ParameterSpaceSettings = Field(default_factory=ParameterSpaceSettings)
+    space: SpaceSettings = Field(default_factory=ParameterSpaceSettings)
     objectives: tuple[AnyObjective, ...] = Field(min_length=1)
+    preference: PreferenceSettings | None = Field(
+        default=None, description="the one number that is maximised and chooses the winner; the weighted mean"
+    )
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     optimizer: OptimizerSettings = Field(default_factory=CmaEsSettings)
     baselines: BaselineSettings = Field(default_factory=BaselineSettings)
@@ -125,6 +130,24 @@ class SearchFile(_Section):
         if not any(objective.documents_of for objective in objectives):
             raise ValueError("at least one objective must be measured on documents; distance alone is best at the base")
         return objectives
+
+    @model_validator(mode="after")
+    def _optimizer_can_search_mosaics(self) -> SearchFile:
+        if self.space.kind == "mosaic":
+            breeders = " or ".join(BREEDERS)
+            if self.optimizer.kind not in BREEDERS:
+                raise ValueError(f"optimizer.kind: {self.optimizer.kind} cannot search mosaics; use {breeders}")
+            if self.baselines.random_search:
+                raise ValueError("baselines.random_search: mosaics cannot be drawn evenly; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_name_objectives(self) -> SearchFile:
+        try:
+            aim_of(self.objectives, self.preference)
+        except ValueError as error:
+            raise ValueError(f"preference.limits: {error}") from None
+        return self
 
     def fixed_part(self) -> dict[str, Any]:
         """Return everything that must not change between two runs of one search, as JSON types."""

@@ -20,6 +20,7 @@ class CheckReport:
 
     name: str
     genes: int
+    space: str
     optimizer: str
     optimizer_reason: str
     sources: tuple[str, ...]
@@ -46,7 +47,7 @@ class CheckReport:
         return [
             f"search     {self.name}: everything is in order",
             f"sources    {', '.join(self.sources)}",
-            f"space      {self.genes} genes",
+            f"space      {self.space}",
             f"optimizer  {self.optimizer}: {self.optimizer_reason}",
             f"documents  {documents}",
             *(
@@ -87,6 +88,7 @@ def _report(problem: Problem, measured: Evaluation, machine: Machine) -> CheckRe
     return CheckReport(
         name=problem.file.name,
         genes=len(problem.space.genes),
+        space=problem.space.in_words,
         optimizer=choice.kind if choice else problem.file.optimizer.kind,
         optimizer_reason=choice.reason if choice else "the search file says so.",
         sources=tuple(source.path for source in problem.space.sources),

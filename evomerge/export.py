@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from evomerge.card import plain_card, search_card
 from evomerge.config import explain
 from evomerge.errors import BadRecipe, BadSearch
-from evomerge.records import CandidateRecord
+from evomerge.preferences import ConstraintSettings, parse_prefer
+from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.selection import Chooser
 from search_spaces.recipe import Recipe
@@ -33,34 +34,21 @@ def choose(results: Results, *, candidate: int | None, best: bool, prefer: str |
 
 
 def _preferred(results: Results, prefer: str) -> CandidateRecord:
-    """Return the front's best candidate under other weights, on validation documents as far as they were measured."""
-    weights = _weights(results, prefer)
-    objectives = tuple(
-        objective.model_copy(update={"weight": weights.get(objective.name, weights.get(objective.title, 1e-9))})
-        for objective in results.objectives
-    )
-    chooser = Chooser.of(objectives, results.candidates)
+    """Return the front's best candidate under another preference, on validation documents as far as they were
+    measured."""
+    objectives, preference = parse_prefer(prefer, results.objectives)
+    chooser = Chooser.of(objectives, results.candidates, preference)
     measured = [c for c in results.front if c.values("validation", chooser.names) is not None]
-    chosen = chooser.best(measured, "validation") if measured else chooser.best(results.front, "search")
+    split: Split = "validation" if measured else "search"
+    chosen = chooser.best(measured or results.front, split)
     if chosen is None:
         raise BadSearch(f"search {results.record.name!r} has no front yet; run it first")
+    if chooser.number(chosen, split) <= -1.0 and isinstance(preference, ConstraintSettings):
+        raise BadSearch(
+            f"--prefer {prefer!r}: no candidate of the front keeps these limits on {split} documents; `evomerge front "
+            f"{results.record.name}` shows what there is"
+        )
     return chosen
-
-
-def _weights(results: Results, prefer: str) -> dict[str, float]:
-    known = [objective.title for objective in results.objectives] + list(results.chooser.names)
-    weights: dict[str, float] = {}
-    for part in prefer.split(","):
-        name, _, number = part.strip().partition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            raise BadSearch(f"--prefer {part!r}: expected task=weight, for example {known[0]}=2") from None
-        if name not in known:
-            raise BadSearch(f"--prefer: no objective {name!r} (there: {', '.join(known)})")
-        if not 0 < weights[name] < float("inf"):
-            raise BadSearch(f"--prefer {part!r}: a weight must be a positive number")
-    return weights
 
 
 def export(

@@ -19,9 +19,14 @@ from evomerge.errors import BadSearch, BadSource
 from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting
+from evomerge.optimizers.settings import AutoSettings
+from evomerge.optimizers.suitability import check_suits
+from evomerge.preferences import aim_of
 from evomerge.worker import WorkerSpec
-from search_spaces.parameter_space import ParameterSpace
+from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
+from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.recipe import Source
+from search_spaces.spaces import Space
 
 if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
@@ -42,7 +47,7 @@ class Problem:
     """
 
     file: SearchFile
-    space: ParameterSpace
+    space: Space
     folders: tuple[Path, ...]
     model_bytes: int
     splits: Splits
@@ -70,7 +75,13 @@ class Problem:
     def setting(self) -> Setting:
         """What an optimizer is told of the search when it is made."""
         weights = np.array([objective.weight for objective in self.file.objectives])
-        return Setting(self.space.genes, weights, evaluations=self.file.budget.evaluations)
+        return Setting(
+            self.space.genes,
+            weights,
+            evaluations=self.file.budget.evaluations,
+            aim=aim_of(self.file.objectives, self.file.preference),
+            mosaics=self.space.algebra if isinstance(self.space, MosaicSpace) else None,
+        )
 
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
@@ -120,12 +131,17 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
         Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))
         for source, folder in zip(models, folders, strict=True)
     )
-    space = make_space(file, pinned, layers=checkpoints[0].layers)
+    if isinstance(file.space, MosaicSpaceSettings):
+        from evomerge.mosaics import mosaic_space
+
+        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
+    else:
+        space = make_space(file, pinned, layers=checkpoints[0].layers)
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
     splits = make_splits(suite, settings)
-    return Problem(
+    problem = Problem(
         file=file,
         space=space,
         folders=folders,
@@ -133,6 +149,22 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
         splits=splits,
         suite_digest=suite.digest,
     )
+    check_optimizer(problem)
+    return problem
+
+
+def check_optimizer(problem: Problem) -> None:
+    """Refuse an optimizer that cannot search this space within the budget.
+
+    Raises:
+        BadSearch: why, and what can.
+    """
+    if isinstance(problem.file.optimizer, AutoSettings):
+        return
+    try:
+        check_suits(problem.file.optimizer, problem.setting())
+    except ValueError as error:
+        raise BadSearch(str(error)) from None
 
 
 def evaluation_of(file: SearchFile) -> EvaluationSettings:
@@ -149,11 +181,12 @@ def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
 
 
 def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> ParameterSpace:
-    """Return the search space of ``file`` over the pinned sources.
+    """Return the parameter space of ``file`` over the pinned sources.
 
     Raises:
         BadSearch: the space does not fit the models.
     """
+    assert isinstance(file.space, ParameterSpaceSettings)
     try:
         return ParameterSpace(
             settings=file.space,

@@ -15,6 +15,7 @@ import numpy as np
 
 from evaluators.evaluation import Cost, Floats, Score
 from evaluators.objective_kinds import AnyObjective
+from evomerge.archives import portfolio as portfolios
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.records import CandidateRecord, Split
@@ -71,12 +72,17 @@ class Results:
     @cached_property
     def chooser(self) -> Chooser:
         """The scale on which objectives are added up."""
-        return Chooser.of(self.objectives, self.candidates)
+        return Chooser.of(self.objectives, self.candidates, self.file.preference)
 
     @cached_property
     def front(self) -> list[CandidateRecord]:
         """Non-dominated candidates on search documents, the preferred one first."""
         return self.chooser.front(self.candidates)
+
+    @cached_property
+    def portfolio(self) -> list[CandidateRecord]:
+        """The best of every behaviour on search documents, the preferred one first (archives/portfolio.py)."""
+        return self.chooser.portfolio(self.candidates, getattr(self.file.optimizer, "bins", portfolios.BINS))
 
     @cached_property
     def winner(self) -> CandidateRecord | None:
@@ -170,7 +176,8 @@ class Results:
         return estimates
 
     def _joint(self, estimates: Sequence[Estimate]) -> Estimate:
-        """The number that optimizers and the choice of the winner maximise, with its interval."""
+        """The weighted mean on the scales of the preference, with its interval. Unless the search file prefers
+        something else, optimizers and the choice of the winner maximise it."""
         factors, offsets = self.chooser.preference.scale
         signs = np.array([objective.sign for objective in self.objectives])
         parts = zip(estimates, (factors * signs).tolist(), offsets.tolist(), strict=True)

@@ -14,7 +14,7 @@ from evomerge.dispatch import Dispatcher
 from evomerge.errors import NotEnoughRoom
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
-from evomerge.optimizers.settings import Algorithm
+from evomerge.optimizers.settings import Algorithm, RandomSettings
 from evomerge.problem import CHOSEN_OPTIMIZER, Problem, check_unchanged, prepare
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
@@ -90,7 +90,7 @@ def random_variant(file: SearchFile) -> SearchFile:
     return file.model_copy(
         update={
             "name": f"{file.name}.random",
-            "optimizer": file.optimizer.model_copy(update={"kind": "random"}),
+            "optimizer": RandomSettings(seed=file.optimizer.seed),
             "baselines": BaselineSettings(single_coefficient=0, random_search=False),
         }
     )

@@ -6,14 +6,16 @@ report: nothing is chosen by them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from evaluators.objective_kinds import AnyObjective
 from evomerge.archives import pareto
+from evomerge.archives.portfolio import portfolio
 from evomerge.optimizers.preference import Preference
+from evomerge.preferences import PreferenceSettings, make_preference
 from evomerge.records import CandidateRecord, Split
 from evomerge.search import Search
 from search_spaces.genes import Vector
@@ -31,9 +33,14 @@ class Chooser:
     preference: Preference
 
     @classmethod
-    def of(cls, objectives: tuple[AnyObjective, ...], candidates: Iterable[CandidateRecord]) -> Chooser:
-        """Make one from the seeds among ``candidates``."""
-        chooser = cls(objectives, Preference(np.array([objective.weight for objective in objectives])))
+    def of(
+        cls,
+        objectives: tuple[AnyObjective, ...],
+        candidates: Iterable[CandidateRecord],
+        preference: PreferenceSettings | None,
+    ) -> Chooser:
+        """Make one whose scales follow from the seeds among ``candidates``."""
+        chooser = cls(objectives, make_preference(objectives, preference))
         for candidate in candidates:
             values = chooser.maximised(candidate, "search") if candidate.origin == "seed" else None
             if values is not None:
@@ -62,11 +69,20 @@ class Chooser:
 
     def front(self, candidates: Iterable[CandidateRecord], split: Split = "search") -> list[CandidateRecord]:
         """Return the non-dominated candidates on ``split``, the best number first."""
+        return self._kept(candidates, split, pareto.front)
+
+    def portfolio(self, candidates: Iterable[CandidateRecord], bins: int) -> list[CandidateRecord]:
+        """Return the best of every behaviour on search documents, the best number first."""
+        return self._kept(candidates, "search", lambda values: portfolio(self.preference.scaled(values), bins))
+
+    def _kept(
+        self, candidates: Iterable[CandidateRecord], split: Split, archive: Callable[[Vector], pareto.Positions]
+    ) -> list[CandidateRecord]:
         pairs = [(c, self.maximised(c, split)) for c in candidates if c.origin != "baseline"]
         measured = [(c, values) for c, values in pairs if values is not None]
         if not measured:
             return []
-        kept = pareto.front(np.stack([values for _, values in measured]))
+        kept = archive(np.stack([values for _, values in measured]))
         return sorted((measured[i][0] for i in kept), key=lambda c: (-self.number(c, split), c.number))
 
 
@@ -93,7 +109,7 @@ def conclude(search: Search) -> CandidateRecord | None:
     Everything that the record already holds is left alone, so a stopped conclusion continues.
     """
     file = search.problem.file
-    chooser = Chooser.of(file.objectives, search.candidates.values())
+    chooser = Chooser.of(file.objectives, search.candidates.values(), file.preference)
     finalists = chooser.front(search.candidates.values())[: file.budget.finalists]
     steps = file.baselines.single_coefficient
     grid = [

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from evomerge.optimizers.settings import SURROGATE_KINDS
 from evomerge.records import CandidateRecord
 from evomerge.results import JOINT, Estimate, Results, Row
 from evomerge.schema import masked
+
+if TYPE_CHECKING:
+    from evomerge.predicted import Predicted
 
 
 def interval(estimate: Estimate | None) -> str:
@@ -50,13 +54,13 @@ def _two_lines(estimate: Estimate | None) -> str:
     return f"{estimate.value:.3f}\n{estimate.low:.3f}–{estimate.high:.3f}"
 
 
-def front_table(results: Results) -> Table:
-    """The front on search documents, with validation where it was measured."""
-    table = Table(title=f"Pareto front of {results.record.name} (search documents)", title_justify="left")
+def front_table(results: Results, members: Sequence[CandidateRecord], what: str = "Pareto front") -> Table:
+    """``members`` - the front, or a portfolio - on search documents, with validation where it was measured."""
+    table = Table(title=f"{what} of {results.record.name} (search documents)", title_justify="left")
     for column in ("candidate", *results.chooser.names, "preference", "validation"):
         table.add_column(column, justify="left" if column == "candidate" else "right")
     chosen = results.winner.number if results.winner else None
-    for candidate in results.front:
+    for candidate in members:
         values = candidate.values("search", results.chooser.names)
         numbers = [] if values is None else [f"{value:.3f}" for value in values]
         validation = results.chooser.number(candidate, "validation")
@@ -77,6 +81,8 @@ def status_lines(results: Results) -> list[str]:
         f"failures    {', '.join(f'{k}: {v}' for k, v in results.failures.items()) or 'none'}",
         f"storage     {masked(results.record.store.storage)}",
     ]
+    if surrogates := _surrogates(results):
+        lines.append(f"surrogates  {surrogates.line}")
     if results.winner:
         lines.append(f"winner      candidate {results.winner.number}")
     return lines
@@ -94,7 +100,17 @@ def status_json(results: Results) -> dict[str, Any]:
         "front": [candidate.number for candidate in results.front],
         "failures": results.failures,
         "winner": results.winner.number if results.winner else None,
+        "surrogates": surrogates.r_squared if (surrogates := _surrogates(results)) else None,
     }
+
+
+def _surrogates(results: Results) -> Predicted | None:
+    """The surrogates' fit to what is measured, without a front; None where the search uses none or cannot fit yet."""
+    if results.file.optimizer.kind not in SURROGATE_KINDS:
+        return None
+    from evomerge.predicted import has_surrogates, predict  # SciPy takes a second
+
+    return predict(results, front=False) if has_surrogates(results) else None
 
 
 def candidate_json(results: Results, candidate: CandidateRecord) -> dict[str, Any]:
@@ -119,6 +135,7 @@ def candidate_json(results: Results, candidate: CandidateRecord) -> dict[str, An
         "state": candidate.state,
         "genome": candidate.genome.values.tolist() if candidate.genome else None,
         "recipe_digest": candidate.recipe_digest,
+        "parents": list(candidate.parents),
         "evaluations": evaluations,
     }
 

@@ -186,6 +186,11 @@ class ParameterSpace:
         """Names read ``knob/expert/layers/tensors``; parts that are not searched are left out."""
         return Genes(tuple(self._make_genes()))
 
+    @property
+    def in_words(self) -> str:
+        """How large the space is."""
+        return f"{len(self.genes)} genes"
+
     def _make_genes(self) -> Iterator[Gene]:
         for position, (first, stop) in enumerate(self.layer_ranges):
             where = f"knot-{position}" if self.settings.smooth else f"layers-{first}-{stop - 1}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from search_spaces.canonical import Frozen, canonical_json, digest
 from search_spaces.operators import Operator
+from search_spaces.tiles import MosaicBody
 
 PER_MODEL = ("weights", "densities", "gammas", "spreads")
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -77,6 +78,13 @@ class Blocks(Frozen):
     mask_seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the random masks (DARE)")
 
 
+def _with_kind(value: Any) -> Any:
+    return {"kind": "blocks", **value} if isinstance(value, dict) else value
+
+
+Body = Annotated[Blocks | MosaicBody, Field(discriminator="kind"), BeforeValidator(_with_kind)]
+
+
 class Recipe(Frozen):
     """Immutable description of one merged model; see `digest` for its identity."""
 
@@ -85,7 +93,7 @@ class Recipe(Frozen):
     base: int | None = Field(default=0, description="position of the base in sources; none for a plain average")
     tokenizer: int = Field(default=0, ge=0, description="position of the source that gives tokenizer and config")
     dtype: Dtype = "bfloat16"
-    body: Blocks
+    body: Body
 
     @property
     def experts(self) -> tuple[int, ...]:
@@ -109,11 +117,17 @@ class Recipe(Frozen):
         for name, position in (("base", self.base), ("tokenizer", self.tokenizer)):
             if position is not None and not 0 <= position < count:
                 raise ValueError(f"{name} is source {position}, but there are {count} sources (0 to {count - 1})")
-        for block in self.body.blocks:
+        if isinstance(self.body, MosaicBody):
+            _check_rows(self.body, count)
+        else:
+            self._check_blocks(self.body)
+        return self
+
+    def _check_blocks(self, body: Blocks) -> None:
+        for block in body.blocks:
             self._check_operator(block.operator)
             if block.has_step and self.base is None:
                 raise ValueError("length and lines measure the way from the base, and the recipe has none")
-        return self
 
     def _check_operator(self, operator: Operator) -> None:
         count, experts = len(self.sources), len(self.experts)
@@ -135,3 +149,12 @@ class Recipe(Frozen):
             values = getattr(operator, name, None)
             if values is not None and len(values) != expected:
                 raise ValueError(f"{operator.kind} needs one of {name} per {kind} ({expected}), got {len(values)}")
+
+
+def _check_rows(body: MosaicBody, sources: int) -> None:
+    for chromosome in body.chromosomes:
+        for row in chromosome.coefficients:
+            if len(row) != sources:
+                raise ValueError(
+                    f"chromosome {chromosome.name} needs a coefficient per source ({sources}), got {len(row)}"
+                )

@@ -17,6 +17,7 @@ ONLY_IN = {  # library -> places that may import it
     "ray": ("cluster/",),
     "lm_eval": ("evaluators/",),
     "cma": ("evomerge/optimizers/cma_es.py",),
+    "cmaes": ("evomerge/optimizers/cat_cma.py",),
     "numba": ("evomerge/merging/compiled/",),
     "llvmlite": ("evomerge/merging/compiled/",),
     "py3langid": ("evaluators/languages.py",),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import moocore
 import numpy as np
 import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float64]
+Positions: TypeAlias = npt.NDArray[np.intp]
 
 
-def front(values: Matrix) -> npt.NDArray[np.intp]:
+def front(values: Matrix) -> Positions:
     """Return the positions of the non-dominated rows.
 
     Args:
@@ -36,10 +39,12 @@ def hypervolume(values: Matrix, reference: npt.NDArray[np.float64]) -> float:
     above = values[(values > reference).all(axis=1)]
     if len(above) == 0:
         return 0.0
+    if values.shape[1] == 1:  # moocore measures from two objectives on
+        return float(above.max() - reference[0])
     return float(moocore.hypervolume(np.ascontiguousarray(above), ref=reference, maximise=True))
 
 
-def ranks(values: Matrix) -> npt.NDArray[np.intp]:
+def ranks(values: Matrix) -> Positions:
     """Return the front to which each row belongs (Deb et al. 2002, fast non-dominated sorting).
 
     Front 0 is dominated by nobody, front 1 by front 0 only, and so on. Equal rows share a front.

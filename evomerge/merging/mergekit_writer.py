@@ -14,8 +14,10 @@ from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.mergekit_inputs import Piece, Rule, check_expressible, inputs_of, pair_of, slerp_base
 from evomerge.merging.sources import resolve
 from search_spaces.operators import Karcher, Linear, Passthrough, Slerp
-from search_spaces.recipe import Block, Recipe, Source
-from search_spaces.tensors import layer_of, matches
+from search_spaces.patterns import matches
+from search_spaces.recipe import Block, Blocks, Recipe, Source
+from search_spaces.tensors import layer_of
+from search_spaces.tiles import MosaicBody
 
 _DRAWS = "# mergekit draws other random masks: an equally distributed model, not the same bytes.\n"
 
@@ -29,12 +31,17 @@ def to_mergekit(recipe: Recipe) -> str:
         BadRecipe: mergekit cannot express the recipe; the text says what.
         BadSource: the source cannot be opened.
     """
+    if isinstance(recipe.body, MosaicBody):
+        raise BadRecipe(
+            "mergekit cannot express a mosaic, whose coefficients change inside tensors; export it as a checkpoint, or "
+            "as a recipe for `evomerge merge`"
+        )
     if any(block.has_step for block in recipe.body.blocks):
         raise BadRecipe("mergekit has no length and no lines: export the checkpoint or the recipe")
     source = recipe.sources[recipe.tokenizer]
     checkpoint = Checkpoint.open(resolve(source.path, source.revision))
     names, layers = mergeable_names(checkpoint), checkpoint.layers
-    pieces = _pieces(recipe, names, layers)
+    pieces = _pieces(recipe.body, names, layers)
     kinds = sorted({operator.kind for piece in pieces for _, operator in piece.rules})
     if len(kinds) > 1:
         raise BadRecipe(f"mergekit knows one merge_method a config, and the recipe has {', '.join(kinds)}")
@@ -60,13 +67,13 @@ def to_mergekit(recipe: Recipe) -> str:
     return (_DRAWS if kinds[0].startswith(("dare", "della")) else "") + text
 
 
-def _pieces(recipe: Recipe, names: Sequence[str], layers: int) -> list[Piece]:
-    cuts = {0, layers} | {min(end, layers) for block in recipe.body.blocks for end in block.layers}
+def _pieces(body: Blocks, names: Sequence[str], layers: int) -> list[Piece]:
+    cuts = {0, layers} | {min(end, layers) for block in body.blocks for end in block.layers}
     ordered = sorted(cuts)
     pieces: list[Piece] = []
     for first, stop in zip(ordered, ordered[1:], strict=False):
         inside = [name for name in names if first <= layer_of(name, layers) < stop]
-        covering = [block for block in recipe.body.blocks if block.layers[0] <= first and stop <= block.layers[1]]
+        covering = [block for block in body.blocks if block.layers[0] <= first and stop <= block.layers[1]]
         rules = _rules(covering, inside)
         if pieces and pieces[-1].rules == rules:
             pieces[-1] = Piece(pieces[-1].first, stop, rules)

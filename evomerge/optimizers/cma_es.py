@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.optimizers.contract import Observation
-from evomerge.optimizers.preference import Preference, ranked_values
+from evomerge.optimizers.preference import WEIGHTED_MEAN, Aim, Preference, ranked_values
 from search_spaces.genes import Genes, Genome, Vector
 
 with warnings.catch_warnings():
@@ -30,11 +30,18 @@ class CmaEs:
     """One CMA-ES run after another; see the module's text."""
 
     def __init__(
-        self, genes: Genes, *, weights: Vector, seed: int, sigma: float = 0.2, population: int | None = None
+        self,
+        genes: Genes,
+        *,
+        weights: Vector,
+        seed: int,
+        aim: Aim = WEIGHTED_MEAN,
+        sigma: float = 0.2,
+        population: int | None = None,
     ) -> None:
         """``sigma``: first step size as a share of each gene's range; ``population``: pycma's default if None."""
         self._genes = genes
-        self._preference = Preference(weights)
+        self._preference = Preference(weights, aim)
         self._rng = np.random.default_rng(seed)
         self._sigma = sigma
         self._population = population or 4 + int(3 * np.log(len(genes)))

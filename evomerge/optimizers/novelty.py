@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 from search_spaces.genes import Genome
 
+MOST_TRIES = 1000
 DIGEST_BYTES = 16  # two of 2^32 genomes share a digest with a probability of 3e-20
+
+
+class Source(Protocol):
+    """Where genomes come from: any optimizer."""
+
+    def ask(self, count: int) -> list[Genome]:
+        """Return ``count`` genomes."""
 
 
 class Proposed:
@@ -21,6 +30,21 @@ class Proposed:
     def add(self, genome: Genome) -> None:
         """Remember ``genome``."""
         self._digests.add(self._digest(genome))
+
+    def claim(self, genome: Genome) -> bool:
+        """Remember ``genome``, and return whether it is new."""
+        before = len(self._digests)
+        self._digests.add(self._digest(genome))
+        return len(self._digests) > before
+
+    def first_new(self, source: Source) -> Genome:
+        """Return the first genome of ``source`` that is not in the set; the last of `MOST_TRIES` where a space of
+        few genomes is used up."""
+        for _ in range(MOST_TRIES):
+            genome = source.ask(1)[0]
+            if genome not in self:
+                break
+        return genome
 
     @staticmethod
     def _digest(genome: Genome) -> bytes:

@@ -1,8 +1,8 @@
 """TPE and Gaussian processes: the adapter of Optuna's samplers.
 
-A study in memory carries the points; the record of evomerge is the one that lasts. Genes keep their own bounds as
-`FloatDistribution`s, so what Optuna suggests is the genome. Points that are out count as running trials, from which
-both samplers keep away (TPE: constant liar; GP: expected improvement over the batch).
+A study in memory carries the points; the record of evomerge is the one that lasts. Genes keep their own bounds and
+kinds as Optuna's distributions, so what Optuna suggests is the genome. Points that are out count as running trials,
+from which both samplers keep away (TPE: constant liar; GP: expected improvement over the batch).
 
 - **TPE** (Bergstra et al. 2011; several objectives: Ozaki et al. 2022) sees every objective; weights play no part.
 - **GP** (Matern 5/2 with a length scale per gene, log expected improvement: Ament et al. 2023) sees the weighted mean
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
@@ -25,7 +25,7 @@ from evomerge.optimizers.contract import Observation
 from evomerge.optimizers.novelty import Proposed
 from evomerge.optimizers.optuna_quiet import quiet
 from evomerge.optimizers.preference import Preference, nudge
-from search_spaces.genes import Genes, Genome, Vector
+from search_spaces.genes import Gene, Genes, Genome
 
 MOST_TRIES = 20  # suggestions that were made before, until a uniform point is taken instead
 FIRST_POINTS = 10  # successes before a model is made, Optuna's own default
@@ -46,7 +46,7 @@ class OptunaSearch:
         """``make_sampler``: from a seed of 32 bits; ``preference``: makes one number of the ``objectives``, which the
         sampler sees all if None."""
         self._genes = genes
-        self._space: dict[str, BaseDistribution] = {g.name: FloatDistribution(g.low, g.high) for g in genes.genes}
+        self._space = {gene.name: _distribution(gene) for gene in genes.genes}
         self._make_sampler = make_sampler
         self._columns = 1 if preference else objectives
         self._preference = preference
@@ -78,7 +78,7 @@ class OptunaSearch:
                 break
             self._study.tell(trial, state=TrialState.FAIL)
         else:  # the model is sure of a point that is measured already: look elsewhere
-            genome = Genome(self._rng.uniform(self._genes.low, self._genes.high))
+            genome = Genome(self._genes.from_unit(self._rng.random(len(self._genes))))
             trial = self._start(genome)
         self._proposed.add(genome)
         self._out[genome] = trial.number
@@ -114,7 +114,8 @@ class OptunaSearch:
         return [float(value) + nudge(observation.tie_break) for value in observation.values]
 
     def _params(self, genome: Genome) -> dict[str, float]:
-        return dict(zip(self._genes.names, genome.values.tolist(), strict=True))
+        pairs = zip(self._genes.genes, genome.values.tolist(), strict=True)
+        return {gene.name: value if gene.kind == "real" else int(value) for gene, value in pairs}
 
     # ------------------------------------------------ seeds set the scale, and finished trials cannot be changed
 
@@ -145,6 +146,16 @@ class OptunaSearch:
             )
 
 
+def _distribution(gene: Gene) -> BaseDistribution:
+    if gene.kind == "categorical":
+        return CategoricalDistribution(range(gene.choices))
+    return (
+        IntDistribution(int(gene.low), int(gene.high))
+        if gene.kind == "integer"
+        else FloatDistribution(gene.low, gene.high)
+    )
+
+
 def tpe(genes: Genes, *, objectives: int, seed: int) -> OptunaSearch:
     """Return the tree-structured Parzen estimator: joint for one objective, gene by gene for several."""
 
@@ -154,10 +165,10 @@ def tpe(genes: Genes, *, objectives: int, seed: int) -> OptunaSearch:
     return OptunaSearch(genes, make_sampler, seed=seed, objectives=objectives)
 
 
-def gp(genes: Genes, *, weights: Vector, seed: int) -> OptunaSearch:
-    """Return the Gaussian process, maximising the weighted mean of the objectives with these (objectives,) weights."""
+def gp(genes: Genes, *, preference: Preference, seed: int) -> OptunaSearch:
+    """Return the Gaussian process that maximises the number of ``preference``."""
 
     def make_sampler(seed: int) -> BaseSampler:
         return GPSampler(seed=seed, n_startup_trials=FIRST_POINTS)
 
-    return OptunaSearch(genes, make_sampler, seed=seed, objectives=len(weights), preference=Preference(weights))
+    return OptunaSearch(genes, make_sampler, seed=seed, objectives=1, preference=preference)

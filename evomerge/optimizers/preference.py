@@ -1,29 +1,62 @@
-"""One number out of several objectives: their weighted mean, on scales that can be added up.
+"""One number out of several objectives, on scales that can be added up: their weighted mean, or what else is preferred.
 
 An objective whose seeds lie within [-1, 1] - a rate, an error rate - keeps its own scale; a negative one is shifted by
 one, so that it lies in [0, 1] too. Any other (a perplexity, a length) is scaled to the range that the seeds span. A
 range of the seeds is no scale for rates: where every seed scores next to nothing, it would let the noise of one
 objective outweigh all the others.
 
-The optimizers of a single number, the choice of the winner and the reported joint score use the same rule. Failures
-have one rule too: they have no number, and whoever ranks puts them behind every success (`ranked_values`).
+- **Weighted mean**: ``sum_j w_j v_j / sum_j w_j`` over the scaled values v.
+- **Chebyshev**: ``1 - max_j (w_j / max w)(1 - v_j)``, the objective that falls shortest of 1, by weight; a hundredth of
+  the weighted mean is mixed in (augmented, Steuer and Choo 1983), so that of equals the better all round wins.
+- **Constraint**: the weighted mean where every objective keeps its limit; a point that does not comes behind all that
+  do, by how far it misses (epsilon-constraint, Haimes et al. 1971; ordered as Deb 2000).
+
+The optimizers of a single number and the choice of the winner use the same rule. Failures have one rule too: they have
+no number, and whoever ranks puts them behind every success (`ranked_values`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from evomerge.optimizers.contract import Observation
 from search_spaces.genes import Vector
 
+AUGMENTATION = 0.01  # share of the weighted mean in the Chebyshev number
 TIE_BREAK_SHARE = 1e-6  # far below one document in ten thousand, so a tie-break never outweighs a document
 
 
-class Preference:
-    """Weighted mean of objectives on common scales; see the module's text."""
+@dataclass(frozen=True)
+class WeightedMean:
+    """The weighted mean alone."""
 
-    def __init__(self, weights: Vector) -> None:
+
+@dataclass(frozen=True)
+class Chebyshev:
+    """The objective that falls shortest."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """``limits``: the least that each maximised objective must reach, minus infinity for none."""
+
+    limits: tuple[float, ...]
+
+
+Aim: TypeAlias = WeightedMean | Chebyshev | Constraint
+WEIGHTED_MEAN = WeightedMean()
+
+
+class Preference:
+    """One number for objectives on common scales; see the module's text."""
+
+    def __init__(self, weights: Vector, aim: Aim = WEIGHTED_MEAN) -> None:
         """``weights``: (objectives,) positive."""
+        self.aim = aim
         self.weights = np.asarray(weights, dtype=np.float64)
         if not (self.weights > 0).all():
             raise ValueError(f"objective weights must be positive, got {self.weights.tolist()}")
@@ -51,9 +84,26 @@ class Preference:
         return np.asarray(values * factor + offset)
 
     def scalar(self, values: Vector, tie_break: float = 0.0) -> float:
-        """Return the weighted mean of the scaled (objectives,) ``values``, nudged by the tie-break."""
-        mean = float(self.scaled(values) @ self.weights / self.weights.sum())
-        return mean + nudge(tie_break)
+        """Return the number that is maximised for (objectives,) ``values``, nudged by the tie-break."""
+        return self.over(values, range(len(self.weights))) + nudge(tie_break)
+
+    def over(self, values: Vector, objectives: Sequence[int]) -> float:
+        """Return the same number over some of the objectives only; over all if ``objectives`` is empty."""
+        among = list(objectives) or list(range(len(self.weights)))
+        scaled, weights = self.scaled(values)[among], self.weights[among]
+        mean = float(scaled @ weights / weights.sum())
+        match self.aim:
+            case Chebyshev():
+                shortest = 1.0 - float((weights / weights.max() * (1.0 - scaled)).max())
+                return (shortest + AUGMENTATION * mean) / (1.0 + AUGMENTATION)
+            case Constraint(limits=limits):
+                bounds = np.array(limits)
+                least = self.scaled(np.where(np.isfinite(bounds), bounds, values))[among]
+                missed = np.maximum(least - scaled, 0.0).sum()
+                if missed > 0.0:
+                    return -1.0 - float(missed)
+                return mean if mean >= 0.0 else mean / (1.0 - mean)  # above -1, where the others begin
+        return mean
 
 
 def nudge(tie_break: float) -> float:

@@ -11,7 +11,7 @@ from search_spaces.genes import Genes, Genome
 
 
 class RandomSearch:
-    """Uniform inside the bounds; learns nothing."""
+    """Uniform inside the bounds, and over the choices of genes that have them; learns nothing."""
 
     def __init__(self, genes: Genes, *, seed: int) -> None:
         self._genes = genes
@@ -19,8 +19,8 @@ class RandomSearch:
 
     def ask(self, count: int) -> list[Genome]:
         """Return ``count`` genomes inside the bounds."""
-        low, high = self._genes.low, self._genes.high
-        return [Genome(self._rng.uniform(low, high)) for _ in range(count)]
+        dim = len(self._genes)
+        return [Genome(self._genes.from_unit(self._rng.random(dim))) for _ in range(count)]
 
     def tell(self, observations: Sequence[Observation]) -> None:
         """Ignore ``observations``: uniform sampling does not depend on them."""

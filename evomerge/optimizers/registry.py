@@ -2,53 +2,78 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import assert_never
 
+from evomerge.optimizers.breeding import Breeder, GeneBreeder
 from evomerge.optimizers.contract import Optimizer
+from evomerge.optimizers.mosaic_breeder import MosaicBreeder
 from evomerge.optimizers.settings import (
+    BREEDERS,
     Algorithm,
+    BayesianMapSettings,
+    CatCmaSettings,
     CmaEsSettings,
+    CycleQdSettings,
     GpSettings,
+    MapElitesSettings,
+    MapSettings,
+    NaturalNichesSettings,
+    NestedMapSettings,
     Nsga2Settings,
+    Nsga3Settings,
     RandomSettings,
     SobolSettings,
     TpeSettings,
 )
-from search_spaces.genes import Genes, Vector
+from evomerge.optimizers.suitability import Setting, check_suits
+
+__all__ = ["Setting", "make_optimizer"]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What an optimizer is told of the search when it is made.
-
-    Attributes:
-        weights: (objectives,) importance of each objective.
-        evaluations: the budget.
-    """
-
-    genes: Genes
-    weights: Vector
-    evaluations: int
-
-
-def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
+def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:  # noqa: C901  one case an algorithm
     """Return the optimizer that ``algorithm`` describes.
 
     Raises:
         ValueError: it cannot search such a space.
     """
     # Libraries are imported by the branch that needs them: SciPy and Optuna take a second.
+    check_suits(algorithm, setting)
     genes, weights, seed = setting.genes, setting.weights, algorithm.seed
+    if setting.mosaics is not None and algorithm.kind not in BREEDERS:
+        raise ValueError(f"optimizer {algorithm.kind} cannot search mosaics; use {' or '.join(BREEDERS)}")
     match algorithm:
         case CmaEsSettings(sigma=sigma, population=population):
             from evomerge.optimizers.cma_es import CmaEs
 
-            return CmaEs(genes, weights=weights, seed=seed, sigma=sigma, population=population)
+            return CmaEs(genes, weights=weights, aim=setting.aim, seed=seed, sigma=sigma, population=population)
         case Nsga2Settings(population=population):
             from evomerge.optimizers.nsga2 import Nsga2
 
             return Nsga2(genes, seed=seed, population=population)
+        case Nsga3Settings(population=population):
+            from evomerge.optimizers.nsga3 import Nsga3
+
+            return Nsga3(genes, objectives=len(weights), seed=seed, population=population)
+        case MapSettings(design=design, batch=batch):
+            from evomerge.optimizers.map_search import MapSearch
+
+            return MapSearch(genes, seed=seed, design=design, batch=batch)
+        case BayesianMapSettings(design=design, batch=batch):
+            from evomerge.optimizers.bayesian_map import BayesianMap
+
+            return BayesianMap(genes, seed=seed, design=design, batch=batch)
+        case NestedMapSettings(evaluations_per_pair=evaluations):
+            from evomerge.optimizers.nested_map import NestedMap
+
+            return NestedMap(genes, preference=setting.preference(), seed=seed, evaluations_per_pair=evaluations)
+        case CycleQdSettings(bins=bins):
+            from evomerge.optimizers.cycle_qd import CycleQd
+
+            return CycleQd(genes, weights=weights, seed=seed, bins=bins)
+        case CatCmaSettings(population=population):
+            from evomerge.optimizers.cat_cma import CatCma
+
+            return CatCma(genes, preference=setting.preference(), seed=seed, population=population)
         case TpeSettings():
             from evomerge.optimizers.optuna_samplers import tpe
 
@@ -56,7 +81,7 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
         case GpSettings():
             from evomerge.optimizers.optuna_samplers import gp
 
-            return gp(genes, weights=weights, seed=seed)
+            return gp(genes, preference=setting.preference(), seed=seed)
         case RandomSettings():
             from evomerge.optimizers.random_search import RandomSearch
 
@@ -65,4 +90,27 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
             from evomerge.optimizers.sobol import SobolSearch
 
             return SobolSearch(genes, seed=seed)
+        case NaturalNichesSettings(archive=archive, alpha=alpha, attraction=attraction, warm_up=warm_up):
+            from evomerge.optimizers.natural_niches import NaturalNiches
+
+            return NaturalNiches(
+                _breeder(setting, split=algorithm.split),
+                weights=weights,
+                seed=seed,
+                archive=archive,
+                alpha=alpha,
+                attraction=attraction,
+                warm_up=warm_up,
+            )
+        case MapElitesSettings(cells=cells, warm_up=warm_up):
+            from evomerge.optimizers.map_elites import MapElites
+
+            breeder = _breeder(setting, split=algorithm.split)
+            return MapElites(breeder, weights=weights, seed=seed, cells=cells, warm_up=warm_up)
     assert_never(algorithm)
+
+
+def _breeder(setting: Setting, *, split: bool) -> Breeder:
+    if setting.mosaics is not None:
+        return MosaicBreeder(setting.mosaics, split=split)
+    return GeneBreeder(setting.genes, split=split)

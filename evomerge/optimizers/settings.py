@@ -36,6 +36,13 @@ class Nsga2Settings(_Settings):
     population: int | None = Field(default=None, ge=4, description="30 by default")
 
 
+class Nsga3Settings(_Settings):
+    """NSGA-III."""
+
+    kind: Literal["nsga3"] = "nsga3"
+    population: int | None = Field(default=None, ge=4, description="30 by default")
+
+
 class TpeSettings(_Settings):
     """Tree-structured Parzen estimator."""
 
@@ -60,8 +67,88 @@ class SobolSettings(_Settings):
     kind: Literal["sobol"] = "sobol"
 
 
-Algorithm: TypeAlias = CmaEsSettings | Nsga2Settings | TpeSettings | GpSettings | RandomSettings | SobolSettings
-AlgorithmKind = Literal["cma_es", "nsga2", "tpe", "gp", "random", "sobol"]
+class _BreedingSettings(_Settings):
+    split: bool = Field(default=True, description="cross by w before a random split point and by 1 - w after it")
+    warm_up: int = Field(default=20, ge=0, description="random points before the archive is bred from")
+
+
+class NaturalNichesSettings(_BreedingSettings):
+    """Natural niches (M2N2): members compete for the documents that they solve."""
+
+    kind: Literal["natural_niches"] = "natural_niches"
+    archive: int = Field(default=20, ge=2, description="members kept")
+    alpha: float = Field(default=1.0, ge=0.0, description="how strongly members compete; 0: a plain genetic algorithm")
+    attraction: bool = Field(default=True, description="draw the second parent by what it would add to the first")
+
+
+class MapElitesSettings(_BreedingSettings):
+    """MAP-Elites: the best of every cell of a grid over the objectives."""
+
+    kind: Literal["map_elites"] = "map_elites"
+    cells: int = Field(default=10, ge=1, description="per objective")
+
+
+class MapSettings(_Settings):
+    """Quadratic surrogates of every objective, NSGA-III on them."""
+
+    kind: Literal["map"] = "map"
+    design: int | None = Field(default=None, ge=3, description="points before the first fit; 1.5 a coefficient")
+    batch: int | None = Field(default=None, ge=1, description="points chosen from one fit; half as many as genes")
+
+
+class BayesianMapSettings(_Settings):
+    """MAP whose design goes where the surrogates are uncertain."""
+
+    kind: Literal["bayesian_map"] = "bayesian_map"
+    design: int | None = Field(default=None, ge=3, description="points before the front is searched; 1.5 a coefficient")
+    batch: int | None = Field(default=None, ge=1, description="points chosen from one fit; half as many as genes")
+
+
+class NestedMapSettings(_Settings):
+    """MAP on two models at a time, up to one merge of all; on the preference."""
+
+    kind: Literal["nested_map"] = "nested_map"
+    evaluations_per_pair: int = Field(default=12, ge=8, description="evaluations of each merge of two")
+
+
+class CycleQdSettings(_Settings):
+    """CycleQD: an archive per task, each task in turn quality, the others behaviour."""
+
+    kind: Literal["cycle_qd"] = "cycle_qd"
+    bins: int = Field(default=15, ge=2, description="cells of each behaviour")
+
+
+class CatCmaSettings(_Settings):
+    """CatCMA with margin, for spaces with integer and categorical genes; on the preference."""
+
+    kind: Literal["cat_cma"] = "cat_cma"
+    population: int | None = Field(default=None, ge=4, description="4 + 3 ln(genes) by default")
+
+
+Algorithm: TypeAlias = (
+    CmaEsSettings
+    | Nsga2Settings
+    | Nsga3Settings
+    | TpeSettings
+    | GpSettings
+    | RandomSettings
+    | SobolSettings
+    | MapSettings
+    | BayesianMapSettings
+    | NestedMapSettings
+    | CycleQdSettings
+    | CatCmaSettings
+    | NaturalNichesSettings
+    | MapElitesSettings
+)
+AlgorithmKind = Literal[
+    "cma_es", "nsga2", "nsga3", "tpe", "gp", "random", "sobol",
+    "map", "bayesian_map", "nested_map", "cycle_qd", "cat_cma",
+    "natural_niches", "map_elites",
+]  # fmt: skip
+
+BREEDERS: tuple[AlgorithmKind, ...] = ("natural_niches", "map_elites")  # which can search mosaics
+SURROGATE_KINDS: tuple[AlgorithmKind, ...] = ("map", "bayesian_map")  # whose fit follows from the record
 
 
 def _with_kind(value: Any) -> Any:

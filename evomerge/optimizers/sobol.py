@@ -37,11 +37,8 @@ class SobolSearch:
 
     def ask(self, count: int) -> list[Genome]:
         """Return the next ``count`` points of the sequence, inside the bounds."""
-        low, high = self._genes.low, self._genes.high
         while len(self._drawn) < count:
-            points = low + self._sequence.random(BLOCK) * (high - low)
-            # rounding may step over a bound by one unit in the last place
-            self._drawn += [Genome(point) for point in np.clip(points, low, high)]
+            self._drawn += [Genome(point) for point in self._genes.from_unit(self._sequence.random(BLOCK))]
         asked, self._drawn = self._drawn[:count], self._drawn[count:]
         return asked
 

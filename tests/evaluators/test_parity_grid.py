@@ -291,7 +291,7 @@ class Both:
             scored = score(self.model, plan.scoring, requests=plan.scored, meter=meter)
             texts = generate(
                 self.model, plan.generation, requests=plan.generated, stopping=Stopping(encoder.tokenizer), meter=meter
-            )
+            ).texts
         found: dict[str, list[Any]] = {}
         for part in plan.parts:
             requests = [each for request in book.requests(part.task, part.documents) for each in request.encoded]

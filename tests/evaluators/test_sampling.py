@@ -132,7 +132,7 @@ def sampled(model: Any, prompts: list[Prompt], *, batch: int) -> list[str]:
     batches = [collate_prompts(rows[i : i + batch]) for i in range(0, len(rows), batch)]
     meter = Meter(device=torch.device("cpu"), timeout_seconds=600.0)
     with torch.inference_mode():
-        return generate(model, batches, requests=len(rows), stopping=Stopping(Letters()), meter=meter)
+        return generate(model, batches, requests=len(rows), stopping=Stopping(Letters()), meter=meter).texts
 
 
 def test_answers_have_the_distribution_of_transformers(small: Any) -> None:
@@ -231,7 +231,7 @@ def test_votes_are_those_of_lm_eval_on_the_same_answers(tasks: Any, settings: An
     rows = [PromptRow(prompt, (number,)) for number, prompt in enumerate(prompts) if isinstance(prompt, Prompt)]
     meter = Meter(device=torch.device("cpu"), timeout_seconds=600.0)
     with torch.inference_mode():
-        answers = generate(model, [collate_prompts(rows)], requests=72, stopping=Stopping(tokenizer), meter=meter)
+        answers = generate(model, [collate_prompts(rows)], requests=72, stopping=Stopping(tokenizer), meter=meter).texts
     task._instances = [request.instances[0] for request in requests]
     for number, instance in enumerate(task._instances):
         instance.resps = answers[3 * number : 3 * number + 3]

@@ -26,7 +26,7 @@ OPTIONS = {
     "check": {"--json"},
     "run": set(),
     "status": {"--storage", "--json"},
-    "front": {"--storage", "--json"},
+    "front": {"--predicted", "--portfolio", "--storage", "--json"},
     "show": {"--storage", "--json"},
     "report": {"--storage", "--output", "-o"},
     "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--storage"},
@@ -154,6 +154,8 @@ def test_prefer_picks_along_the_front(run, storage, tmp_path):
         (("export", "fake", "--to", "x", "--prefer", "third=1"), "no objective 'third'"),
         (("export", "fake", "--to", "x", "--prefer", "first"), "expected task=weight"),
         (("export", "fake", "--to", "x", "--prefer", "first=-1"), "positive number"),
+        (("export", "fake", "--to", "x", "--prefer", "first>=0.999,second>=0.999"), "no candidate of the front keeps"),
+        (("front", "fake", "--predicted"), "no surrogates: its optimizer is cma_es"),
     ],
 )
 def test_mistakes_are_one_line_and_status_two(run, storage, tmp_path, monkeypatch, arguments, expected):

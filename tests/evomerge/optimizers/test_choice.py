@@ -3,12 +3,13 @@
 import pytest
 from fakes import problem, search_file
 
+from evaluators.evaluation import Cost, Evaluation
 from evomerge.estimate import _report
 from evomerge.optimizers.choice import Choice, choose, resolve
 from evomerge.optimizers.settings import AutoSettings, GpSettings, Nsga2Settings, TpeSettings
 from evomerge.problem import check_unchanged
 from evomerge.results import Results
-from evomerge.runner import optimizer_settings, plan_to_record
+from evomerge.runner import Machine, optimizer_settings, plan_to_record
 from evomerge.store import Store
 
 
@@ -69,7 +70,8 @@ def test_a_named_optimizer_leaves_the_plan_as_it_was():
 
 def test_check_says_which_and_why():
     auto = problem_of(AutoSettings(), budget={"evaluations": 5000})
-    report = _report(auto, 1.0, 10, 1, "cpu")
+    measured = Evaluation("d", {}, cost=Cost(seconds=1.0, tokens=10))
+    report = _report(auto, measured, Machine("cpu", workers=1, threads=1))
     line = next(line for line in report.lines() if line.startswith("optimizer"))
     assert line == f"optimizer  nsga2: {auto.choice().reason}"
     assert report.to_json()["optimizer"] == "nsga2"

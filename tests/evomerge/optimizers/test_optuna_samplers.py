@@ -37,7 +37,7 @@ def test_a_failure_before_any_success_has_no_values():
 
 @pytest.mark.parametrize("kind", ["tpe", "gp"])
 def test_a_tie_break_orders_equal_values(kind):
-    search = tpe(GENES, objectives=2, seed=0) if kind == "tpe" else gp(GENES, weights=WEIGHTS, seed=0)
+    search = tpe(GENES, objectives=2, seed=0) if kind == "tpe" else gp(GENES, preference=Preference(WEIGHTS), seed=0)
     worse, better = search.ask(2)
     search.tell([Observation(worse, np.ones(2), tie_break=0.1), Observation(better, np.ones(2), tie_break=0.2)])
     assert told(search)[better] > told(search)[worse]
@@ -45,7 +45,7 @@ def test_a_tie_break_orders_equal_values(kind):
 
 
 def test_late_seeds_change_the_scale_of_everything_told_before():
-    search = gp(GENES, weights=WEIGHTS, seed=0)
+    search = gp(GENES, preference=Preference(WEIGHTS), seed=0)
     first, failed, out = search.ask(3)
     search.tell([Observation(first, np.array([0.5, 20.0])), Observation(failed, None)])
     seeds = [np.array([0.0, 10.0]), np.array([1.0, 40.0])]
@@ -93,6 +93,6 @@ def test_a_point_is_not_proposed_twice_even_if_the_sampler_insists():
 def test_says_nothing_and_leaves_the_verbosity_alone(capfd):
     before = optuna.logging.get_verbosity()
     tpe(GENES, objectives=2, seed=0).ask(3)
-    gp(GENES, weights=WEIGHTS, seed=0).ask(3)
+    gp(GENES, preference=Preference(WEIGHTS), seed=0).ask(3)
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == before

@@ -60,6 +60,23 @@ def test_nsga2_dominates_more_than_random_search():
     assert ideal - volume("nsga2") < 0.55 * (ideal - volume("random"))
 
 
+def test_map_dominates_with_half_the_evaluations_what_random_search_does():
+    genes = Genes(GENES.genes[:3])
+    reference, budget = np.array([-0.81, -0.81]), 2 * 10  # twice the coefficients of three genes
+
+    def volume(kind, evaluations, seed):
+        optimizer = make_optimizer(algorithm(kind, seed=seed), Setting(genes, np.ones(2), evaluations))
+        values = []
+        for _ in range(evaluations):
+            genome = optimizer.ask(1)[0]
+            values.append(two_bowls(genome.values))
+            optimizer.tell([Observation(genome, values[-1])])
+        return hypervolume(np.array(values), reference)
+
+    half = np.median([volume("map", budget, seed) for seed in range(5)])
+    assert half > np.median([volume("random", 2 * budget, seed) for seed in range(5)])
+
+
 def test_nsga2_ends_on_the_whole_front():
     values = found("nsga2", two_bowls, 2, 500, 0)[-100:]
     assert values[:, 0].max() > -0.05

@@ -23,10 +23,12 @@ from evomerge.figures import (
 from evomerge.figures import (
     test_figure as scores_figure,
 )
+from evomerge.figures.mosaic import mosaic_figure
 from evomerge.figures.theme import STYLES, thinned
 from evomerge.results import JOINT
 from search_spaces.operators import DareTies, Linear, Slerp, TaskArithmetic
 from search_spaces.recipe import Block, Blocks, Recipe, Source
+from search_spaces.tiles import Chromosome, MosaicBody
 
 pytest.importorskip("evaluators.statistics")
 SOURCES = tuple(Source(path=f"models/{name}") for name in ("base", "a", "b"))
@@ -312,3 +314,16 @@ def test_joint_of_opposite_directions_is_scaled_to_the_seeds(make_search):
         results.chooser.number(results.candidates[0], "search")
         < results.chooser.number(results.candidates[1], "search")
     )
+
+
+def test_mosaics_are_drawn_segment_by_segment():
+    one = Chromosome(
+        name="attention", tensors=("*.attn.*",), boundaries=(0, 2, 9), coefficients=((1.0, 0.0), (-0.2, 1.2))
+    )
+    rest = Chromosome(name="rest", tensors=("*",), boundaries=(0, 4), coefficients=((0.5, 0.5),))
+    figure = mosaic_figure(MosaicBody(tile=8, chromosomes=(one, rest)), source_names=("base", "expert"))
+    first, second = figure.data
+    assert list(first.x) == [0, 2, 9]
+    assert np.array_equal(first.z, [[1.0, -0.2], [0.0, 1.2]])
+    assert list(second.y) == ["base", "expert"]
+    assert figure.layout.coloraxis.cmin == -1.2, "negative coefficients have a colour of their own"
