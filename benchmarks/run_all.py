@@ -9,6 +9,7 @@ from pathlib import Path
 NAMES = (
     "footprint",
     "candidate_cost",
+    "evaluation",
     "merge_bandwidth",
     "operator_cost",
     "objectives",

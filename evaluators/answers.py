@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from lm_eval.api.instance import Instance
 
-from evaluators.encoding import Prompt
+from evaluators.encoding import Encoded, Prompt
 from evaluators.evaluation import Floats
 from evaluators.plan import TaskPart
-from evaluators.requests import Encoded, RequestBook
+from evaluators.requests import RequestBook
 from evaluators.scoring import LogLikelihoods
 
 

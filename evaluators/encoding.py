@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -45,6 +45,10 @@ class Prompt:
     cut: int = 0
     sampling: Sampling | None = None
     key: int = 0
+
+
+Encoded: TypeAlias = tuple[Window, ...] | Prompt
+"""One request: the windows to score, or the prompt to continue."""
 
 
 class Encoder(HFLM):  # type: ignore[misc]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from evaluators.answers import Answers, Asked
+from evaluators.budget import tokens_per_batch
 from evaluators.encoding import Encoder
 from evaluators.errors import MeasurementFailed, TaskError
 from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome
@@ -22,6 +26,7 @@ from evaluators.plan import Limits, Plan, TaskPart, make_plan
 from evaluators.references import task_of
 from evaluators.requests import RequestBook
 from evaluators.scoring import can_branch, score
+from evaluators.shared_cache import Prefixes
 from evaluators.stopping import Stopping
 from evaluators.tasks import TaskSuite
 from evaluators.truncation import count_truncated
@@ -45,11 +50,20 @@ class LmEvalEvaluator:
     out: batches are then halved, and log-likelihoods differ by rounding.
     """
 
-    def __init__(self, suite: TaskSuite, tokenizer: Any, *, settings: EvaluationSettings, max_length: int) -> None:
+    def __init__(
+        self,
+        suite: TaskSuite,
+        tokenizer: Any,
+        *,
+        settings: EvaluationSettings,
+        max_length: int,
+        cache: Path | None = None,
+    ) -> None:
         """Prepare to measure; nothing is built before the first `evaluate` or `prepare`.
 
         Args:
             max_length: context of the models in tokens; ``settings.max_length`` takes precedence.
+            cache: folder where tokenised requests are kept for other workers and later runs; None keeps none.
 
         Raises:
             TaskError: the tokenizer has no end-of-sequence token.
@@ -59,19 +73,20 @@ class LmEvalEvaluator:
         self._suite, self._settings = suite, settings
         self._max_length = settings.max_length or max_length
         encoder = Encoder(tokenizer, max_length=self._max_length)
-        self._book = RequestBook(suite, encoder)
+        self._book = RequestBook(suite, encoder, cache=cache)
         self._stopping = Stopping(encoder.tokenizer)
         self._vocabulary = len(tokenizer)
+        self._kept: Prefixes | None = None
         self._scoring_room, self._generation_room = Room(), Room()
-        self._prepared: OrderedDict[tuple[str, bool], _Prepared] = OrderedDict()
+        self._prepared: OrderedDict[tuple[str, bool, int], _Prepared] = OrderedDict()
 
-    def prepare(self, documents: Documents, *, model: Any) -> None:
-        """Build and tokenise the requests of ``documents`` now, for models like ``model``.
+    def prepare(self, documents: Documents, *, model: Any) -> Plan:
+        """Build and tokenise the requests of ``documents`` now, for models like ``model``, and return their plan.
 
         Raises:
             TaskError: a task or document is unknown, a template fails, or a document does not fit the model.
         """
-        self._for(documents, branching=can_branch(model))
+        return self._for(documents, model).plan
 
     def evaluate(self, model: Any, documents: Documents) -> Outcome:
         """Return the scores of ``model`` on ``documents``, or why there are none.
@@ -80,7 +95,7 @@ class LmEvalEvaluator:
             TaskError: as `prepare`; never for what the model does.
         """
         meter = Meter(device=model.device, timeout_seconds=self._settings.timeout_seconds)
-        prepared = self._for(documents, branching=can_branch(model))
+        prepared = self._for(documents, model)
         try:
             with torch.inference_mode():
                 return self._measure(model, documents, prepared, meter)
@@ -91,10 +106,25 @@ class LmEvalEvaluator:
             text = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return Failure(kind, text, meter.cost(documents=documents.count))
 
+    @contextmanager
+    def same_model(self) -> Iterator[None]:
+        """Inside, every `evaluate` gets one model with the same weights: prefixes that it has computed are kept.
+
+        For evaluations in blocks of documents; the scores are the same within rounding.
+        """
+        self._kept = Prefixes()
+        try:
+            yield
+        finally:
+            self._kept = None
+
     def _measure(self, model: Any, documents: Documents, prepared: _Prepared, meter: Meter) -> Evaluation:
         plan = prepared.plan
         model.eval()
-        likelihoods = score(model, plan.scoring, requests=plan.scored, meter=meter, room=self._scoring_room)
+        prefixes = self._kept or Prefixes()
+        likelihoods = score(
+            model, plan.scoring, requests=plan.scored, meter=meter, prefixes=prefixes, room=self._scoring_room
+        )
         answers = Answers(likelihoods)
         if plan.generated:
             generated = generate(
@@ -103,6 +133,7 @@ class LmEvalEvaluator:
                 requests=plan.generated,
                 stopping=self._stopping,
                 meter=meter,
+                prefixes=prefixes,
                 room=self._generation_room,
             )
             answers = Answers(likelihoods, *generated)
@@ -110,13 +141,13 @@ class LmEvalEvaluator:
         cost = meter.cost(documents=documents.count)
         return Evaluation(prepared.digest, scores, tie_breaks, cost, prepared.truncated)
 
-    def _for(self, documents: Documents, *, branching: bool) -> _Prepared:
-        digest = documents.digest
-        key = (digest, branching)
+    def _for(self, documents: Documents, model: Any) -> _Prepared:
+        digest, branching, tokens = documents.digest, can_branch(model), tokens_per_batch(self._settings, model)
+        key = (digest, branching, tokens)
         if key not in self._prepared:
             self._check(documents)
             limits = Limits(
-                tokens=self._settings.tokens_per_batch,
+                tokens=tokens,
                 wants=max(1, _LOGITS_PER_BATCH // self._vocabulary),
                 max_length=self._max_length,
             )

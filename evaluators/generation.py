@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import Cache
 
 from evaluators.errors import MeasurementFailed
 from evaluators.evaluation import FailureKind
@@ -24,6 +25,8 @@ from evaluators.memory import Room, in_halves
 from evaluators.meter import Meter
 from evaluators.prompts import PromptBatch, PromptRow, collate_prompts
 from evaluators.sampling import Sampler, warpers_of
+from evaluators.scoring import can_branch
+from evaluators.shared_cache import Prefixes
 from evaluators.stopping import MAY_STOP, STOPS, Stopping
 
 # rows leave the batch when at most this share of it is still going: each time costs a copy of the cache
@@ -45,11 +48,13 @@ def generate(
     requests: int,
     stopping: Stopping,
     meter: Meter,
+    prefixes: Prefixes | None = None,
     room: Room | None = None,
 ) -> Generated:
     """Return the answers to ``requests`` numbered requests; call under `torch.inference_mode`.
 
     Args:
+        prefixes: what this very model has computed before.
         room: how large a batch may be, as far as earlier calls have learnt.
 
     Raises:
@@ -60,10 +65,14 @@ def generate(
     texts = [""] * requests
     tokens, seconds = np.zeros(requests, dtype=np.int64), np.zeros(requests)
     room = room or Room()
+    prefixes = Prefixes() if prefixes is None else prefixes
+    roomy = can_branch(model)
 
     def run(batch: PromptBatch) -> None:
         start = time.perf_counter()
-        answers = _Decoding(model, batch, rules=rules, stopping=stopping, meter=meter).run()
+        longest = len(batch.prefix) + batch.ids.shape[1] + int(batch.longest.max())
+        cache = prefixes.roomy_cache(model, batch.prefix, meter, room=longest) if roomy else None
+        answers = _Decoding(model, batch, cache, rules=rules, stopping=stopping, meter=meter).run()
         per_token = (time.perf_counter() - start) / sum(map(len, answers))
         for row, answer in zip(batch.rows, answers, strict=True):
             text = stopping.text(answer, row.prompt.until)
@@ -73,7 +82,7 @@ def generate(
     for batch in batches:
         in_halves(
             batch.rows,
-            lambda rows, whole=batch: run(whole if rows is whole.rows else collate_prompts(rows)),  # type: ignore[misc]
+            lambda rows, whole=batch: run(whole if rows is whole.rows else collate_prompts(rows, whole.prefix)),  # type: ignore[misc]
             room=room,
             size=_kept_tokens,
         )
@@ -90,7 +99,14 @@ class _Decoding:
     """One batch on its way. `self._going` maps the rows of the running batch to those of the whole one."""
 
     def __init__(
-        self, model: Any, batch: PromptBatch, *, rules: GenerationRules, stopping: Stopping, meter: Meter
+        self,
+        model: Any,
+        batch: PromptBatch,
+        cache: Cache | None,
+        *,
+        rules: GenerationRules,
+        stopping: Stopping,
+        meter: Meter,
     ) -> None:
         self._model, self._batch, self._rules = model, batch, rules
         self._stopping, self._meter = stopping, meter
@@ -101,12 +117,15 @@ class _Decoding:
         self._table: torch.Tensor | None = None
         self._ids = batch.ids.to(model.device)
         self._mask = None if batch.mask is None else batch.mask.to(model.device)
-        self._history = self._ids if rules.processors else None
+        self._history: torch.Tensor | None = None
+        if rules.processors:
+            prefix = torch.tensor(batch.prefix, dtype=torch.int64, device=model.device)
+            self._history = torch.cat([prefix.expand(len(batch.rows), -1), self._ids], dim=1)
         self._samplers = [
             Sampler(warpers_of(sampling, model.generation_config, model.device), keys)
             for sampling, keys in batch.sampled.items()
         ]
-        self._cache: Any = None
+        self._cache: Any = cache
         self._steps = 0
 
     def run(self) -> list[list[int]]:

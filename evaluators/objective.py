@@ -121,7 +121,9 @@ class EvaluationSettings(BaseModel):
     sampling_seed: int | None = Field(
         default=None, ge=0, description="of tasks that sample their answers; the optimizer's seed by default"
     )
-    tokens_per_batch: int = Field(default=8192, ge=1, description="padded tokens in one forward pass")
+    tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="padded tokens in one forward pass"
+    )
     max_length: int | None = Field(default=None, ge=2, description="context window; the model's own by default")
     timeout_seconds: float = Field(default=3600.0, gt=0.0, description="longest time one candidate may take")
     racing: Racing = Field(default=None, description="candidates without a chance leave early; true, or settings")

@@ -10,12 +10,11 @@ import numpy.typing as npt
 
 from evaluators.encoding import Prompt, Window
 from evaluators.evaluation import Documents
-from evaluators.packing import Batch, Row, pack, sequences, tree
+from evaluators.packing import KEPT_PER_COMPUTED, Batch, Row, pack, sequences, tree
+from evaluators.prefixes import Group, share, worthwhile
 from evaluators.prompts import PromptBatch, PromptRow, collate_prompts
 from evaluators.requests import DocumentRequests, RequestBook
 
-# generation keeps keys and values of prompts and answers: this many times the tokens of one forward pass
-_KEPT_PER_COMPUTED = 4
 # a mask costs a little; below this share of the tokens sharing pays
 _BRANCHING_PAYS_BELOW = 0.8
 
@@ -84,8 +83,17 @@ def make_plan(book: RequestBook, documents: Documents, limits: Limits, *, branch
                 windows = list(_windows(request, scored))
                 rows += _rows(windows, limits.max_length, branching=branching)
                 scored += len(request.encoded)
-    batches = pack(_merged(rows), tokens_per_batch=limits.tokens, wants_per_batch=limits.wants)
-    generation = tuple(_prompt_batches(prompts, limits.tokens))
+    merged = _merged(rows)
+    batches = [
+        batch
+        for group in (share(merged) if branching else [Group((), tuple(merged))])
+        for batch in pack(group.rows, prefix=group.prefix, tokens_per_batch=limits.tokens, wants_per_batch=limits.wants)
+    ]
+    generation = tuple(
+        batch
+        for prefix, group in (_shared(prompts) if branching else [((), list(prompts))])
+        for batch in _prompt_batches(group, prompts, limits.tokens, prefix)
+    )
     return Plan(tuple(parts), scored, generated, tuple(batches), generation)
 
 
@@ -124,18 +132,30 @@ def _merged(rows: Iterable[Row]) -> list[Row]:
     return list(same.values())
 
 
-def _prompt_batches(prompts: Mapping[Prompt, Sequence[int]], tokens: int) -> Iterator[PromptBatch]:
+def _shared(prompts: Iterable[Prompt]) -> Iterator[tuple[tuple[int, ...], list[Prompt]]]:
+    """Prompts by the prefix that they share; each keeps at least its last token."""
+    ordered = sorted(prompts, key=lambda prompt: prompt.tokens)
+    spans = worthwhile([prompt.tokens[:-1] for prompt in ordered], [len(prompt.tokens) for prompt in ordered])
+    inside = {place for span in spans for place in range(span.start, span.stop)}
+    yield (), [prompt for place, prompt in enumerate(ordered) if place not in inside]
+    for span in spans:
+        yield ordered[span.start].tokens[: span.length], ordered[span.start : span.stop]
+
+
+def _prompt_batches(
+    group: Iterable[Prompt], requests: Mapping[Prompt, Sequence[int]], tokens: int, prefix: tuple[int, ...]
+) -> Iterator[PromptBatch]:
     """Longest first; equal lengths end up together, which needs no padding and no mask."""
     current: list[PromptRow] = []
     longest_answer = 0
-    for prompt in sorted(prompts, key=lambda p: (-len(p.tokens), p.max_new_tokens, p.tokens, p.until)):
+    for prompt in sorted(group, key=lambda p: (-len(p.tokens), p.max_new_tokens, p.tokens, p.until)):
         length = len(current[0].prompt.tokens if current else prompt.tokens)
         longest_answer = max(longest_answer, prompt.max_new_tokens)
         count = len(current) + 1
         kept = count * (length + longest_answer)
-        if current and (count * length > tokens or kept > _KEPT_PER_COMPUTED * tokens):
-            yield collate_prompts(current)
+        if current and (count * (length - len(prefix)) > tokens or kept > KEPT_PER_COMPUTED * tokens):
+            yield collate_prompts(current, prefix)
             current, longest_answer = [], prompt.max_new_tokens
-        current.append(PromptRow(prompt, tuple(prompts[prompt])))
+        current.append(PromptRow(prompt, tuple(requests[prompt])))
     if current:
-        yield collate_prompts(current)
+        yield collate_prompts(current, prefix)

@@ -25,13 +25,15 @@ class PromptBatch:
     """Prompts padded on the left to the longest.
 
     Attributes:
+        prefix: tokens that all prompts begin with; what follows does not hold them.
         ids: (rows, length) int64.
-        mask: (rows, length) int64, 0 on padding; None if all are equally long.
+        mask: (rows, prefix + length) int64, 0 on padding; None if all are equally long.
         stop_sets: the different sets of stop strings, and `stop_set`: (rows,) int64, which one a row has.
         longest: (rows,) int64, the most new tokens.
     """
 
     rows: tuple[PromptRow, ...]
+    prefix: tuple[int, ...]
     ids: torch.Tensor
     mask: torch.Tensor | None
     stop_sets: tuple[tuple[str, ...], ...]
@@ -48,18 +50,21 @@ class PromptBatch:
         return found
 
 
-def collate_prompts(rows: Sequence[PromptRow]) -> PromptBatch:
-    """Return ``rows`` as tensors."""
+def collate_prompts(rows: Sequence[PromptRow], prefix: tuple[int, ...] = ()) -> PromptBatch:
+    """Return ``rows``, whose prompts all begin with ``prefix``, as tensors."""
     prompts = [row.prompt for row in rows]
-    length = max(len(prompt.tokens) for prompt in prompts)
-    padding = [length - len(prompt.tokens) for prompt in prompts]
+    parts = [prompt.tokens[len(prefix) :] for prompt in prompts]
+    length = max(map(len, parts))
+    padding = [length - len(part) for part in parts]
     # padding repeats the first token, which a repetition penalty has seen anyway
-    padded = [(p.tokens[0],) * missing + p.tokens for p, missing in zip(prompts, padding, strict=True)]
+    padded = [(p.tokens[0],) * missing + part for p, part, missing in zip(prompts, parts, padding, strict=True)]
     mask = torch.arange(length) >= torch.tensor(padding)[:, None]
+    mask = torch.cat([mask.new_ones(len(rows), len(prefix)), mask], dim=1)
     numbers: dict[tuple[str, ...], int] = {}
     stop_set = [numbers.setdefault(prompt.until, len(numbers)) for prompt in prompts]
     return PromptBatch(
         tuple(rows),
+        prefix,
         torch.tensor(padded),
         mask.long() if any(padding) else None,
         tuple(numbers),

@@ -6,18 +6,18 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, Protocol
 
 from lm_eval.api.instance import Instance
 
-from evaluators.encoding import Prompt, Window
+from evaluators.encoding import Encoded, Prompt, Window
 from evaluators.errors import TaskError
 from evaluators.library_state import calling_lm_eval
 from evaluators.loaded import LoadedTask
+from evaluators.request_cache import RequestCache, Requests
 from evaluators.sampling import request_key
 from evaluators.tasks import TaskSuite
-
-Encoded: TypeAlias = tuple[Window, ...] | Prompt
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,10 @@ class RequestBook:
     draws the examples in sequence, so a subset built alone would get other prompts.
     """
 
-    def __init__(self, suite: TaskSuite, encoder: Encodes) -> None:
+    def __init__(self, suite: TaskSuite, encoder: Encodes, *, cache: Path | None = None) -> None:
+        """Make a book that also looks into the folder ``cache``, and keeps there what it builds."""
         self._suite = suite
+        self._cache = RequestCache(cache, encoder, suite.settings)
         self._encoder = encoder
         self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.parts}
         self._documents: dict[tuple[str, int], DocumentRequests] = {}
@@ -65,12 +67,24 @@ class RequestBook:
         """
         new = [number for number in documents if (task, number) not in self._documents]
         if new:
-            self._build_new(task, new)
-            for number in new:
-                instances = tuple(sorted(self._instances[task][number], key=lambda instance: instance.idx))
-                encoded = tuple(answer for instance in instances for answer in self._encode(instance))
+            loaded = self._suite.parts[task]
+            found = self._cache.get(loaded, new, lambda: self._made(task, new))
+            for number, (told, encoded) in zip(new, found, strict=True):
+                instances = self._sorted(task, number) or _retold(loaded, number, told)
                 self._documents[task, number] = DocumentRequests(instances, encoded)
         return [self._documents[task, number] for number in documents]
+
+    def _made(self, task: str, numbers: Sequence[int]) -> Requests:
+        self._build_new(task, numbers)
+        made: Requests = []
+        for number in numbers:
+            instances = self._sorted(task, number)
+            told = tuple((instance.request_type, _last_text(instance)) for instance in instances)
+            made.append((told, tuple(answer for instance in instances for answer in self._encode(instance))))
+        return made
+
+    def _sorted(self, task: str, number: int) -> tuple[Instance, ...]:
+        return tuple(sorted(self._instances[task].get(number, ()), key=lambda instance: instance.idx))
 
     def _build_new(self, name: str, numbers: Sequence[int]) -> None:
         loaded, built = self._suite.parts[name], self._instances[name]
@@ -135,3 +149,18 @@ def _only(loaded: LoadedTask, numbers: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         del loaded.task.doc_iterator
+
+
+def _last_text(instance: Instance) -> str:
+    """The text whose likelihood an instance asks for, by whose length scores are divided; none of generation."""
+    last = instance.args[-1]
+    return last if isinstance(last, str) else ""
+
+
+def _retold(loaded: LoadedTask, number: int, told: Sequence[tuple[str, str]]) -> tuple[Instance, ...]:
+    """Instances as they are needed once they are in tokens: contexts and options are left out."""
+    document: Any = loaded.documents[number]
+    return tuple(
+        Instance(request_type=kind, doc=document, arguments=(text,), idx=idx, metadata=(loaded.name, number, 1))
+        for idx, (kind, text) in enumerate(told)
+    )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import Cache
 
 from evaluators.errors import MeasurementFailed
 from evaluators.evaluation import FailureKind
@@ -15,6 +16,7 @@ from evaluators.head import head_on
 from evaluators.memory import Room, in_halves
 from evaluators.meter import Meter
 from evaluators.packing import Batch, Row, collate
+from evaluators.shared_cache import Prefixes
 
 # families whose attention takes a 4-D mask and explicit positions; each is checked against plain scoring in the tests
 _BRANCHING = ("gpt_neox", "granite", "llama", "mistral", "olmo", "phi3", "qwen2", "qwen3")
@@ -37,11 +39,18 @@ def can_branch(model: Any) -> bool:
 
 
 def score(
-    model: Any, batches: Sequence[Batch], *, requests: int, meter: Meter, room: Room | None = None
+    model: Any,
+    batches: Sequence[Batch],
+    *,
+    requests: int,
+    meter: Meter,
+    prefixes: Prefixes | None = None,
+    room: Room | None = None,
 ) -> LogLikelihoods:
     """Return the log-likelihoods of ``requests`` numbered requests; call under `torch.inference_mode`.
 
     Args:
+        prefixes: what this very model has computed before.
         room: how large a batch may be, as far as earlier calls have learnt.
 
     Raises:
@@ -50,15 +59,17 @@ def score(
     # added up on the CPU: in double precision, and in one order also where a GPU would add atomically
     values = torch.zeros(requests, dtype=torch.float64)
     misses = torch.zeros(requests, dtype=torch.int64)
+    prefixes = Prefixes() if prefixes is None else prefixes
 
     room = room or Room()
 
     for batch in batches:
         meter.check_deadline()
+        cache = prefixes.cache(model, batch.prefix, meter) if batch.prefix else None
         in_halves(
             batch.rows,
-            lambda rows, whole=batch: _score_batch(  # type: ignore[misc]
-                model, whole if rows is whole.rows else collate(rows), values, misses, meter
+            lambda rows, whole=batch, cache=cache: _score_batch(  # type: ignore[misc]
+                model, whole if rows is whole.rows else collate(rows, whole.prefix), cache, values, misses, meter
             ),
             room=room,
             size=_padded_tokens,
@@ -72,23 +83,34 @@ def _padded_tokens(rows: Sequence[Row]) -> int:
     return len(rows) * max(len(row.tokens) for row in rows)
 
 
-def _score_batch(model: Any, batch: Batch, values: torch.Tensor, misses: torch.Tensor, meter: Meter) -> None:
+def _score_batch(
+    model: Any, batch: Batch, cache: Cache | None, values: torch.Tensor, misses: torch.Tensor, meter: Meter
+) -> None:
     device = model.device
     places, targets = batch.places.to(device), batch.targets.to(device)
-    options: dict[str, torch.Tensor] = {}
-    if batch.visible is not None and batch.positions is not None:
-        hidden = torch.zeros(batch.visible.shape, dtype=model.dtype, device=device)
-        options["attention_mask"] = hidden.masked_fill_(~batch.visible.to(device), torch.finfo(model.dtype).min)
+    options: dict[str, Any] = {"use_cache": False}
+    visible = batch.visible(device)
+    if visible is not None and batch.positions is not None:
+        options["attention_mask"] = attention_mask(model, visible)
         options["position_ids"] = batch.positions.to(device)
+    if cache is not None:
+        options |= {"past_key_values": cache, "use_cache": True}
 
     def choose(states: torch.Tensor) -> torch.Tensor:
         return states.reshape(1, -1, states.shape[-1]).index_select(1, places)
 
     with meter.forward(batch.tokens), head_on(model, choose) as chosen:
-        logits = chosen(model(input_ids=batch.ids.to(device), use_cache=False, **options).logits)
+        logits = chosen(model(input_ids=batch.ids.to(device), **options).logits)
     logits = logits[0].float()
     picked = logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(-1)
     missed = (logits.argmax(-1) != targets).long()
     # added last: a batch that runs out of memory above is run again in halves
     values.index_add_(0, batch.requests, picked.cpu().double())
     misses.index_add_(0, batch.requests, missed.cpu())
+
+
+def attention_mask(model: Any, visible: torch.Tensor) -> torch.Tensor:
+    """Return what is added to the attention of ``model`` for it to see what is True in ``visible``."""
+    # SDPA takes a mask of bool, too, but turns it into this one again in every layer
+    hidden = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
+    return hidden.masked_fill_(~visible, torch.finfo(model.dtype).min)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from evaluators.encoding import Prompt
-from evaluators.requests import DocumentRequests, Encoded
+from evaluators.encoding import Encoded, Prompt
+from evaluators.requests import DocumentRequests
 
 
 def count_truncated(requests: Iterable[DocumentRequests], *, max_length: int) -> int:

@@ -54,6 +54,7 @@ class Worker:
         from evomerge.base_scores import Base, BaseScores
         from evomerge.merging.checkpoint import Checkpoint
         from evomerge.merging.resident import ResidentModel
+        from evomerge.merging.sources import cache_folder
 
         torch.set_num_threads(spec.threads)
         checkpoints = [Checkpoint.open(Path(folder)) for folder in spec.folders]
@@ -61,7 +62,9 @@ class Worker:
         tokenizer = AutoTokenizer.from_pretrained(spec.folders[spec.tokenizer], trust_remote_code=False)
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
         length = context_length(self._resident.model.config, tokenizer)
-        self._evaluator = LmEvalEvaluator(suite, tokenizer, settings=spec.evaluation, max_length=length)
+        self._evaluator = LmEvalEvaluator(
+            suite, tokenizer, settings=spec.evaluation, max_length=length, cache=cache_folder() / "requests"
+        )
         base = None if spec.base is None else Base(spec.base, checkpoints)
         self._base_scores = BaseScores(spec.objectives, base, self._resident, self._measure)
         metrics = tuple(objective for objective in spec.objectives if isinstance(objective, Objective))

@@ -305,3 +305,36 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     code = f"import sys, {names}; print(sorted({{'torch', 'lm_eval', 'transformers', 'datasets'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_size_of_batches_follows_from_the_kind_of_device_and_model_alone(model: Any, make_model: Any) -> None:
+    from evaluators.budget import tokens_per_batch
+
+    auto = EvaluationSettings()
+    assert tokens_per_batch(auto, model) == tokens_per_batch(auto, make_model(seed=3)) >= 512
+    assert tokens_per_batch(EvaluationSettings(tokens_per_batch=77), model) == 77
+    wide = copy.copy(model.config)
+    wide.hidden_size, wide.intermediate_size = 1 << 20, 1 << 22
+
+    class Wide:
+        device, config = model.device, wide
+
+    assert tokens_per_batch(auto, Wide) == 512, "the fewest"
+
+
+def test_blocks_of_one_model_share_what_it_has_computed(tasks: Any, settings: Any, tokenizer: Any, model: Any) -> None:
+    tasks.multiple_choice("mc", num_fewshot=5, fewshot_config={"sampler": "first_n"})
+    chosen = settings()
+    evaluator = LmEvalEvaluator(
+        TaskSuite.load([Objective(task="mc")], chosen), tokenizer, settings=chosen, max_length=256
+    )
+    blocks = [Documents({"mc": tuple(range(first, first + 8))}) for first in (0, 8, 16)]
+    alone = [evaluation(evaluator.evaluate(model, block)) for block in blocks]
+    with evaluator.same_model():
+        together = [evaluation(evaluator.evaluate(model, block)) for block in blocks]
+    after = evaluation(evaluator.evaluate(model, blocks[1]))
+    assert together[0].cost.tokens == alone[0].cost.tokens
+    assert together[1].cost.tokens < 0.8 * alone[1].cost.tokens == 0.8 * after.cost.tokens
+    for one, other in zip(alone, together, strict=True):
+        assert one.tie_breaks == pytest.approx(other.tie_breaks, abs=1e-5)
+        np.testing.assert_array_equal(one.scores["mc/acc"].documents, other.scores["mc/acc"].documents)

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from evaluators.encoding import Window
 from evaluators.meter import Meter
-from evaluators.packing import pack, sequences, tree
+from evaluators.packing import collate, pack, sequences, tree
 from evaluators.scoring import can_branch, score
 
 TOKEN = st.integers(3, 30)
@@ -38,6 +38,9 @@ def test_a_tree_holds_every_sequence_and_nothing_twice(windows: list[tuple[int, 
     prefixes = {full[:stop] for full in flat(windows, max_length) for stop in range(1, len(full))}
     assert set(paths) == prefixes
     assert row.depths == [len(path) - 1 for path in paths]
+    for node, path in enumerate(paths):
+        follows = [other for other, longer in enumerate(paths) if longer[: len(path)] == path]
+        assert follows == list(range(node, row.last[node] + 1)), "what follows a node stands together"
     for request, window in windows:
         wanted = [want.token for want in row.wants if want.request == request]
         assert tuple(wanted) == window.continuation
@@ -59,31 +62,7 @@ def test_packing_loses_nothing_and_keeps_its_limits(groups: list[Any], tokens: i
     for batch in batches:
         assert batch.ids.numel() <= tokens or len(batch.rows) == 1
         assert len(batch.targets) <= wants or len(batch.rows) == 1
-        assert (batch.visible is None) == (not any(row.branches for row in batch.rows))
-
-
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gpt_neox", "granite", "olmo", "phi3"]
-
-
-def family(name: str, *, attention: str = "sdpa", **options: Any) -> Any:
-    common = {
-        "vocab_size": 31,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-    }
-    config = AutoConfig.for_model(name, **{**common, **options})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.data.normal_(0.0, 0.3)
-    return model
+        assert (batch.last is None) == (not any(row.branches for row in batch.rows))
 
 
 def questions() -> list[list[tuple[int, Window]]]:
@@ -103,6 +82,27 @@ def scores(model: Any, rows: list[Any], count: int) -> Any:
     meter = Meter(device=torch.device("cpu"), timeout_seconds=100.0)
     with torch.inference_mode():
         return score(model, pack(rows, tokens_per_batch=128, wants_per_batch=64), requests=count, meter=meter)
+
+
+@given(st.lists(WINDOWS, min_size=1, max_size=3), st.integers(0, 3))
+def test_a_token_sees_its_prefix_and_what_it_follows(groups: list[Any], before: int) -> None:
+    rows = [tree(windows, max_length=30) for windows in groups]
+    batch = collate(rows, (1,) * before)
+    visible = batch.visible(torch.device("cpu"))
+    for number, row in enumerate(rows):
+        for node in range(batch.ids.shape[1]):
+            expected = {node}
+            if node < len(row.tokens):
+                while (parent := row.parents[min(expected)]) >= 0:
+                    expected.add(parent)
+            if visible is None:
+                assert expected == set(range(node + 1)) or node >= len(row.tokens)
+                continue
+            seen = visible[min(number, len(visible) - 1), 0, node]
+            assert bool(seen[:before].all())
+            if node < len(row.tokens):
+                assert set(seen[before:].nonzero().flatten().tolist()) == expected
+            assert bool(seen.any())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -19,7 +19,7 @@ from evaluators.evaluator import LmEvalEvaluator
 from evaluators.generation import generate
 from evaluators.meter import Meter
 from evaluators.objective import EvaluationSettings, Objective
-from evaluators.plan import Limits, make_plan
+from evaluators.plan import Limits, Plan, make_plan
 from evaluators.requests import RequestBook
 from evaluators.scoring import can_branch, score
 from evaluators.stopping import Stopping
@@ -71,22 +71,24 @@ class Pair:
         assert isinstance(outcome, Evaluation), outcome
         return outcome
 
-    def responses(self) -> dict[str, list[Any]]:
-        """Our answers per task in lm-eval's order: (log-likelihood, is greedy) or text."""
+    def plan(self) -> Plan:
+        """The plan of all documents."""
         suite = self.suite()
-        encoder = Encoder(self.tokenizer, max_length=MAX_LENGTH)
-        plan = make_plan(
-            RequestBook(suite, encoder),
+        return make_plan(
+            RequestBook(suite, Encoder(self.tokenizer, max_length=MAX_LENGTH)),
             everything(suite),
             Limits(tokens=512, wants=4096, max_length=MAX_LENGTH),
             branching=can_branch(self.model),
         )
+
+    def responses(self) -> dict[str, list[Any]]:
+        """Our answers per task in lm-eval's order: (log-likelihood, is greedy) or text."""
+        plan = self.plan()
+        stopping = Stopping(Encoder(self.tokenizer, max_length=MAX_LENGTH).tokenizer)
         meter = Meter(device=torch.device("cpu"), timeout_seconds=600.0)
         with torch.inference_mode():
             scored = score(self.model, plan.scoring, requests=plan.scored, meter=meter)
-            texts = generate(
-                self.model, plan.generation, requests=plan.generated, stopping=Stopping(encoder.tokenizer), meter=meter
-            ).texts
+            texts = generate(self.model, plan.generation, requests=plan.generated, stopping=stopping, meter=meter).texts
         pairs = list(zip(scored.values.tolist(), scored.greedy.tolist(), strict=True))
         return {part.task: (texts if part.generates else pairs)[part.requests] for part in plan.parts}
 
@@ -344,3 +346,16 @@ def test_a_tokenizer_that_adds_its_own_first_token(tasks: Any, pair: MakePair, t
     tasks.generation("gen")
     asked = objectives("mc", "acc") + objectives("gen", "exact_match")
     pair(asked, with_tokenizer=adding).check_responses()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_examples_that_all_documents_share(family: str, tasks: Any, pair: MakePair, make_model: Any) -> None:
+    options = {"num_fewshot": 4, "fewshot_config": {"sampler": "first_n"}}
+    tasks.multiple_choice("mc", **options)
+    tasks.generation("gen", **options)
+    model = make_model(family, seed=6)
+    model.generation_config.repetition_penalty = 1.3
+    both = pair(objectives("mc", "acc") + objectives("gen", "exact_match"), of=model)
+    plan = both.plan()
+    assert {bool(batch.prefix) for batch in (*plan.scoring, *plan.generation)} == {True}
+    both.check_responses()
