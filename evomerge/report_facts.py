@@ -133,6 +133,7 @@ def _headline_facts(results: Results) -> list[dict[str, str]]:
     pairs = [
         ("state", results.state),
         ("evaluations", f"{results.spent:,} of {file.budget.evaluations:,}"),
+        *([("search stopped", results.stopped)] if results.stopped else []),
         ("models on the front", f"{len(results.front):,}"),
         ("objectives", str(len(results.objectives))),
         ("experts", str(len(file.sources.experts))),

@@ -14,7 +14,7 @@ from evomerge.dispatch import Dispatcher
 from evomerge.errors import NotEnoughRoom
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
-from evomerge.optimizers.settings import Algorithm
+from evomerge.optimizers.settings import Algorithm, algorithm
 from evomerge.problem import CHOSEN_OPTIMIZER, Problem, check_unchanged, prepare
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
@@ -90,7 +90,7 @@ def random_variant(file: SearchFile) -> SearchFile:
     return file.model_copy(
         update={
             "name": f"{file.name}.random",
-            "optimizer": file.optimizer.model_copy(update={"kind": "random"}),
+            "optimizer": algorithm("random", seed=file.optimizer.seed),
             "baselines": BaselineSettings(single_coefficient=0, random_search=False),
         }
     )
@@ -124,7 +124,7 @@ def _drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher)
     dispatcher = Dispatcher(pool, timeout_seconds=problem.file.evaluation.timeout_seconds)
     watcher.search_begins(record, problem.file)
     search = Search(problem, record, optimizer, dispatcher, watcher)
-    search.run()
+    watcher.say(f"the search stops: {search.run()}")
     conclude(search)
     watcher.say("writing the Optuna view")
     optuna_view.sync(Results.of(record))

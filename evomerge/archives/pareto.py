@@ -79,3 +79,32 @@ def crowding(values: Matrix) -> npt.NDArray[np.float64]:
         distances[order[1:-1]] += (sorted_column[2:] - sorted_column[:-2]) / spread
         distances[order[[0, -1]]] = np.inf
     return distances
+
+
+class Front:
+    """A Pareto front that grows one point at a time; adding costs one comparison with each of its points."""
+
+    def __init__(self, objectives: int) -> None:
+        self._rows = np.empty((64, objectives))
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def values(self) -> Matrix:
+        """(front, objectives) float64, in the order in which they came."""
+        return self._rows[: self._count]
+
+    def add(self, values: npt.NDArray[np.float64]) -> bool:
+        """Add (objectives,) ``values``, more is better; return whether they extend the front (equals do not)."""
+        mine = self.values
+        if (mine >= values).all(axis=1).any():
+            return False
+        kept = mine[(mine > values).any(axis=1)]
+        self._count = len(kept) + 1
+        if self._count > len(self._rows):
+            self._rows = np.empty((2 * self._count, mine.shape[1]))
+        self._rows[: len(kept)] = kept
+        self._rows[len(kept)] = values
+        return True

@@ -1,4 +1,4 @@
-"""Bounds by transformation: an unbounded optimizer searches R^n, and every point of R^n stands for one in the unit cube.
+"""Bounds by transformation: an unbounded optimizer searches R^n, whose points stand for those of the unit cube.
 
 The map is that of pycma's `BoundTransform` (Hansen's c-cmaes, `boundary_transformation.c`), for whole arrays: the
 identity inside, a parabola near a bound, and beyond it the mirror image, with a continuous first derivative. A bound is

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pycma tells everybody without matplotlib that it cannot plot
     import cma
 
-DIAGONAL_FROM = 500  # genes; a full covariance matrix needs about genes^2 evaluations to be learnt
+DIAGONAL_FROM = 100  # genes; see docs/optimizers.md: below genes^2 evaluations a full matrix is not learnt
 EDGE = 0.02  # share of the range that a start keeps from the bounds, where half of the first samples would be lost
 
 
@@ -32,9 +32,22 @@ class CmaEs:
     """One CMA-ES run after another; see the module's text."""
 
     def __init__(
-        self, genes: Genes, *, weights: Vector, seed: int, sigma: float = 0.2, population: int | None = None
+        self,
+        genes: Genes,
+        *,
+        weights: Vector,
+        seed: int,
+        sigma: float = 0.2,
+        population: int | None = None,
+        separable: bool | None = None,
     ) -> None:
-        """``sigma``: first step size as a share of each gene's range; ``population``: pycma's default if None."""
+        """Make one.
+
+        Args:
+            sigma: first step size as a share of each gene's range.
+            population: pycma's default if None.
+            separable: learn a scale for each gene but no correlations; from 100 genes on if None.
+        """
         self._low, self._high = genes.low, genes.high
         self._range = self._high - self._low
         self._start = self._unit(genes.start)
@@ -42,6 +55,7 @@ class CmaEs:
         self._rng = np.random.default_rng(seed)
         self._sigma = sigma
         self._population = population or 4 + int(3 * np.log(len(genes)))
+        self._separable = len(genes) >= DIAGONAL_FROM if separable is None else separable
         self._best_seed: tuple[float, Vector] | None = None
         self._run: Any = None
         self._drawn: list[Genome] = []  # nobody has asked for them yet
@@ -110,7 +124,7 @@ class CmaEs:
             "seed": np.nan,
             "randn": self._standard_normal,
             "popsize": self._population,
-            "CMA_diagonal": len(self._low) > DIAGONAL_FROM,
+            "CMA_diagonal": self._separable,
             "tolfun": 0,
             "tolfunhist": 0,
             "tolflatfitness": 50,

@@ -41,10 +41,17 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
     # Libraries are imported by the branch that needs them: SciPy and Optuna take a second.
     genes, weights, seed = setting.genes, setting.weights, algorithm.seed
     match algorithm:
-        case CmaEsSettings(sigma=sigma, population=population):
+        case CmaEsSettings():
             from evomerge.optimizers.cma_es import CmaEs
 
-            return CmaEs(genes, weights=weights, seed=seed, sigma=sigma, population=population)
+            return CmaEs(
+                genes,
+                weights=weights,
+                seed=seed,
+                sigma=algorithm.sigma,
+                population=algorithm.population,
+                separable=algorithm.separable,
+            )
         case Nsga2Settings(population=population):
             from evomerge.optimizers.nsga2 import Nsga2
 

@@ -1,0 +1,200 @@
+"""How good a search finds how soon, on the foundry's experts: every algorithm here and the search of mergekit-evolve.
+
+Question: what do the recipes that each algorithm has found after so many evaluations score on test documents, and how
+much hypervolume do they cover? Does the default reach mergekit-evolve's final test score with a third of its
+evaluations?
+
+Set-up: base, four experts and the three joint skills of the demo; task arithmetic with a weight for each expert in
+each of six layer groups (24 genes); 64 search documents a skill, one worker of this process, one evaluation after
+another, 300 evaluations. Everything runs on the same engine: mergekit-evolve takes part with its genome and its
+settings of CMA-ES (`mergekit_search.py`), not with its own evaluator. The searches of evomerge begin with their nine
+seeds (base, experts, averages), which count. A run's seed chooses the optimizer's draws and the documents: seeds 10 to
+19, each with its own split. At each checkpoint the recipe with the best joint search score so far is measured on 256
+test documents a skill; hypervolume is that of all points on search documents above 0. Seconds are CPU seconds of
+evaluations and of ask and tell.
+
+Slower than one sitting: every finished run is a row of the results file, and running it again does what is missing,
+ordered by seed, so that what is there is always comparable. Evaluations are remembered in the benchmarks' cache too.
+
+Run: `.venv/bin/python benchmarks/search_quality.py [--seeds N] [--only ALGORITHM ...]`: about 35 CPU seconds a run, 40
+CPU minutes in all. Writes results/search_quality.json, prints the table and draws docs/figures/search_quality_*.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, ROOT, experts, save
+from mergekit_search import MergekitSearch
+
+from evaluators.evaluation import Evaluation
+from evomerge import demo
+from evomerge.archives.pareto import hypervolume
+from evomerge.config import parse
+from evomerge.optimizers.contract import Observation, Optimizer
+from evomerge.optimizers.registry import make_optimizer
+from evomerge.optimizers.settings import algorithm
+from evomerge.problem import Problem, prepare
+from evomerge.worker import Worker
+from search_spaces.parameter_space import ParameterSpace
+from search_spaces.recipe import Recipe
+from search_spaces.seeds import seeds
+
+NAME = "search_quality"
+MERGEKIT = "mergekit-evolve"
+ALGORITHMS = (MERGEKIT, "cma_es", "random", "nsga2", "tpe", "sobol")
+SEEDS = range(10, 20)
+EVALUATIONS = 300
+CHECKPOINTS = (25, 50, 75, 100, 150, 200, 250, 300)
+ANY_WEIGHT = (0.0, 1000.0)  # mergekit-evolve has no upper bound
+
+
+class Measurer:
+    """Measures recipes of one split, and remembers what it measured."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self._problem = problem
+        self._worker: Worker | None = None
+        self._path = ROOT / ".cache" / NAME / f"evaluations_{seed}_{problem.suite_digest[:12]}.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        self._known = {tuple(row["key"]): row for row in map(json.loads, lines)}
+
+    def measure(self, recipe: Recipe, split: str) -> tuple[np.ndarray | None, float]:
+        """Return the (objectives,) scores, None for a failure, and the CPU seconds that they took."""
+        row = self._known.get((recipe.digest, split)) or self._new(recipe, split)
+        return None if row["values"] is None else np.array(row["values"]), row["cpu_seconds"]
+
+    def _new(self, recipe: Recipe, split: str) -> dict[str, Any]:
+        if self._worker is None:
+            self._worker = self._problem.worker_spec(device="cpu", threads=1)()
+        outcome = self._worker.evaluate(recipe.model_dump_json(), dict(self._problem.documents(split).ids))
+        values = None
+        if isinstance(outcome, Evaluation):
+            values = [outcome.scores[name].value for name in self._problem.objective_names]
+        row = {"key": [recipe.digest, split], "values": values, "cpu_seconds": outcome.cost.cpu_seconds}
+        self._known[recipe.digest, split] = row
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        return row
+
+
+@dataclass
+class Trace:
+    """What one run has found so far."""
+
+    points: list[np.ndarray] = field(default_factory=list)
+    best: tuple[float, Recipe | None] = (-np.inf, None)
+    seconds: float = 0.0
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, recipe: Recipe, values: np.ndarray | None, seconds: float) -> None:
+        """Take in one evaluation."""
+        self.seconds += seconds
+        if values is not None:
+            self.points.append(values)
+            if values.mean() > self.best[0]:
+                self.best = (float(values.mean()), recipe)
+
+
+def problem_of(seed: int) -> Problem:
+    """The demo's search with documents chosen by ``seed``."""
+    folder = Path.cwd()
+    value: dict[str, Any] = demo.search_file(experts(0), folder, budget=EVALUATIONS, seed=seed)
+    value["evaluation"] |= {"split_seed": seed, "test_documents": 256}
+    return prepare(parse(value, folder=folder, where=NAME))
+
+
+def run(name: str, problem: Problem, measurer: Measurer, seed: int) -> dict[str, Any]:
+    """Search once; return a row of the result."""
+    trace = Trace()
+    optimizer, space = searcher(name, problem, seed)
+    first = 0 if name == MERGEKIT else len(list(seeds(space)))
+    for counted, (recipe, genome) in enumerate(candidates(name, optimizer, space, trace), start=1):
+        values, seconds = measurer.measure(recipe, "search")
+        trace.add(recipe, values, seconds)
+        started = time.process_time()
+        optimizer.tell([Observation(genome, values, seed=counted <= first)])
+        trace.seconds += time.process_time() - started
+        if counted in CHECKPOINTS:
+            trace.rows.append(checkpoint(trace, counted, measurer))
+    stopped = getattr(optimizer, "would_have_stopped_at", None)
+    return {"algorithm": name, "seed": seed, "checkpoints": trace.rows, "would_have_stopped_at": stopped}
+
+
+def searcher(name: str, problem: Problem, seed: int) -> tuple[Optimizer, ParameterSpace]:
+    """The optimizer called ``name`` and the space whose genomes it proposes."""
+    if name != MERGEKIT:
+        return make_optimizer(algorithm(name, seed=seed), problem.setting()), problem.space  # type: ignore[arg-type]
+    space = problem.space
+    settings = space.settings.model_copy(update={"weight": ANY_WEIGHT})
+    free = ParameterSpace(settings, space.sources, space.expert_names, space.layers, space.dtype)
+    models = len(space.expert_names)
+    return MergekitSearch(genes=len(space.genes), models=models, seed=seed, evaluations=EVALUATIONS), free
+
+
+def candidates(name: str, optimizer: Optimizer, space: ParameterSpace, trace: Trace) -> Iterator[tuple[Recipe, Any]]:
+    """Yield the recipes to measure, the seeds of the space first, with their genomes."""
+    left = EVALUATIONS
+    if name != MERGEKIT:
+        for seed in seeds(space):
+            yield seed.recipe, seed.genome
+            left -= 1
+    for _ in range(left):
+        started = time.process_time()
+        genome = optimizer.ask(1)[0]
+        trace.seconds += time.process_time() - started
+        yield space.decode(genome), genome
+
+
+def checkpoint(trace: Trace, evaluations: int, measurer: Measurer) -> dict[str, float]:
+    """The state of a run: what its best recipe scores on test documents, and the hypervolume of all points."""
+    score, recipe = trace.best
+    test = measurer.measure(recipe, "test")[0] if recipe else None
+    points = np.array(trace.points).reshape(len(trace.points), -1)
+    return {
+        "evaluations": evaluations,
+        "search": score,
+        "test": 0.0 if test is None else float(test.mean()),
+        "hypervolume": hypervolume(points, np.zeros(points.shape[1])) if len(points) else 0.0,
+        "cpu_seconds": trace.seconds,
+    }
+
+
+def campaign(names: list[str], count: int) -> list[dict[str, Any]]:
+    """Do the runs that are missing, all algorithms of a seed before the next seed; return all rows."""
+    path = RESULTS / f"{NAME}.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    done = {(row["algorithm"], row["seed"]) for row in rows}
+    for seed in list(SEEDS)[:count]:
+        missing = [name for name in names if (name, seed) not in done]
+        if not missing:
+            continue
+        problem = problem_of(seed)
+        measurer = Measurer(problem, seed)
+        for name in missing:
+            rows.append(run(name, problem, measurer, seed))
+            last = rows[-1]["checkpoints"][-1]
+            print(f"seed {seed} {name:16} test {last['test']:.3f} hypervolume {last['hypervolume']:.3f}", flush=True)
+            save(NAME, {"evaluations": EVALUATIONS, "rows": rows})
+    return rows
+
+
+def main() -> None:
+    """Do what is missing, print the table and draw the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the ten seeds")
+    parser.add_argument("--only", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    chosen = parser.parse_args()
+    campaign(chosen.only, chosen.seeds)
+
+
+if __name__ == "__main__":
+    main()
