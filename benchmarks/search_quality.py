@@ -16,8 +16,8 @@ evaluations and of ask and tell.
 Slower than one sitting: every finished run is a row of the results file, and running it again does what is missing,
 ordered by seed, so that what is there is always comparable. Evaluations are remembered in the benchmarks' cache too.
 
-Run: `.venv/bin/python benchmarks/search_quality.py [--seeds N] [--only ALGORITHM ...]`: about 35 CPU seconds a run, 40
-CPU minutes in all. Writes results/search_quality.json, prints the table and draws docs/figures/search_quality_*.svg.
+Run: `.venv/bin/python benchmarks/search_quality.py [--seeds N] [--only ALGORITHM ...] [--draw]`: about 40 CPU seconds
+a run, 40 CPU minutes in all. Writes results/search_quality.json, prints the table and draws docs/figures/search_quality_*.svg.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import search_quality_table
 from common import RESULTS, ROOT, experts, save
 from mergekit_search import MergekitSearch
 
@@ -168,10 +169,15 @@ def checkpoint(trace: Trace, evaluations: int, measurer: Measurer) -> dict[str, 
     }
 
 
+def recorded() -> list[dict[str, Any]]:
+    """Return the rows of the runs that are finished."""
+    path = RESULTS / f"{NAME}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+
+
 def campaign(names: list[str], count: int) -> list[dict[str, Any]]:
     """Do the runs that are missing, all algorithms of a seed before the next seed; return all rows."""
-    path = RESULTS / f"{NAME}.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = recorded()
     done = {(row["algorithm"], row["seed"]) for row in rows}
     for seed in list(SEEDS)[:count]:
         missing = [name for name in names if (name, seed) not in done]
@@ -192,8 +198,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the ten seeds")
     parser.add_argument("--only", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--draw", action="store_true", help="no runs: only the table and the figures of what is there")
     chosen = parser.parse_args()
-    campaign(chosen.only, chosen.seeds)
+    rows = recorded() if chosen.draw else campaign(chosen.only, chosen.seeds)
+    print(search_quality_table.markdown(rows))
+    for path in search_quality_table.draw(rows, ROOT / "docs" / "figures"):
+        print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Front:
     """A Pareto front that grows one point at a time; adding costs one comparison with each of its points."""
 
     def __init__(self, objectives: int) -> None:
-        self._rows = np.empty((64, objectives))
+        self._columns = np.empty((objectives, 64))
         self._count = 0
 
     def __len__(self) -> int:
@@ -94,17 +94,20 @@ class Front:
     @property
     def values(self) -> Matrix:
         """(front, objectives) float64, in the order in which they came."""
-        return self._rows[: self._count]
+        return np.ascontiguousarray(self._columns[:, : self._count].T)
 
     def add(self, values: npt.NDArray[np.float64]) -> bool:
         """Add (objectives,) ``values``, more is better; return whether they extend the front (equals do not)."""
-        mine = self.values
-        if (mine >= values).all(axis=1).any():
+        mine, point = self._columns[:, : self._count], values[:, None]
+        if (mine >= point).all(axis=0).any():
             return False
-        kept = mine[(mine > values).any(axis=1)]
-        self._count = len(kept) + 1
-        if self._count > len(self._rows):
-            self._rows = np.empty((2 * self._count, mine.shape[1]))
-        self._rows[: len(kept)] = kept
-        self._rows[len(kept)] = values
+        beaten = (mine <= point).all(axis=0)
+        if beaten.any():
+            kept = mine[:, ~beaten]
+            self._count = kept.shape[1]
+            self._columns[:, : self._count] = kept
+        if self._count == self._columns.shape[1]:
+            self._columns = np.concatenate([self._columns, np.empty_like(self._columns)], axis=1)
+        self._columns[:, self._count] = values
+        self._count += 1
         return True

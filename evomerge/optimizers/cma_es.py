@@ -2,9 +2,9 @@
 
 Genes are scaled to the unit cube, so one step size fits all, and bounds are handled by transformation (`bounds.py`).
 Points come back one at a time, in whatever order, and the distribution moves whenever a population's worth of them has
-come back. It starts at the best seed that the space can express. When pycma's own criteria say that a run has
-converged, a new one starts from a fresh point with twice the population (Auger and Hansen 2005); points that an earlier
-run proposed and that come back later are not told to it.
+come back; a point that was out for longer than a few of these moves tells it nothing. It starts at the best seed that
+the space can express. When pycma's own criteria say that a run has converged, a new one starts from a fresh point with
+twice the population (Auger and Hansen 2005); points that an earlier run proposed are not told to it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     import cma
 
 DIAGONAL_FROM = 100  # genes; see docs/optimizers.md: below genes^2 evaluations a full matrix is not learnt
+MOST_MOVES = 4  # of the distribution while a point was out; an older one is not learnt from, see docs/optimizers.md
 EDGE = 0.02  # share of the range that a start keeps from the bounds, where half of the first samples would be lost
 
 
@@ -59,7 +60,8 @@ class CmaEs:
         self._best_seed: tuple[float, Vector] | None = None
         self._run: Any = None
         self._drawn: list[Genome] = []  # nobody has asked for them yet
-        self._out: set[Genome] = set()  # this run's points that were asked for and are not back
+        self._out: dict[Genome, int] = {}  # this run's points that are not back, and how many moves came before each
+        self._moves = 0
         self._returned: list[Observation] = []
 
     def ask(self, count: int) -> list[Genome]:
@@ -69,7 +71,7 @@ class CmaEs:
         while len(self._drawn) < count:
             self._draw()
         asked, self._drawn = self._drawn[:count], self._drawn[count:]
-        self._out.update(asked)
+        self._out.update(dict.fromkeys(asked, self._moves))
         return asked
 
     def tell(self, observations: Sequence[Observation]) -> None:
@@ -77,9 +79,10 @@ class CmaEs:
         for observation in observations:
             if observation.seed:
                 self._see_seed(observation)
-            elif observation.genome in self._out:
-                self._out.remove(observation.genome)
-                self._returned.append(observation)
+            elif observation.genome is not None:
+                asked_at = self._out.pop(observation.genome, -np.inf)
+                if self._moves - asked_at <= MOST_MOVES:
+                    self._returned.append(observation)
         self._move()
 
     def _see_seed(self, observation: Observation) -> None:
@@ -101,13 +104,13 @@ class CmaEs:
             return
         points = [self._point(o.genome) for o in returned if o.genome is not None]
         values = ranked_values(returned, self._preference)
-        self._returned = []
+        self._returned, self._moves = [], self._moves + 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pycma remarks on points that it did not send in this iteration
             run.tell(points, [-value for value in values])  # pycma minimises
         if run.stop():
             self._population *= 2
-            self._out = set()
+            self._out = {}
             self._run = self._new_run(self._rng.uniform(EDGE, 1.0 - EDGE, len(self._low)))
         self._drawn = []  # what is drawn but not asked for belongs to the old distribution
         self._draw()  # now: pycma takes no second population before it was asked again, and many workers bring one

@@ -14,6 +14,7 @@ from evomerge.optimizers.settings import (
     RandomSettings,
     SobolSettings,
     TpeSettings,
+    TwoStageSettings,
 )
 from search_spaces.genes import Genes, Vector
 
@@ -52,6 +53,10 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
                 population=algorithm.population,
                 separable=algorithm.separable,
             )
+        case TwoStageSettings(first_stage=first_stage, penalty=penalty):
+            from evomerge.optimizers.two_stage import TwoStage
+
+            return TwoStage(genes, weights=weights, seed=seed, first_stage=first_stage, penalty=penalty)
         case Nsga2Settings(population=population):
             from evomerge.optimizers.nsga2 import Nsga2
 

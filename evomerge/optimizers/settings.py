@@ -37,6 +37,14 @@ class Nsga2Settings(_Settings):
     population: int | None = Field(default=None, ge=4, description="30 by default")
 
 
+class TwoStageSettings(_Settings):
+    """CMA-ES on densities, then on weights with a penalty on their size; for pools of dozens of experts."""
+
+    kind: Literal["two_stage"] = "two_stage"
+    first_stage: int | None = Field(default=None, ge=1, description="evaluations; 5 populations by default")
+    penalty: float = Field(default=0.01, ge=0.0, description="what a mean weight of 1 costs in the second stage")
+
+
 class TpeSettings(_Settings):
     """Tree-structured Parzen estimator."""
 
@@ -61,8 +69,10 @@ class SobolSettings(_Settings):
     kind: Literal["sobol"] = "sobol"
 
 
-Algorithm: TypeAlias = CmaEsSettings | Nsga2Settings | TpeSettings | GpSettings | RandomSettings | SobolSettings
-AlgorithmKind = Literal["cma_es", "nsga2", "tpe", "gp", "random", "sobol"]
+Algorithm: TypeAlias = (
+    CmaEsSettings | TwoStageSettings | Nsga2Settings | TpeSettings | GpSettings | RandomSettings | SobolSettings
+)
+AlgorithmKind = Literal["cma_es", "two_stage", "nsga2", "tpe", "gp", "random", "sobol"]
 
 
 def _with_kind(value: Any) -> Any:

@@ -8,7 +8,8 @@ from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import KINDS, algorithm
 from search_spaces.genes import Gene, Genes, Genome
 
-GENES = Genes(tuple(Gene(f"g{i}", -1.0, 2.0, 0.5) for i in range(5)))
+NAMES = ("density/a", "density/b", "weight/a", "weight/b", "other")
+GENES = Genes(tuple(Gene(name, -1.0, 2.0, 0.5) for name in NAMES))
 TARGET = np.array([0.3, 0.8, -0.2, 1.1, 0.0])
 WEIGHTS = np.array([1.0, 2.0])
 
