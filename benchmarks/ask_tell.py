@@ -5,9 +5,9 @@ thousands of candidates cost?
 
 Set-up: two quadratic bowls, one CPU thread, CPU time. `ask and tell`: median, 99th percentile and maximum over 600
 evaluations (300 with 2,000 genes; TPE and the Gaussian process fewer, see the table), without the first ten, which
-import. `front`: moocore over 100,000 points at once, and `archives.pareto.Front` point by point, for points drawn evenly
-(a small front) and from a shell (a front of thousands; only the first 20,000 one by one). `driver`: CPU time per
-candidate of a whole search over a fake worker, early and late in a record of 4,000 candidates; flat means a ratio near 1.
+import. `front`: moocore over 100,000 points at once, and `archives.pareto.Front` point by point, for points drawn
+evenly (a small front) and from a shell (a front of thousands; only the first 20,000 one by one). `driver`: CPU time
+per candidate of a whole search over a fake worker, early and late in a record of 4,000; flat means a ratio near 1.
 
 Run: `.venv/bin/python benchmarks/ask_tell.py` (about four minutes). Writes results/ask_tell.json.
 """

@@ -17,7 +17,8 @@ Slower than one sitting: every finished run is a row of the results file, and ru
 ordered by seed, so that what is there is always comparable. Evaluations are remembered in the benchmarks' cache too.
 
 Run: `.venv/bin/python benchmarks/search_quality.py [--seeds N] [--only ALGORITHM ...] [--draw]`: about 40 CPU seconds
-a run, 40 CPU minutes in all. Writes results/search_quality.json, prints the table and draws docs/figures/search_quality_*.svg.
+a run, 40 CPU minutes in all. Writes results/search_quality.json, prints the table that docs/search-quality.md shows and
+draws docs/figures/search_quality_*.svg.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evomerge.optimizers.cma_es import CmaEs
+from evomerge.optimizers.cma_es import MOST_MOVES, CmaEs
 from evomerge.optimizers.contract import Observation
 from evomerge.optimizers.preference import Preference, ranked_values
 from search_spaces.genes import Gene, Genes, Genome
@@ -167,6 +167,17 @@ def test_points_of_a_finished_run_are_not_told_to_the_next():
     before = len(optimizer._returned)
     optimizer.tell([Observation(late, np.array([1.0]))])
     assert len(optimizer._returned) == before
+
+
+def test_a_point_that_was_out_for_many_moves_tells_nothing():
+    optimizer = CmaEs(genes(5), weights=ONE, seed=0)
+    late = optimizer.ask(1)[0]
+    while optimizer._moves <= MOST_MOVES:
+        recent = optimizer.ask(1)[0]
+        optimizer.tell([Observation(recent, np.array([float(recent.values.sum())]))])
+    recent = optimizer.ask(1)[0]
+    optimizer.tell([Observation(late, np.array([9.0])), Observation(recent, np.array([1.0]))])
+    assert [observation.genome for observation in optimizer._returned] == [recent]
 
 
 def test_weights_must_be_positive():
