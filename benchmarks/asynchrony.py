@@ -4,7 +4,7 @@ Question: with 2, 8 and 64 workers that never wait for one another, how much wor
 same number of evaluations than with one worker, who always knows everything - and how much sooner is it done than with
 a barrier after every round?
 
-Set-up: the analytic problems of `simulated.py`, ten genes, 1,000 evaluations (TPE 100), seeds 10 to 19. Speeds are
+Set-up: the analytic problems of `simulated.py`, ten genes, 500 evaluations (TPE 100), seeds 10 to 19. Speeds are
 log-uniform over a factor of 10. Three runs each: `synchronous` (one worker), `asynchronous`, `barrier` (all workers
 wait for the slowest, then everything is told). The gap is the distance to the optimum (`ellipsoid`) or the missing
 share of the ideal hypervolume (`two_bowls`); the loss is the ratio of gaps, seed by seed, to the synchronous run: 1 is
@@ -27,7 +27,7 @@ from evomerge.optimizers.settings import AlgorithmKind, algorithm
 SEEDS = range(10, 20)
 WORKERS = (2, 8, 64)
 KINDS: tuple[AlgorithmKind, ...] = ("cma_es", "nsga2", "tpe")
-EVALUATIONS: dict[AlgorithmKind, int] = {"cma_es": 1000, "nsga2": 1000, "tpe": 100}  # an ask of TPE takes long
+EVALUATIONS: dict[AlgorithmKind, int] = {"cma_es": 500, "nsga2": 500, "tpe": 100}  # an ask of TPE takes long
 
 
 def search(kind: AlgorithmKind, name: str, seed: int, workers: int, *, barrier: bool = False) -> tuple[float, Any]:

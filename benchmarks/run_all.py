@@ -6,7 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("footprint", "candidate_cost", "merging", "optimizers", "demo_quality")
+NAMES = (
+    "footprint",
+    "candidate_cost",
+    "merging",
+    "ask_tell",
+    "asynchrony",
+    "two_stage",
+    "optimizers",
+    "search_quality",
+    "demo_quality",
+)
 
 
 def main() -> None:
