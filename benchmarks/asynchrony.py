@@ -79,8 +79,11 @@ def rows_of(kind: AlgorithmKind, name: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure every optimizer on both problems."""
-    rows = [row for kind in KINDS for name in simulated.PROBLEMS for row in rows_of(kind, name)]
-    save("asynchrony", {"seeds": [SEEDS[0], SEEDS[-1]], "rows": rows})
+    rows: list[dict[str, Any]] = []
+    for kind in KINDS:
+        for name in simulated.PROBLEMS:
+            rows += rows_of(kind, name)
+            save("asynchrony", {"seeds": [SEEDS[0], SEEDS[-1]], "rows": rows})
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ evaluations and of ask and tell.
 Slower than one sitting: every finished run is a row of the results file, and running it again does what is missing,
 ordered by seed, so that what is there is always comparable. Evaluations are remembered in the benchmarks' cache too.
 
-Run: `.venv/bin/python benchmarks/search_quality.py [--seeds N] [--only ALGORITHM ...] [--draw]`: about 40 CPU seconds
-a run, 40 CPU minutes in all. Writes results/search_quality.json, prints the table that docs/search-quality.md shows and
-draws docs/figures/search_quality_*.svg.
+Run: `.venv/bin/python benchmarks/search_quality.py [--seeds N] [--only SEARCH ...] [--tune] [--draw]`: about 40 CPU
+seconds a run, 40 CPU minutes in all. Writes results/search_quality.json, prints the table that docs/search-quality.md
+shows and draws docs/figures/search_quality_*.svg. With --tune it compares variants of the default on seeds 0 to 9.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import search_quality_table
-from common import RESULTS, ROOT, experts, save
+from common import RESULTS, ROOT, experts, machine, save
 from mergekit_search import MergekitSearch
 
 from evaluators.evaluation import Evaluation
@@ -42,17 +42,28 @@ from evomerge.archives.pareto import hypervolume
 from evomerge.config import parse
 from evomerge.optimizers.contract import Observation, Optimizer
 from evomerge.optimizers.registry import make_optimizer
-from evomerge.optimizers.settings import algorithm
+from evomerge.optimizers.settings import Algorithm, algorithm
 from evomerge.problem import Problem, prepare
 from evomerge.worker import Worker
+from search_spaces.genes import Genome
 from search_spaces.parameter_space import ParameterSpace
 from search_spaces.recipe import Recipe
-from search_spaces.seeds import seeds
+from search_spaces.seeds import Seed, seeds
 
 NAME = "search_quality"
 MERGEKIT = "mergekit-evolve"
-ALGORITHMS = (MERGEKIT, "cma_es", "random", "nsga2", "tpe", "sobol")
-SEEDS = range(10, 20)
+SEARCHES: dict[str, Algorithm | None] = {
+    MERGEKIT: None,
+    "cma_es": algorithm("cma_es"),  # what `auto` picks here
+    **{kind: algorithm(kind) for kind in ("random", "nsga2", "tpe", "sobol")},
+}
+VARIANTS: dict[str, Algorithm | None] = {  # for choosing defaults, on other seeds than those reported
+    "cma_es": algorithm("cma_es"),
+    "cma_es, sigma 0.2": algorithm("cma_es", sigma=0.2),
+    "cma_es, separable": algorithm("cma_es", separable=True),
+    "cma_es, sigma 0.05": algorithm("cma_es", sigma=0.05),
+}
+REPORTED, TUNING = range(10, 20), range(10)
 EVALUATIONS = 300
 CHECKPOINTS = (25, 50, 75, 100, 150, 200, 250, 300)
 ANY_WEIGHT = (0.0, 1000.0)  # mergekit-evolve has no upper bound
@@ -114,42 +125,40 @@ def problem_of(seed: int) -> Problem:
     return prepare(parse(value, folder=folder, where=NAME))
 
 
-def run(name: str, problem: Problem, measurer: Measurer, seed: int) -> dict[str, Any]:
-    """Search once; return a row of the result."""
+def run(settings: Algorithm | None, problem: Problem, measurer: Measurer, seed: int) -> dict[str, Any]:
+    """Search once, None as mergekit-evolve does; return a row of the result."""
     trace = Trace()
-    optimizer, space = searcher(name, problem, seed)
-    first = 0 if name == MERGEKIT else len(list(seeds(space)))
-    for counted, (recipe, genome) in enumerate(candidates(name, optimizer, space, trace), start=1):
+    optimizer, space = searcher(settings, problem, seed)
+    given = list(seeds(space)) if settings else []
+    for counted, (recipe, genome) in enumerate(candidates(given, optimizer, space, trace), start=1):
         values, seconds = measurer.measure(recipe, "search")
         trace.add(recipe, values, seconds)
         started = time.process_time()
-        optimizer.tell([Observation(genome, values, seed=counted <= first)])
+        optimizer.tell([Observation(genome, values, seed=counted <= len(given))])
         trace.seconds += time.process_time() - started
         if counted in CHECKPOINTS:
             trace.rows.append(checkpoint(trace, counted, measurer))
     stopped = getattr(optimizer, "would_have_stopped_at", None)
-    return {"algorithm": name, "seed": seed, "checkpoints": trace.rows, "would_have_stopped_at": stopped}
+    return {"seed": seed, "checkpoints": trace.rows, "would_have_stopped_at": stopped}
 
 
-def searcher(name: str, problem: Problem, seed: int) -> tuple[Optimizer, ParameterSpace]:
-    """The optimizer called ``name`` and the space whose genomes it proposes."""
-    if name != MERGEKIT:
-        return make_optimizer(algorithm(name, seed=seed), problem.setting()), problem.space  # type: ignore[arg-type]
+def searcher(settings: Algorithm | None, problem: Problem, seed: int) -> tuple[Optimizer, ParameterSpace]:
+    """The optimizer and the space whose genomes it proposes."""
+    if settings is not None:
+        return make_optimizer(settings.model_copy(update={"seed": seed}), problem.setting()), problem.space
     space = problem.space
-    settings = space.settings.model_copy(update={"weight": ANY_WEIGHT})
-    free = ParameterSpace(settings, space.sources, space.expert_names, space.layers, space.dtype)
+    wide = space.settings.model_copy(update={"weight": ANY_WEIGHT})
+    free = ParameterSpace(wide, space.sources, space.expert_names, space.layers, space.dtype)
     models = len(space.expert_names)
     return MergekitSearch(genes=len(space.genes), models=models, seed=seed, evaluations=EVALUATIONS), free
 
 
-def candidates(name: str, optimizer: Optimizer, space: ParameterSpace, trace: Trace) -> Iterator[tuple[Recipe, Any]]:
+def candidates(
+    given: list[Seed], optimizer: Optimizer, space: ParameterSpace, trace: Trace
+) -> Iterator[tuple[Recipe, Genome | None]]:
     """Yield the recipes to measure, the seeds of the space first, with their genomes."""
-    left = EVALUATIONS
-    if name != MERGEKIT:
-        for seed in seeds(space):
-            yield seed.recipe, seed.genome
-            left -= 1
-    for _ in range(left):
+    yield from ((seed.recipe, seed.genome) for seed in given)
+    for _ in range(EVALUATIONS - len(given)):
         started = time.process_time()
         genome = optimizer.ask(1)[0]
         trace.seconds += time.process_time() - started
@@ -170,40 +179,46 @@ def checkpoint(trace: Trace, evaluations: int, measurer: Measurer) -> dict[str, 
     }
 
 
-def recorded() -> list[dict[str, Any]]:
+def recorded(name: str) -> list[dict[str, Any]]:
     """Return the rows of the runs that are finished."""
-    path = RESULTS / f"{NAME}.json"
+    path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
 
 
-def campaign(names: list[str], count: int) -> list[dict[str, Any]]:
-    """Do the runs that are missing, all algorithms of a seed before the next seed; return all rows."""
-    rows = recorded()
+def campaign(name: str, searches: dict[str, Algorithm | None], numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Do the runs that are missing, all searches of a seed before the next seed; return all rows."""
+    rows = recorded(name)
     done = {(row["algorithm"], row["seed"]) for row in rows}
-    for seed in list(SEEDS)[:count]:
-        missing = [name for name in names if (name, seed) not in done]
+    for seed in numbers:
+        missing = [search for search in searches if (search, seed) not in done]
         if not missing:
             continue
         problem = problem_of(seed)
         measurer = Measurer(problem, seed)
-        for name in missing:
-            rows.append(run(name, problem, measurer, seed))
+        for search in missing:
+            found = run(searches[search], problem, measurer, seed)
+            rows.append({"algorithm": search, **found, "commit": machine()["commit"]})
             last = rows[-1]["checkpoints"][-1]
-            print(f"seed {seed} {name:16} test {last['test']:.3f} hypervolume {last['hypervolume']:.3f}", flush=True)
-            save(NAME, {"evaluations": EVALUATIONS, "rows": rows})
+            print(f"seed {seed} {search:30} test {last['test']:.3f} hypervolume {last['hypervolume']:.3f}", flush=True)
+            save(name, {"evaluations": EVALUATIONS, "rows": rows})
     return rows
 
 
 def main() -> None:
     """Do what is missing, print the table and draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the ten seeds")
-    parser.add_argument("--only", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--seeds", type=int, default=10, help="how many of the ten seeds")
+    parser.add_argument("--only", nargs="+", metavar="SEARCH", help=f"some of {', '.join([*SEARCHES, *VARIANTS])}")
+    parser.add_argument("--tune", action="store_true", help="variants of the default instead, on seeds 0 to 9")
     parser.add_argument("--draw", action="store_true", help="no runs: only the table and the figures of what is there")
     chosen = parser.parse_args()
-    rows = recorded() if chosen.draw else campaign(chosen.only, chosen.seeds)
+    name = f"{NAME}_tuning" if chosen.tune else NAME
+    searches, numbers = (VARIANTS, TUNING) if chosen.tune else (SEARCHES, REPORTED)
+    if chosen.only:
+        searches = {search: searches[search] for search in chosen.only}
+    rows = recorded(name) if chosen.draw else campaign(name, searches, numbers[: chosen.seeds])
     print(search_quality_table.markdown(rows))
-    for path in search_quality_table.draw(rows, ROOT / "docs" / "figures"):
+    for path in search_quality_table.draw(rows, ROOT / "docs" / "figures", name):
         print(f"wrote {path.relative_to(ROOT)}")
 
 

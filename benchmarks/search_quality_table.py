@@ -68,8 +68,8 @@ def answer(rows: Sequence[dict[str, Any]], checkpoints: list[int]) -> str:
     )
 
 
-def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Draw medians and quartiles of every algorithm; return the files."""
+def draw(rows: Sequence[dict[str, Any]], folder: Path, prefix: str) -> list[Path]:
+    """Draw medians and quartiles of every algorithm into ``folder``; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for measure, against, title in FIGURES if rows else ():
@@ -78,7 +78,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
             low, median, high = np.quantile(series(rows, name, measure), [0.25, 0.5, 0.75], axis=0)
             x = np.median(series(rows, name, against), axis=0)
             lines.append(Line(name, x, low, median, high))
-        paths.append(folder / f"search_quality_{measure}_{against.removeprefix('cpu_')}.svg")
+        paths.append(folder / f"{prefix}_{measure}_{against.removeprefix('cpu_')}.svg")
         axis = "CPU seconds" if against == "cpu_seconds" else against
         paths[-1].write_text(draw_chart(lines, title=title, x_label=axis), encoding="utf-8")
     return paths

@@ -38,7 +38,7 @@ class CmaEs:
         *,
         weights: Vector,
         seed: int,
-        sigma: float = 0.2,
+        sigma: float = 0.1,
         population: int | None = None,
         separable: bool | None = None,
     ) -> None:

@@ -25,7 +25,7 @@ class CmaEsSettings(_Settings):
     """CMA-ES on the weighted mean of the objectives."""
 
     kind: Literal["cma_es"] = "cma_es"
-    sigma: float = Field(default=0.2, gt=0.0, le=1.0, description="first step, as a share of each gene's range")
+    sigma: float = Field(default=0.1, gt=0.0, le=1.0, description="first step, as a share of each gene's range")
     population: int | None = Field(default=None, ge=4, description="4 + 3 ln(genes) by default")
     separable: bool | None = Field(default=None, description="no correlations of genes; from 100 genes on by default")
 
