@@ -17,7 +17,7 @@ from evomerge.config import SearchFile, differences
 from evomerge.errors import BadSearch, BadSource
 from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
-from evomerge.optimizers.registry import Setting
+from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.worker import WorkerSpec
 from search_spaces.parameter_space import ParameterSpace
 from search_spaces.recipe import Source
@@ -123,7 +123,7 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     say("building the tasks")
     suite = TaskSuite.load(file.objectives, file.evaluation)
     splits = make_splits(suite, file.evaluation)
-    return Problem(
+    problem = Problem(
         file=file,
         space=space,
         folders=folders,
@@ -131,6 +131,23 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
         splits=splits,
         suite_digest=suite.digest,
     )
+    check_optimizer(problem)
+    return problem
+
+
+def check_optimizer(problem: Problem) -> None:
+    """Refuse an optimizer that cannot search the space.
+
+    Raises:
+        BadSearch: it says why.
+    """
+    settings = problem.file.optimizer
+    if settings.kind == "auto":
+        return  # chosen to suit
+    try:
+        make_optimizer(settings, problem.setting())
+    except ValueError as error:
+        raise BadSearch(str(error)) from None
 
 
 def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:

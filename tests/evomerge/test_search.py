@@ -11,6 +11,7 @@ from evomerge.dispatch import ATTEMPTS, Dispatcher
 from evomerge.errors import BadSearch
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import algorithm
+from evomerge.problem import check_optimizer
 from evomerge.results import Results
 from evomerge.runner import Silent, random_variant
 from evomerge.search import Search
@@ -224,6 +225,12 @@ def test_a_lost_worker_is_tried_again_and_then_recorded(tmp_path):
     failure = search.candidates[2].evaluations["search"].failure
     assert failure.kind == "worker_lost"
     assert "killed by signal 9" in failure.message
+
+
+def test_an_optimizer_that_cannot_search_the_space_is_refused_before_anything_is_spent(tmp_path):
+    with pytest.raises(BadSearch, match="^optimizer two_stage needs genes for densities and weights"):
+        check_optimizer(problem(search_file(tmp_path, optimizer={"kind": "two_stage"})))
+    check_optimizer(problem(search_file(tmp_path, optimizer={"kind": "two_stage"}, space={"operator": "ties"})))
 
 
 # ---------------------------------------------------------------- stopping
