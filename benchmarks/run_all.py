@@ -9,7 +9,7 @@ from pathlib import Path
 NAMES = (
     "footprint",
     "candidate_cost",
-    "merging",
+    "merge_bandwidth",
     "ask_tell",
     "asynchrony",
     "two_stage",

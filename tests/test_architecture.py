@@ -17,6 +17,8 @@ ONLY_IN = {  # library -> places that may import it
     "ray": ("cluster/",),
     "lm_eval": ("evaluators/",),
     "cma": ("evomerge/optimizers/cma_es.py",),
+    "numba": ("evomerge/merging/compiled/",),
+    "llvmlite": ("evomerge/merging/compiled/",),
     "moocore": ("evomerge/archives/pareto.py",),
     "optuna": ("evomerge/optuna_view.py", "evomerge/optimizers/"),
     "sqlalchemy": ("evomerge/store.py", "evomerge/schema.py", "evomerge/optuna_view.py"),

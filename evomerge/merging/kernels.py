@@ -1,5 +1,7 @@
 """The arithmetic of merging on flat tensors: two kernels, in chunks, accumulated in float32, cast once.
 
+On the CPU compiled forms of both (`compiled`) do the work where they fit; what is written here is their reference.
+
 Every operation is elementwise, so that a result depends neither on the chunk nor on where in a run a tensor lies.
 """
 
@@ -11,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merging.keeps import Keep
+from evomerge.merging import cpu
+from evomerge.merging.terms import Term
 
 _CHUNK_PER_THREAD = 1 << 15  # float32 buffers of this size stay in the second-level cache
 
@@ -42,21 +45,17 @@ class Scratch:
             low, high = torch.aminmax(out)
             self.pulse.add_(low).add_(high)
 
+    def noted(self, finite: bool | None) -> bool:
+        """Take note of what a compiled kernel says of its result, and return whether there was one that fits."""
+        if finite is False:
+            self.pulse.fill_(float("inf"))
+        return finite is not None
+
     def healthy(self) -> bool:
         """Whether all that was watched since the last call was finite (false may also be a very large sum)."""
         value = float(self.pulse)
         self.pulse.zero_()
         return abs(value) < float("inf")
-
-
-@dataclass(frozen=True)
-class Term:
-    """One source's share: its position, its coefficient, and the elements of its task vector that count."""
-
-    source: int
-    weight: float
-    keep: Keep | None = None
-    rescale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,8 @@ class Combination:
     def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
         """Write the combination of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
         same = self._equal_source()
+        if same is None and scratch.noted(cpu.combine(sources, out, self.pivot, self.scale, self.terms)):
+            return
         for start, stop, target in chunks(out, scratch):
             if same is not None:
                 target.copy_(part(sources[same], start, stop))
@@ -84,7 +85,7 @@ class Combination:
         if not self.terms:
             return self.pivot
         (first, *others) = self.terms
-        return first.source if not others and first.weight * first.rescale == 1.0 and first.keep is None else None
+        return first.source if not others and first.coefficient == 1.0 and first.keep is None else None
 
     def _chunk(self, sources: Sequence[Tensor], target: Tensor, start: int, stop: int, scratch: Scratch) -> None:
         size = stop - start
@@ -95,11 +96,10 @@ class Combination:
         for number, term in enumerate(self.terms):
             buffer = total if number == 0 else scratch.row(2, size)
             delta = _delta(sources[term.source], pivot, term, (start, stop), buffer, scratch.row(3, size))
-            coefficient = term.weight * term.rescale
             if number == 0:
-                delta.mul_(coefficient)
+                delta.mul_(term.coefficient)
             else:
-                total.add_(delta, alpha=coefficient)
+                total.add_(delta, alpha=term.coefficient)
         finish(total, pivot, self.scale, target)
 
 
@@ -119,6 +119,8 @@ class Election:
 
     def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
         """Write the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
+        if scratch.noted(cpu.elect(sources, out, self.pivot, self.scale, self.normalize, self.terms)):
+            return
         for start, stop, target in chunks(out, scratch):
             self._chunk(sources, target, start, stop, scratch)
             scratch.watch(target)
@@ -131,7 +133,7 @@ class Election:
         sign.zero_()
         for term, row in zip(self.terms, rows, strict=True):
             delta = _delta(sources[term.source], pivot, term, (start, stop), row, spare)
-            sign.add_(delta.mul_(term.weight * term.rescale))
+            sign.add_(delta.mul_(term.coefficient))
         sign.ge_(0.0).mul_(2.0).sub_(1.0)
         total.zero_()
         for row in rows:

@@ -24,10 +24,11 @@ import numpy as np
 
 from evomerge.errors import CandidateFailed
 from evomerge.merging import geometry
-from evomerge.merging.kernels import Combination, Election, Term
+from evomerge.merging.kernels import Combination, Election
 from evomerge.merging.masks import MaskKey
 from evomerge.merging.sce import Fusion
 from evomerge.merging.selection import Selector
+from evomerge.merging.terms import Term
 from search_spaces.operators import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -249,7 +250,7 @@ def _divisor(weights: Sequence[float], normalize: bool, kind: str) -> float:
 
 def _effective(terms: Sequence[Term]) -> tuple[Term, ...]:
     for term in terms:
-        _check_size(term.weight * term.rescale)
+        _check_size(term.coefficient)
     return tuple(term for term in terms if term.weight != 0.0)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evomerge.merging import cpu
 from evomerge.merging.keeps import Keep
 from evomerge.merging.kernels import Scratch, chunks, finish, float32, part
 from evomerge.merging.variance import variance
@@ -34,6 +35,8 @@ class Fusion:
 
     def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
         """Write the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
+        if scratch.noted(cpu.fuse(sources, out, self.pivot, self.scale, self.sources, self.shares, self.keep)):
+            return
         for start, stop, target in chunks(out, scratch):
             self._chunk([part(source, start, stop) for source in sources], target, (start, stop), scratch)
             scratch.watch(target)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.merging import cpu
 from evomerge.merging.keeps import Keep, KeepBand, KeepBelow, KeepDrawn, KeepLarge
 from evomerge.merging.masks import MaskKey, draws, threshold
 from evomerge.merging.ranked import KeepByRank, rank_limits, row_ranks
@@ -97,9 +98,15 @@ class Selector:
         return self._remember(what, lambda: self._energies(experts, name, keep))
 
     def _varying(self, experts: tuple[int, ...], name: str) -> int:
+        if self._compiled(experts, name):
+            base, others = self._tensors(experts, name)
+            return base.numel() - int(cpu.count_magnitudes(base, others, shift=0, first=0, bins=1)[0])
         return sum(int(torch.count_nonzero(values)) for _, _, values in self._deltas(experts, name))
 
     def _energies(self, experts: tuple[int, ...], name: str, keep: Keep | None) -> tuple[float, ...]:
+        totals = cpu.energies(*self._tensors(experts, name), keep) if self._compiled(experts, name) else None
+        if totals is not None:
+            return tuple(totals.tolist())
         totals = np.zeros(len(experts))
         for parts in zip(*(self._deltas(expert, name) for expert in experts), strict=True):
             rows = [delta for _, _, delta in parts]
@@ -162,6 +169,15 @@ class Selector:
             stop = min(start + _CHUNK, base.numel())
             yield start, stop, other[start:stop].float() - base[start:stop].float()
 
+    def _tensors(self, expert: Subject, name: str) -> tuple[Tensor, list[Tensor]]:
+        """Return the base's tensor and those of the experts."""
+        experts = expert if isinstance(expert, tuple) else (expert,)
+        return self.sources[self.base](name), [self.sources[each](name) for each in experts]
+
+    def _compiled(self, expert: Subject, name: str) -> bool:
+        base, others = self._tensors(expert, name)
+        return cpu.fits([base, *others])
+
     def _ranks(self, expert: Subject, name: str) -> Tensor:
         ((_, size, delta),) = self._deltas(expert, name)
         ranks = torch.empty(size, dtype=torch.int32)
@@ -190,6 +206,11 @@ class Selector:
         return _Draws(values, ascending.numpy(), norms)
 
     def _l1_by_chunks(self, expert: int, name: str, keep: Keep) -> float:
+        if self._compiled(expert, name):
+            base, (other,) = self._tensors(expert, name)
+            norms = cpu.kept_norms(base, other, keep)
+            if norms is not None:
+                return _ratio(*norms)
         total = kept = 0.0
         for start, stop, delta in self._deltas(expert, name):
             mask = keep.mask(start, stop, delta, torch.empty_like(delta))
@@ -212,25 +233,31 @@ class Selector:
         bins, sizes = self._remember(("histogram", expert, name), lambda: self._histogram(expert, name))
         place, wanted = _from_the_top(sizes, count)
         before = (int(bins[place]) << _LOW_BITS) - 1  # the bits just below the bin; what is outside goes to the ends
-        counts = np.zeros((1 << _LOW_BITS) + 2, dtype=np.int64)
-        for _, _, delta in self._deltas(expert, name):
-            inside = _magnitude_bits(delta).clamp_(before, before + counts.size - 1).sub_(before)
-            counts += torch.bincount(inside, minlength=counts.size).numpy()
-        lower, ties = _from_the_top(counts[1:-1], wanted)
+        lower, ties = _from_the_top(self._count(expert, name, shift=0, first=before + 1, bins=1 << _LOW_BITS), wanted)
         limit = float(np.int32(before + 1 + lower).view(np.float32))
         if limit == 0.0:
             return KeepLarge(0.0, -1)  # the elements left are zero: kept or dropped, the sum is the same
         return KeepLarge(limit, self._position_of_tie(expert, name, limit, ties))
 
     def _histogram(self, expert: Subject, name: str) -> tuple[np.ndarray, np.ndarray]:
-        counts = np.zeros(1 << (31 - _LOW_BITS), dtype=np.int64)
-        for _, _, delta in self._deltas(expert, name):
-            counts += torch.bincount(_magnitude_bits(delta) >> _LOW_BITS, minlength=counts.size).numpy()
+        counts = self._count(expert, name, shift=_LOW_BITS, first=0, bins=1 << (31 - _LOW_BITS))
         bins = np.flatnonzero(counts).astype(np.int32)
         return bins, counts[bins]
 
+    def _count(self, expert: Subject, name: str, *, shift: int, first: int, bins: int) -> np.ndarray:
+        """Return how many magnitudes have the bits ``first + i`` after a right shift: int64 (bins,)."""
+        if self._compiled(expert, name):
+            return cpu.count_magnitudes(*self._tensors(expert, name), shift=shift, first=first, bins=bins)
+        counts = np.zeros(bins + 2, dtype=np.int64)
+        for _, _, delta in self._deltas(expert, name):
+            places = (_magnitude_bits(delta) >> shift).clamp_(first - 1, first + bins).sub_(first - 1)
+            counts += torch.bincount(places, minlength=counts.size).numpy()
+        return counts[1:-1]
+
     def _position_of_tie(self, expert: Subject, name: str, size: float, number: int) -> int:
         """Return the position of the ``number``-th element (from 1) of exactly this magnitude."""
+        if self._compiled(expert, name):
+            return cpu.position_of_tie(*self._tensors(expert, name), size, number)
         for start, _, delta in self._deltas(expert, name):
             equal = delta.abs_().eq_(size)
             here = int(equal.sum())

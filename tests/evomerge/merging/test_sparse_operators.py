@@ -166,7 +166,8 @@ def test_della_rescaled_keeps_the_l1_norm(
 def test_della_without_spread_is_dare(engine: MergeEngine, recipe_of: RecipeOf) -> None:
     shape = {"weights": (1.0, 0.5, -0.3), "densities": (0.3, 1, 0.8), "rescale": False}
     one, two = recipe_of(DareLinear(**shape)), recipe_of(DellaLinear(**shape, spreads=(0, 0.5, 0)))
-    assert all(torch.equal(engine.merge_tensor(one, name), engine.merge_tensor(two, name)) for name in engine.order)
+    for name in engine.order:  # DELLA's kernel is not the compiled one, so the last bit may differ
+        torch.testing.assert_close(engine.merge_tensor(one, name), engine.merge_tensor(two, name), rtol=1e-6, atol=1e-7)
 
 
 @given(st.floats(0.001, 0.999), st.floats(0.001, 0.999), st.floats(0, 1), st.integers(1, 50))

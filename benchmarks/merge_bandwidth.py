@@ -1,0 +1,228 @@
+"""How near merging comes to the speed of memory, and how it compares with mergekit from disk to disk.
+
+    OMP_NUM_THREADS=1 python benchmarks/merge_bandwidth.py [--scratch DIR] [--dtypes bfloat16 float32] [--no-mergekit]
+
+On a random model of about 162 M parameters with 3 experts, per operator:
+
+* bandwidth: the bytes of every source read once and of the result written once, over the time of a merge into a live
+  model, as a share of what a plain copy of as many bytes reaches. Copies and merges take turns, and the medians count.
+  `new` merges have weights and densities that were never seen; `again` repeats them, so that thresholds are known.
+* preparing: processor time of the histograms of every expert, per million elements, once a search.
+* mergekit: its run_merge beside `evomerge merge`'s export of the same recipe, both in processes of their own, both
+  warm (the second of two merges in a process counts), with the peak of the memory that each had resident.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+import transformers
+
+from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.mergekit_config import to_mergekit
+from evomerge.merging.resident import ResidentModel
+from search_spaces.operators import (
+    Breadcrumbs,
+    DareLinear,
+    DareTies,
+    Della,
+    Linear,
+    Operator,
+    Sce,
+    TaskArithmetic,
+    Ties,
+)
+from search_spaces.recipe import Block, Blocks, Recipe, Source
+
+SHAPE = {"vocab_size": 32000, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+EXPERTS = 3
+TURNS = 3
+BESIDE_MERGEKIT = ("linear", "task_arithmetic", "ties", "dare_ties")
+TIMED = """
+import json, resource, sys, time
+{imports}
+folder = sys.argv[2]
+for turn in range(2):
+    wall, cpu = time.perf_counter(), time.process_time()
+    {merge}
+    took = time.perf_counter() - wall, time.process_time() - cpu
+print(json.dumps([*took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+THEIRS = TIMED.format(
+    imports="import yaml\nfrom mergekit.config import MergeConfiguration\nfrom mergekit.merge import run_merge\n"
+    "from mergekit.options import MergeOptions\ntext = open(sys.argv[1]).read()",
+    merge="run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), f'{folder}-{turn}', "
+    "options=MergeOptions(quiet=True, write_model_card=False))",
+)
+OURS = TIMED.format(
+    imports="from pathlib import Path\nfrom evomerge.merging.export import write_checkpoint\n"
+    "from search_spaces.recipe import Recipe\nrecipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())",
+    merge="write_checkpoint(recipe, Path(f'{folder}-{turn}'))",
+)
+
+
+def make_family(root: Path, dtype: torch.dtype) -> list[Path]:
+    """Write a random base and experts that differ from it by small noise."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SHAPE, num_attention_heads=12, tie_word_embeddings=False)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    folders = [root / "base", *(root / f"expert{i}" for i in range(EXPERTS))]
+    for folder in folders:
+        model.save_pretrained(folder)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 1e-3)
+    return folders
+
+
+def operators(turn: int) -> dict[str, Operator]:
+    """Return one operator of each kind; every turn has numbers of its own."""
+    weights = tuple(0.2 + 0.1 * i + 0.01 * turn for i in range(EXPERTS))
+    densities = tuple(0.3 + 0.1 * i + 0.005 * turn for i in range(EXPERTS))
+    return {
+        "linear": Linear(weights=(0.5, *weights)),
+        "task_arithmetic": TaskArithmetic(weights=weights),
+        "ties": Ties(weights=weights, densities=densities),
+        "breadcrumbs": Breadcrumbs(weights=weights, densities=densities, gammas=(0.01,) * EXPERTS),
+        "sce": Sce(select_topk=0.4 + 0.005 * turn),
+        "dare_linear": DareLinear(weights=weights, densities=densities),
+        "dare_ties": DareTies(weights=weights, densities=densities),
+        "della": Della(weights=weights, densities=densities, spreads=(0.2,) * EXPERTS),
+    }
+
+
+def recipe_of(operator: Operator, folders: list[Path], dtype: str) -> Recipe:
+    """Return the recipe that merges every tensor by ``operator``."""
+    sources = tuple(Source(path=str(folder)) for folder in folders)
+    block = Block(layers=(0, SHAPE["num_hidden_layers"]), operator=operator)
+    return Recipe(sources=sources, dtype=dtype, body=Blocks(blocks=(block,)))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return the wall time of ``work``."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def bandwidths(folders: list[Path], dtype: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Return a row per operator, and the processor time of preparing."""
+    checkpoints = [Checkpoint.open(folder) for folder in folders]
+    model = ResidentModel(checkpoints, dtype=dtype)
+    size = model.model.get_memory_footprint()
+    moved = sum(checkpoint.bytes for checkpoint in checkpoints) + size
+    source = np.ones(moved // 2, np.uint8)
+    target = np.empty_like(source)
+    np.copyto(target, source)
+    rows = []
+    for kind in operators(0):
+        recipes = [recipe_of(operators(turn)[kind], folders, dtype) for turn in range(TURNS + 1)]
+        turns = 1 if kind == "della" else TURNS
+        model.apply(recipes[0])
+        copies, new, again = [], [], []
+        for recipe in recipes[1 : turns + 1]:
+            copies.append(seconds(lambda: np.copyto(target, source)))
+            new.append(seconds(lambda recipe=recipe: model.apply(recipe)))
+            again.append(seconds(lambda recipe=recipe: model.apply(recipe)))
+        copy = statistics.median(copies)
+        row = {"operator": kind, "copy_gb_s": moved / copy / 1e9}
+        for name, times in (("new", new), ("again", again)):
+            took = statistics.median(times)
+            row |= {f"{name}_ms": took * 1e3, f"{name}_gb_s": moved / took / 1e9, f"{name}_share": copy / took}
+        rows.append(row)
+        print(
+            f"{kind:16} new {row['new_ms']:8.0f} ms {row['new_gb_s']:6.2f} GB/s {row['new_share']:6.1%} of a copy   "
+            f"again {row['again_ms']:8.0f} ms {row['again_share']:6.1%}   copy {row['copy_gb_s']:5.1f} GB/s",
+            flush=True,
+        )
+    return rows, {"cpu_ms_per_million_elements": preparing(checkpoints, model)}
+
+
+def preparing(checkpoints: list[Checkpoint], model: ResidentModel) -> float:
+    """Return the CPU-ms per million elements of an expert that the first TIES merge costs more than the second.
+
+    The first merge makes every histogram; the densities of the second are new, but near.
+    """
+    fresh = ResidentModel(checkpoints, dtype=model.dtype)
+    folders = [checkpoint.path for checkpoint in checkpoints]
+    spent = []
+    for turn in (5, 6):
+        recipe = recipe_of(operators(turn)["ties"], folders, model.dtype)
+        started = time.process_time()
+        fresh.apply(recipe)
+        spent.append(time.process_time() - started)
+    elements = EXPERTS * fresh.model.num_parameters() / 1e6
+    print(f"preparing: {(spent[0] - spent[1]) * 1e3 / elements:.2f} CPU-ms per million elements of an expert")
+    return (spent[0] - spent[1]) * 1e3 / elements
+
+
+def beside_mergekit(root: Path, folders: list[Path], dtype: str) -> list[dict[str, Any]]:
+    """Return a row per operator that both know: seconds and MiB of each, from disk to disk."""
+    rows = []
+    for kind in BESIDE_MERGEKIT:
+        recipe = recipe_of(operators(1)[kind], folders, dtype)
+        config, ours = root / f"{kind}.yml", root / f"{kind}.json"
+        config.write_text(to_mergekit(recipe), encoding="utf-8")
+        ours.write_text(recipe.to_json(), encoding="utf-8")
+        own = timed(sys.executable, OURS, ours, root / f"export-{kind}")
+        theirs = timed(common.mergekit_python(), THEIRS, config, root / f"mergekit-{kind}")
+        row = {"operator": kind, "evomerge": own, "mergekit": theirs}
+        row |= {"times_faster_wall": theirs["wall_s"] / own["wall_s"], "times_less_cpu": theirs["cpu_s"] / own["cpu_s"]}
+        rows.append(row)
+        print(
+            f"{kind:16} export {own['wall_s']:6.2f} s ({own['peak_mib']:.0f} MiB)   mergekit {theirs['wall_s']:6.2f} s "
+            f"({theirs['peak_mib']:.0f} MiB)   {row['times_faster_wall']:.1f} times faster, "
+            f"{row['times_less_cpu']:.1f} times less processor time",
+            flush=True,
+        )
+    return rows
+
+
+def timed(python: str, code: str, file: Path, to: Path) -> dict[str, float]:
+    """Run ``code`` in a process of its own; return what it says of its second merge."""
+    done = subprocess.run([python, "-c", code, str(file), str(to)], capture_output=True, text=True, cwd=common.ROOT)
+    if done.returncode:
+        sys.exit(f"{kind_of(code)} failed:\n{done.stderr[-2000:]}")
+    wall, cpu, peak = json.loads(done.stdout.splitlines()[-1])
+    return {"wall_s": wall, "cpu_s": cpu, "peak_mib": peak}
+
+
+def kind_of(code: str) -> str:
+    """Return whose code it is."""
+    return "mergekit" if code is THEIRS else "evomerge"
+
+
+def main() -> None:
+    """Measure in a scratch folder that is removed at the end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scratch", type=Path, help="where to put up to 10 GB of models for the time of the run")
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
+    parser.add_argument("--no-mergekit", action="store_true", help="leave the comparison with mergekit out")
+    arguments = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "experts": EXPERTS, "shape": SHAPE}
+    for dtype in arguments.dtypes:
+        print(f"\n{dtype}, base + {EXPERTS}, {torch.get_num_threads()} thread(s)")
+        with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+            folders = make_family(Path(folder), getattr(torch, dtype))
+            rows, prepared = bandwidths(folders, dtype)
+            result[dtype] = {"bandwidth": rows, "preparing": prepared}
+            if not arguments.no_mergekit and dtype == "bfloat16":
+                result[dtype]["disk_to_disk"] = beside_mergekit(Path(folder), folders, dtype)
+    common.save("merge_bandwidth", result)
+
+
+if __name__ == "__main__":
+    main()

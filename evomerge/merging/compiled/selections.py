@@ -1,0 +1,128 @@
+"""What operators ask about whole tensors: counts of magnitudes, norms and energies of what is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from evomerge.merging.compiled.elements import BLOCK, MAGNITUDE, as_bits, kernel, times, widen, write_deltas
+from evomerge.merging.compiled.rules import ALL, apply_rules, write_mask, write_variance
+
+
+@kernel
+def count_magnitudes(base: Any, others: Any, shift: Any, first: Any, counts: Any, span: Any) -> None:
+    """Add to ``counts``, int64 (bins + 2,), how many magnitudes have the bits ``first + i`` at i + 1.
+
+    The bits are those of ``|x|`` shifted right by ``shift``; what lies below or above is counted at the ends.
+    """
+    rows, bits = np.empty((others.size + 3, BLOCK), np.float32), np.empty(BLOCK, np.int64)
+    last = counts.size - 1
+    for start in range(span[0], span[1], BLOCK):
+        size = min(BLOCK, span[1] - start)
+        values = rows[2, :size]
+        _subject(base, others, start, rows, values)
+        for i in range(size):
+            place = np.int64((as_bits(values[i]) & MAGNITUDE) >> np.uint32(shift)) - first + 1
+            bits[i] = min(max(place, 0), last)
+        for i in range(size):
+            counts[bits[i]] += 1
+
+
+@kernel
+def position_of_tie(base: Any, others: Any, limit: Any, number: Any, span: Any) -> Any:
+    """Return the position of the ``number``-th element (from 1) of exactly the magnitude ``limit``; -1 if none."""
+    rows = np.empty((others.size + 3, BLOCK), np.float32)
+    for start in range(span[0], span[1], BLOCK):
+        size = min(BLOCK, span[1] - start)
+        values = rows[2, :size]
+        _subject(base, others, start, rows, values)
+        here = 0
+        for i in range(size):
+            here += abs(values[i]) == limit
+        if here < number:
+            number -= here
+            continue
+        for i in range(size):
+            number -= abs(values[i]) == limit
+            if number == 0:
+                return start + i
+    return -1
+
+
+@kernel
+def _subject(base: Any, others: Any, start: Any, rows: Any, out: Any) -> None:
+    """Write what is ranked for elements ``start`` and up: the task vector of one expert, the variance over several.
+
+    ``rows`` is float32 (K + 3, BLOCK), overwritten but for the third row.
+    """
+    size = out.size
+    pivot = rows[0, :size]
+    widen(base[start : start + size], pivot)
+    if others.size == 1:
+        write_deltas(others[0], base, start, pivot, out)
+        return
+    for k in range(others.size):
+        write_deltas(others[k], base, start, pivot, rows[3 + k, :size])
+    write_variance(rows, 3, rows[1, :size], out)
+
+
+@kernel
+def kept_norms(base: Any, others: Any, kinds: Any, limits: Any, integers: Any, sums: Any, span: Any) -> None:
+    """Add to ``sums``, float64 (2,), the L1 norms of a task vector and of what a rule keeps of it."""
+    rows = np.empty((4, BLOCK), np.float32)
+    lanes = np.zeros((2, 8))
+    for start in range(span[0], span[1], BLOCK):
+        size = min(BLOCK, span[1] - start)
+        pivot, row = rows[0, :size], rows[1, :size]
+        widen(base[start : start + size], pivot)
+        write_deltas(others[0], base, start, pivot, row)
+        _lanes(row, lanes[0])
+        apply_rules(kinds, limits, integers, start, row, rows[2, :size], rows[3, :size])
+        _lanes(row, lanes[1])
+    for which in range(2):
+        for lane in range(8):
+            sums[which] += lanes[which, lane]
+
+
+@kernel
+def energies(base: Any, others: Any, kind: Any, limit: Any, integers: Any, sums: Any, span: Any) -> None:
+    """Add to ``sums``, float64 (K,), the squares of the elements whose variance over the task vectors a rule keeps."""
+    rows = np.empty((3 + others.size, BLOCK), np.float32)
+    mask, lanes = np.empty(BLOCK, np.float32), np.zeros((others.size, 8))
+    for start in range(span[0], span[1], BLOCK):
+        size = min(BLOCK, span[1] - start)
+        pivot, kept = rows[0, :size], mask[:size]
+        widen(base[start : start + size], pivot)
+        for k in range(others.size):
+            write_deltas(others[k], base, start, pivot, rows[3 + k, :size])
+        if kind != ALL:
+            write_variance(rows, 3, rows[1, :size], rows[2, :size])
+        write_mask(kind, limit, integers, start, rows[2, :size], kept)
+        for k in range(others.size):
+            times(rows[3 + k, :size], kept)
+            _square_lanes(rows[3 + k, :size], lanes[k])
+    for k in range(others.size):
+        for lane in range(8):
+            sums[k] += lanes[k, lane]
+
+
+@kernel
+def _square_lanes(row: Any, lanes: Any) -> None:
+    whole = row.size // 8 * 8
+    for i in range(0, whole, 8):
+        for lane in range(8):
+            lanes[lane] += np.float64(row[i + lane]) * np.float64(row[i + lane])
+    for i in range(whole, row.size):
+        lanes[i - whole] += np.float64(row[i]) * np.float64(row[i])
+
+
+@kernel
+def _lanes(row: Any, lanes: Any) -> None:
+    """Add ``|row|`` to eight sums side by side: fast, and in an order that does not depend on the machine."""
+    whole = row.size // 8 * 8
+    for i in range(0, whole, 8):
+        for lane in range(8):
+            lanes[lane] += abs(np.float64(row[i + lane]))
+    for i in range(whole, row.size):
+        lanes[i - whole] += abs(np.float64(row[i]))
