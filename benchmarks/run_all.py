@@ -13,8 +13,12 @@ NAMES = (
     "ask_tell",
     "asynchrony",
     "two_stage",
-    "optimizers",
     "search_quality",
+    "objectives",
+    "optimizers",
+    "optimizer_cost",
+    "natural_niches_digits",
+    "natural_niches_experts",
     "demo_quality",
 )
 

@@ -17,6 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import configure_pad_token, handle_stop_sequences, normalize_gen_kwargs
 
 from evaluators.errors import TaskError
+from evaluators.sampling import Sampling, sampling_of
 
 _ALL_AT_ONCE = 1 << 30
 
@@ -31,11 +32,19 @@ class Window:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens to be continued greedily until one of the strings `until` appears or `max_new_tokens` are there."""
+    """Tokens to be continued until one of the strings `until` appears or `max_new_tokens` are there.
+
+    Attributes:
+        cut: how many tokens were left out at the beginning, for the answer to fit.
+        sampling: None for greedy decoding; `key` is then 0, otherwise the key of this answer's draws.
+    """
 
     tokens: tuple[int, ...]
     until: tuple[str, ...]
     max_new_tokens: int
+    cut: int = 0
+    sampling: Sampling | None = None
+    key: int = 0
 
 
 class Encoder(HFLM):  # type: ignore[misc]
@@ -70,7 +79,7 @@ class Encoder(HFLM):  # type: ignore[misc]
         """Return what HFLM would generate from for a request alone in its batch.
 
         Raises:
-            ValueError: the answer alone would fill the model's context.
+            ValueError: the answer alone would fill the model's context, or the prompt has no tokens.
         """
         text, options = instance.args
         options = normalize_gen_kwargs(options, self.max_gen_toks)
@@ -78,9 +87,12 @@ class Encoder(HFLM):  # type: ignore[misc]
         longest = int(options["max_gen_toks"])
         if longest >= self.max_length:
             raise ValueError(f"max_gen_toks is {longest}, but the model's context has {self.max_length} tokens")
-        tokens, _ = self.tok_batch_encode([text], left_truncate_len=self.max_length - longest)
+        tokens = tuple(self.tok_batch_encode([text])[0][0].tolist())
+        if not tokens:
+            raise ValueError("the prompt has no tokens; a model needs at least one to continue")
+        kept = tokens[-(self.max_length - longest) :]
         until = handle_stop_sequences(list(options["until"]), eos=end)
-        return Prompt(tuple(tokens[0].tolist()), tuple(until), longest)
+        return Prompt(kept, tuple(until), longest, cut=len(tokens) - len(kept), sampling=sampling_of(options))
 
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None

@@ -42,8 +42,10 @@ class Score:
         value: what lm-eval's aggregation makes of the documents (usually their mean); finite.
         standard_error: of `value`; None where the aggregation has no closed form.
         documents: (n,) float64, one score per document in the order of the document ids, in the direction of the
-            metric. Where lm-eval keeps raw material for its aggregation: negative log-likelihood in nats (per word
-            or byte) for perplexities, 1 or 0 for the right choice in f1 and mcc, the document's own Brier score.
+            metric; empty for an objective without documents, which is known exactly. Where lm-eval keeps raw
+            material for its aggregation: negative log-likelihood in nats (per word or byte) for perplexities, 1 or 0
+            for the right choice in f1 and mcc, else what the aggregation makes of the document alone (its own BLEU,
+            its own Brier score).
     """
 
     value: float
@@ -72,12 +74,15 @@ class Evaluation:
         scores: one per objective name.
         tie_breaks: a smooth stand-in per objective name where there is one (mean margin of the right choice in
             nats per document); used inside optimizers only, never reported as a score.
+        truncated: documents per task that lost the beginning of a prompt to the model's context; tasks without are
+            left out.
     """
 
     documents_digest: str
     scores: Mapping[str, Score]
     tie_breaks: Mapping[str, float] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
+    truncated: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, score in self.scores.items():

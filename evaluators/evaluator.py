@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from evaluators.answers import Answers, Asked
 from evaluators.encoding import Encoder
 from evaluators.errors import MeasurementFailed, TaskError
-from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome, Score
+from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome
 from evaluators.generation import generate
-from evaluators.judging import Judge
-from evaluators.memory import is_out_of_memory
+from evaluators.memory import Room, is_out_of_memory
 from evaluators.meter import Meter
 from evaluators.objective import EvaluationSettings
-from evaluators.plan import Limits, Plan, make_plan
+from evaluators.panel import Panel
+from evaluators.plan import Limits, Plan, TaskPart, make_plan
+from evaluators.references import task_of
 from evaluators.requests import RequestBook
 from evaluators.scoring import can_branch, score
 from evaluators.stopping import Stopping
 from evaluators.tasks import TaskSuite
+from evaluators.truncation import count_truncated
 
 _PLANS_KEPT = 16
 _LOGITS_PER_BATCH = 1 << 27  # 512 MiB of float32
@@ -32,13 +34,15 @@ _LOGITS_PER_BATCH = 1 << 27  # 512 MiB of float32
 class _Prepared:
     digest: str
     plan: Plan
-    judges: tuple[Judge, ...]
+    panel: Panel
+    truncated: dict[str, int]
 
 
 class LmEvalEvaluator:
     """An `Evaluator` for causal language models of transformers that share one tokenizer.
 
-    Scores are those of `lm_eval.simple_evaluate`. Equal models on equal documents give equal bits.
+    Scores are those of `lm_eval.simple_evaluate`. Equal models on equal documents give equal bits, unless memory ran
+    out: batches are then halved, and log-likelihoods differ by rounding.
     """
 
     def __init__(self, suite: TaskSuite, tokenizer: Any, *, settings: EvaluationSettings, max_length: int) -> None:
@@ -58,6 +62,7 @@ class LmEvalEvaluator:
         self._book = RequestBook(suite, encoder)
         self._stopping = Stopping(encoder.tokenizer)
         self._vocabulary = len(tokenizer)
+        self._scoring_room, self._generation_room = Room(), Room()
         self._prepared: OrderedDict[tuple[str, bool], _Prepared] = OrderedDict()
 
     def prepare(self, documents: Documents, *, model: Any) -> None:
@@ -89,17 +94,21 @@ class LmEvalEvaluator:
     def _measure(self, model: Any, documents: Documents, prepared: _Prepared, meter: Meter) -> Evaluation:
         plan = prepared.plan
         model.eval()
-        likelihoods = score(model, plan.scoring, requests=plan.scored, meter=meter)
-        texts: Sequence[str] = ()
+        likelihoods = score(model, plan.scoring, requests=plan.scored, meter=meter, room=self._scoring_room)
+        answers = Answers(likelihoods)
         if plan.generated:
-            texts = generate(model, plan.generation, requests=plan.generated, stopping=self._stopping, meter=meter)
-        scores: dict[str, Score] = {}
-        tie_breaks: dict[str, float] = {}
-        for judge in prepared.judges:
-            scores |= judge.scores(likelihoods=likelihoods, texts=texts)
-            tie_breaks |= judge.tie_breaks(likelihoods)
-        ordered = {measure.name: scores[measure.name] for measure in self._suite.measures if measure.name in scores}
-        return Evaluation(prepared.digest, ordered, tie_breaks, meter.cost(documents=documents.count))
+            generated = generate(
+                model,
+                plan.generation,
+                requests=plan.generated,
+                stopping=self._stopping,
+                meter=meter,
+                room=self._generation_room,
+            )
+            answers = Answers(likelihoods, *generated)
+        scores, tie_breaks = prepared.panel.judge(answers)
+        cost = meter.cost(documents=documents.count)
+        return Evaluation(prepared.digest, scores, tie_breaks, cost, prepared.truncated)
 
     def _for(self, documents: Documents, *, branching: bool) -> _Prepared:
         digest = documents.digest
@@ -111,13 +120,24 @@ class LmEvalEvaluator:
                 wants=max(1, _LOGITS_PER_BATCH // self._vocabulary),
                 max_length=self._max_length,
             )
-            plan = make_plan(self._book, documents, limits, branching=branching)
-            judges = tuple(Judge(self._suite.loaded[part.task], part, self._book) for part in plan.parts)
-            self._prepared[key] = _Prepared(digest, plan, judges)
+            asked = self._suite.split_into_parts(documents)
+            plan = make_plan(self._book, asked, limits, branching=branching)
+            panel = Panel(self._suite, plan.parts, self._asked)
+            self._prepared[key] = _Prepared(digest, plan, panel, self._truncated(asked))
             if len(self._prepared) > _PLANS_KEPT:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(key)
         return self._prepared[key]
+
+    def _asked(self, part: TaskPart) -> Asked:
+        return Asked.of(part, self._book)
+
+    def _truncated(self, asked: Documents) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for part, numbers in asked.ids.items():
+            count = count_truncated(self._book.requests(part, numbers), max_length=self._max_length)
+            counts[task_of(part)] = max(count, counts.get(task_of(part), 0))
+        return {task: count for task, count in counts.items() if count}
 
     def _check(self, documents: Documents) -> None:
         for task, numbers in documents.ids.items():

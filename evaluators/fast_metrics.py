@@ -132,14 +132,15 @@ def exact_match_of(task: Any, documents: Sequence[Mapping[str, Any]]) -> ExactMa
     own = task._metric_fn_list.get("exact_match") is not metric_registry["exact_match"]
     if own or not set(options) <= _EXACT_MATCH_OPTIONS:
         return None
-    targets = [_targets(task, document) for document in documents]
+    targets = [targets_of(task, document) for document in documents]
     if not all(isinstance(text, str) for texts in targets for text in texts):
         return None
     owners = np.repeat(np.arange(len(targets)), [len(texts) for texts in targets])
     return ExactMatch(_normalised([text for texts in targets for text in texts], **options), owners, options)
 
 
-def _targets(task: Any, document: Mapping[str, Any]) -> list[Any]:
+def targets_of(task: Any, document: Mapping[str, Any]) -> list[Any]:
+    """Return the answers that lm-eval takes for right in a task that generates."""
     target = task.doc_to_target(document)
     if task.config.doc_to_choice is not None:
         target = task.doc_to_choice(document)[target]

@@ -1,28 +1,41 @@
-"""Greedy continuation of all prompts of a plan: one batched loop, the head on the last position only.
+"""Continuation of all prompts of a plan: one batched loop, the head on the last position only.
 
-Rows of different tasks share a batch, each with its own stop strings and length. Answers are those of
-`HFLM.generate_until` with a batch size of one, so they do not depend on what else is in the batch.
+Rows of different tasks share a batch, each with its own stop strings, length and sampling. Greedy answers are those of
+`HFLM.generate_until` with a batch size of one, sampled ones have its distribution; neither depends on what else is in
+the batch.
 """
 
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from evaluators.errors import MeasurementFailed
 from evaluators.evaluation import FailureKind
 from evaluators.generation_rules import GenerationRules, rules_of
 from evaluators.head import head_on, last_position
-from evaluators.memory import in_halves
+from evaluators.memory import Room, in_halves
 from evaluators.meter import Meter
-from evaluators.prompts import PromptBatch, collate_prompts
+from evaluators.prompts import PromptBatch, PromptRow, collate_prompts
+from evaluators.sampling import Sampler, warpers_of
 from evaluators.stopping import MAY_STOP, STOPS, Stopping
 
 # rows leave the batch when at most this share of it is still going: each time costs a copy of the cache
 _COMPACT_BELOW = 0.5
+
+
+class Generated(NamedTuple):
+    """Of each request: its text, its (requests,) new tokens, and its (requests,) share of the wall time in seconds."""
+
+    texts: list[str]
+    tokens: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
 
 
 def generate(
@@ -32,8 +45,12 @@ def generate(
     requests: int,
     stopping: Stopping,
     meter: Meter,
-) -> list[str]:
+    room: Room | None = None,
+) -> Generated:
     """Return the answers to ``requests`` numbered requests; call under `torch.inference_mode`.
+
+    Args:
+        room: how large a batch may be, as far as earlier calls have learnt.
 
     Raises:
         MeasurementFailed: a logit is not finite, the deadline has passed, or the model's generation config asks for
@@ -41,20 +58,32 @@ def generate(
     """
     rules = rules_of(model)
     texts = [""] * requests
+    tokens, seconds = np.zeros(requests, dtype=np.int64), np.zeros(requests)
+    room = room or Room()
 
     def run(batch: PromptBatch) -> None:
+        start = time.perf_counter()
         answers = _Decoding(model, batch, rules=rules, stopping=stopping, meter=meter).run()
+        per_token = (time.perf_counter() - start) / sum(map(len, answers))
         for row, answer in zip(batch.rows, answers, strict=True):
             text = stopping.text(answer, row.prompt.until)
             for request in row.requests:
-                texts[request] = text
+                texts[request], tokens[request], seconds[request] = text, len(answer), len(answer) * per_token
 
     for batch in batches:
         in_halves(
             batch.rows,
             lambda rows, whole=batch: run(whole if rows is whole.rows else collate_prompts(rows)),  # type: ignore[misc]
+            room=room,
+            size=_kept_tokens,
         )
-    return texts
+    return Generated(texts, tokens, seconds)
+
+
+def _kept_tokens(rows: Sequence[PromptRow]) -> int:
+    """Tokens whose keys and values are in memory at the end."""
+    prompts = [row.prompt for row in rows]
+    return len(rows) * (max(len(p.tokens) for p in prompts) + max(p.max_new_tokens for p in prompts))
 
 
 class _Decoding:
@@ -73,6 +102,10 @@ class _Decoding:
         self._ids = batch.ids.to(model.device)
         self._mask = None if batch.mask is None else batch.mask.to(model.device)
         self._history = self._ids if rules.processors else None
+        self._samplers = [
+            Sampler(warpers_of(sampling, model.generation_config, model.device), keys)
+            for sampling, keys in batch.sampled.items()
+        ]
         self._cache: Any = None
         self._steps = 0
 
@@ -109,13 +142,17 @@ class _Decoding:
         return logits.float()
 
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """The next token of every row: (rows,) int64."""
         best, chosen = logits.max(-1)
         # the largest is NaN if any is NaN
         if not bool((torch.isfinite(best).cpu() | self._over[self._going]).all()):
             raise MeasurementFailed(FailureKind.NON_FINITE, "logits are NaN or infinite while generating")
         if self._rules.processors is not None and self._history is not None:
             # the annotations of transformers want torch.LongTensor, which no int64 tensor is for mypy
-            chosen = self._rules.processors(self._history, logits).argmax(-1)  # type: ignore[arg-type]
+            logits = self._rules.processors(self._history, logits)  # type: ignore[arg-type]
+            chosen = logits.argmax(-1)
+        for sampler in self._samplers:
+            sampler.choose(chosen, logits, going=self._going, step=self._steps)
         return chosen
 
     def _append(self, chosen: torch.Tensor, *, vocabulary: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,35 +14,34 @@ from evaluators.errors import MeasurementFailed
 from evaluators.evaluation import FailureKind, Score
 from evaluators.fast_metrics import Choices, ExactMatch, choices_of, exact_match_of
 from evaluators.library_state import calling_lm_eval
-from evaluators.metrics import Measure
+from evaluators.loaded import LoadedTask
+from evaluators.metrics import Measure, aggregation_of
 from evaluators.plan import TaskPart
-from evaluators.requests import RequestBook
 from evaluators.scoring import LogLikelihoods
-from evaluators.tasks import LoadedTask
 
 Response: TypeAlias = Any  # text, (log-likelihood, is greedy), or the log-likelihood of a whole text
 Item: TypeAlias = Any  # what process_results says of a document, and aggregations take
 
-# documents are scored in the metric's direction also where lm-eval keeps raw material for its aggregation
+# a document is scored in the metric's direction also where lm-eval keeps raw material for its aggregation
 _DOCUMENT_SCORES: Mapping[Callable[..., Any], Callable[[Item], float]] = {
     lm_eval_metrics.perplexity: lambda item: -float(item),
     lm_eval_metrics.weighted_perplexity: lambda item: -float(item[0]) / float(item[1]),
     lm_eval_metrics.bits_per_byte: lambda item: -float(item[0]) / float(item[1]),
     lm_eval_metrics.f1_score: lambda item: float(item[0] == item[1]),
     lm_eval_metrics.matthews_corrcoef: lambda item: float(item[0] == item[1]),
-    lm_eval_metrics.brier_score: lambda item: float(lm_eval_metrics.brier_score([item])),
 }
 
 
 class Judge:
     """Scores the answers to one task's part of a plan. What does not depend on the answers is prepared once."""
 
-    def __init__(self, loaded: LoadedTask, part: TaskPart, book: RequestBook) -> None:
+    def __init__(self, loaded: LoadedTask, part: TaskPart) -> None:
         self._loaded, self._task, self._part = loaded, loaded.task, part
         self._documents = [loaded.documents[number] for number in part.documents]
-        requests = book.requests(part.task, part.documents)
-        self._asked = [instance.doc for request in requests for instance in request.instances]
-        self._ends = np.cumsum(part.counts).tolist()
+        repeats = int(self._task.config.repeats) if loaded.samples else 1
+        counts = (part.counts // repeats).tolist()
+        self._asked = [document for document, count in zip(self._documents, counts, strict=True) for _ in range(count)]
+        self._ends = np.cumsum(counts).tolist()
         self._filters = {ensemble.name: ensemble.filters for ensemble in self._task._filters}
         self._choices: Choices | None = None
         self._exact_match: ExactMatch | None = None
@@ -89,8 +89,9 @@ class Judge:
         return list(zip(values.tolist(), greedy.tolist(), strict=True))
 
     def _filtered(self, name: str, answers: Sequence[Response]) -> list[Response]:
-        repeats = int(self._task.config.repeats)
-        responses: Any = [[answer] * repeats for answer in answers]
+        each = len(answers) // len(self._asked)  # one, or where answers are sampled all repeats
+        copies = int(self._task.config.repeats) // each
+        responses: Any = [list(answers[i : i + each]) * copies for i in range(0, len(answers), each)]
         try:
             for make in self._filters[name]:
                 responses = make().apply(responses, self._asked)
@@ -134,10 +135,10 @@ class Judge:
         return [result[measure.metric] for result in results]
 
     def _score(self, measure: Measure, items: Sequence[Item]) -> Score:
-        aggregation = self._task.aggregation()[measure.metric]
+        aggregation = aggregation_of(self._task, measure.metric)
         try:
             value = float(aggregation(items))
-            score_of = _DOCUMENT_SCORES.get(aggregation, _plain_score)
+            score_of = _DOCUMENT_SCORES.get(aggregation, partial(_alone, aggregation))
             documents = np.array([score_of(item) for item in items], dtype=np.float64)
         except OverflowError:
             value, documents = math.inf, np.array([])
@@ -157,5 +158,6 @@ class Judge:
         )
 
 
-def _plain_score(item: Item) -> float:
-    return float(item[0] if isinstance(item, tuple | list) else item)
+def _alone(aggregation: Callable[[Sequence[Item]], float], item: Item) -> float:
+    """What a document scores: the number that the metric gave it, else what its aggregation makes of it alone."""
+    return float(item if isinstance(item, int | float | np.number | np.bool_) else aggregation([item]))

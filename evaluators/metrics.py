@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lm_eval.api.metrics import mean
+
 from evaluators.errors import TaskError
+from evaluators.evaluation import Score
 from evaluators.objective import Objective
 
 
@@ -22,11 +26,34 @@ class Measure:
         """The objective's name."""
         return self.objective.name
 
+    def score(self, scores: Mapping[str, Score]) -> Score | None:
+        """Return its own of ``scores`` by name, None without one."""
+        return scores.get(self.name)
+
+    def tie_break(self, tie_breaks: Mapping[str, float], scores: Mapping[str, Score]) -> float | None:
+        """Return its own of ``tie_breaks`` by name, None without one."""
+        return tie_breaks.get(self.name)
+
 
 def filter_names(task: Any) -> list[str]:
     """Return the names of the task's filters in order; without a filter list lm-eval has one, called `none`."""
     listed = task.config.filter_list
     return [str(entry["name"]) for entry in listed] if listed else ["none"]
+
+
+def metric_names(task: Any) -> list[str]:
+    """Return the names of the task's metrics; `pass_at_k` of tasks that execute code is reported as `pass@1`, ..."""
+    names: list[str] = []
+    for name in task.aggregation():
+        counts = getattr(task, "_metric_fn_kwargs", {}).get(name, {}).get("k") if name == "pass_at_k" else None
+        names += [name] if counts is None else [f"pass@{k}" for k in (counts if isinstance(counts, list) else [counts])]
+    return names
+
+
+def aggregation_of(task: Any, metric: str) -> Callable[..., Any]:
+    """Return how scores of documents become one; as in lm-eval the mean, where the task does not say."""
+    found: Callable[..., Any] = task.aggregation().get(metric, mean)
+    return found
 
 
 def resolve(objective: Objective, task: Any) -> Measure:
@@ -37,7 +64,7 @@ def resolve(objective: Objective, task: Any) -> Measure:
             metric in the other direction; or the metric's function was not found.
     """
     metric, _, wanted = objective.metric.partition(",")
-    metrics, filters = list(task.aggregation()), filter_names(task)
+    metrics, filters = metric_names(task), filter_names(task)
     choices = ", ".join(f"{m},{f}" if len(filters) > 1 else m for m in metrics for f in filters)
     if metric not in metrics or (wanted and wanted not in filters):
         raise TaskError(f"task {objective.task} has no metric {objective.metric!r}; it has: {choices}")
@@ -54,12 +81,17 @@ def first_objective(name: str, task: Any) -> Objective:
     Raises:
         TaskError: the task has no metric.
     """
-    listed, filters = list(task.aggregation()), filter_names(task)
+    listed, filters = metric_names(task), filter_names(task)
     if not listed:
         raise TaskError(f"task {name} has no metric; give it a metric_list")
     metric = f"{listed[0]},{filters[0]}" if len(filters) > 1 else listed[0]
     higher = task.higher_is_better().get(listed[0], True)
     return Objective(task=name, metric=metric, direction="maximize" if higher else "minimize")
+
+
+def is_mean(task: Any, metric: str) -> bool:
+    """Whether the score of ``metric`` is the mean over the documents."""
+    return aggregation_of(task, metric) is mean
 
 
 def _check_function(task: Any, metric: str) -> None:

@@ -6,26 +6,60 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+Direction: TypeAlias = Literal["maximize", "minimize"]
 
-class Objective(BaseModel):
-    """One metric of one lm-eval task."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ObjectiveBase(BaseModel):
+    """What every kind of objective has. Its name has two parts, what is measured on and what is measured."""
 
-    task: str = Field(min_length=1, description="lm-eval task")
-    metric: str = Field(default="acc", min_length=1, description="metric, after a comma its filter if it has several")
-    direction: Literal["maximize", "minimize"] = "maximize"
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    direction: Direction = "maximize"
     weight: float = Field(default=1.0, gt=0.0, description="importance when objectives are added up")
+
+    @property
+    def title(self) -> str:
+        """First part of the name: the task or file, or the kind of what has no documents."""
+        raise NotImplementedError
+
+    @property
+    def detail(self) -> str:
+        """Second part of the name, empty where there is none."""
+        raise NotImplementedError
+
+    @property
+    def documents_of(self) -> str | None:
+        """The task whose documents are measured; None where there are no documents."""
+        return self.title
 
     @property
     def name(self) -> str:
         """The name that reports and records use: ``task/metric``."""
-        return f"{self.task}/{self.metric}"
+        return f"{self.title}/{self.detail}" if self.detail else self.title
 
     @property
     def sign(self) -> float:
         """+1 when more is better, -1 when less is: everything is maximised inside."""
         return 1.0 if self.direction == "maximize" else -1.0
+
+
+class Objective(ObjectiveBase):
+    """One metric of one lm-eval task."""
+
+    # not written down: search files and records from before there were kinds stay what they are
+    kind: Literal["metric"] = Field(default="metric", exclude=True)
+    task: str = Field(min_length=1, description="lm-eval task")
+    metric: str = Field(default="acc", min_length=1, description="metric, after a comma its filter if it has several")
+
+    @property
+    def title(self) -> str:
+        """The task."""
+        return self.task
+
+    @property
+    def detail(self) -> str:
+        """The metric."""
+        return self.metric
 
 
 def _not_empty(text: str) -> str:
@@ -51,11 +85,19 @@ class EvaluationSettings(BaseModel):
     split_seed: int = Field(default=0, ge=0, description="which documents fall into which split")
     include_path: tuple[str, ...] = Field(default=(), description="folders with the user's own task files")
     trusted_paths: tuple[str, ...] = Field(default=(), description="task folders whose Python may run unsandboxed")
+    allow_code_execution: bool = Field(
+        default=False, description="run the code that models write, in a subprocess with limits"
+    )
+    code_seconds_per_document: float = Field(default=10.0, gt=0.0, description="time to judge executed code")
+    code_memory_mib: int = Field(default=1024, ge=16, description="memory to judge executed code")
     num_fewshot: int | None = Field(default=None, ge=0, description="overrides the tasks' own number")
     fewshot_seed: int = Field(default=1234, ge=0)
     apply_chat_template: bool = False
     fewshot_as_multiturn: bool = Field(default=True, description="with a chat template: one turn per example")
     system_instruction: str | None = None
+    sampling_seed: int | None = Field(
+        default=None, ge=0, description="of tasks that sample their answers; the optimizer's seed by default"
+    )
     tokens_per_batch: int = Field(default=8192, ge=1, description="padded tokens in one forward pass")
     max_length: int | None = Field(default=None, ge=2, description="context window; the model's own by default")
     timeout_seconds: float = Field(default=3600.0, gt=0.0, description="longest time one candidate may take")

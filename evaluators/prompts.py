@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from evaluators.encoding import Prompt
+from evaluators.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,15 @@ class PromptBatch:
     stop_sets: tuple[tuple[str, ...], ...]
     stop_set: torch.Tensor
     longest: torch.Tensor
+
+    @cached_property
+    def sampled(self) -> dict[Sampling, dict[int, int]]:
+        """The keys of the rows that are sampled, by row, for each way of sampling."""
+        found: dict[Sampling, dict[int, int]] = {}
+        for number, row in enumerate(self.rows):
+            if row.prompt.sampling is not None:
+                found.setdefault(row.prompt.sampling, {})[number] = row.prompt.key
+        return found
 
 
 def collate_prompts(rows: Sequence[PromptRow]) -> PromptBatch:

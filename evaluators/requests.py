@@ -5,25 +5,43 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
 
 from lm_eval.api.instance import Instance
 
-from evaluators.encoding import Encoder, Prompt, Window
+from evaluators.encoding import Prompt, Window
 from evaluators.errors import TaskError
 from evaluators.library_state import calling_lm_eval
-from evaluators.tasks import LoadedTask, TaskSuite
+from evaluators.loaded import LoadedTask
+from evaluators.sampling import request_key
+from evaluators.tasks import TaskSuite
 
 Encoded: TypeAlias = tuple[Window, ...] | Prompt
 
 
 @dataclass(frozen=True)
 class DocumentRequests:
-    """The requests of one document in lm-eval's order, with their tokens."""
+    """The requests of one document in lm-eval's order, with their tokens.
+
+    Attributes:
+        encoded: one per instance; as many as the task has `repeats` for each where answers are sampled.
+    """
 
     instances: tuple[Instance, ...]
     encoded: tuple[Encoded, ...]
+
+
+class Encodes(Protocol):
+    """What a book needs of an encoder."""
+
+    apply_chat_template: Any
+
+    def prompt(self, instance: Instance) -> Prompt:
+        """Return what is generated from."""
+
+    def windows(self, instance: Instance) -> tuple[Window, ...]:
+        """Return what is scored."""
 
 
 class RequestBook:
@@ -33,10 +51,10 @@ class RequestBook:
     draws the examples in sequence, so a subset built alone would get other prompts.
     """
 
-    def __init__(self, suite: TaskSuite, encoder: Encoder) -> None:
+    def __init__(self, suite: TaskSuite, encoder: Encodes) -> None:
         self._suite = suite
         self._encoder = encoder
-        self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.tasks}
+        self._instances: dict[str, dict[int, list[Instance]]] = {name: {} for name in suite.parts}
         self._documents: dict[tuple[str, int], DocumentRequests] = {}
 
     def requests(self, task: str, documents: Sequence[int]) -> list[DocumentRequests]:
@@ -50,12 +68,12 @@ class RequestBook:
             self._build_new(task, new)
             for number in new:
                 instances = tuple(sorted(self._instances[task][number], key=lambda instance: instance.idx))
-                encoded = tuple(map(self._encode, instances))
+                encoded = tuple(answer for instance in instances for answer in self._encode(instance))
                 self._documents[task, number] = DocumentRequests(instances, encoded)
         return [self._documents[task, number] for number in documents]
 
     def _build_new(self, name: str, numbers: Sequence[int]) -> None:
-        loaded, built = self._suite.loaded[name], self._instances[name]
+        loaded, built = self._suite.parts[name], self._instances[name]
         if loaded.task.config.num_fewshot:
             numbers = range(len(loaded.documents))
         missing = [number for number in dict.fromkeys(numbers) if number not in built]
@@ -85,13 +103,24 @@ class RequestBook:
                 f"{' '.join(str(error).split())} (in {where})"
             ) from error
 
-    def _encode(self, instance: Instance) -> Encoded:
+    def _encode(self, instance: Instance) -> Iterator[Encoded]:
         try:
             if instance.request_type == "generate_until":
-                return self._encoder.prompt(instance)
-            return self._encoder.windows(instance)
+                yield from self._repeated(instance, self._encoder.prompt(instance))
+            else:
+                yield self._encoder.windows(instance)
         except ValueError as error:
             raise TaskError(f"task {instance.task_name}, document {instance.doc_id}: {error}") from error
+
+    def _repeated(self, instance: Instance, prompt: Prompt) -> Iterator[Prompt]:
+        if prompt.sampling is None:  # every repeat would say the same
+            yield prompt
+            return
+        name, number = str(instance.task_name), int(instance.doc_id or 0)
+        document = self._suite.loaded[name].document_digests[number]
+        for repeat in range(int(instance.repeats or 1)):
+            key = request_key(self._suite.settings.sampling_seed or 0, name, document, instance.idx, repeat)
+            yield replace(prompt, key=key)
 
 
 @contextmanager

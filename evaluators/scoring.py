@@ -12,9 +12,9 @@ import torch
 from evaluators.errors import MeasurementFailed
 from evaluators.evaluation import FailureKind
 from evaluators.head import head_on
-from evaluators.memory import in_halves
+from evaluators.memory import Room, in_halves
 from evaluators.meter import Meter
-from evaluators.packing import Batch, collate
+from evaluators.packing import Batch, Row, collate
 
 # families whose attention takes a 4-D mask and explicit positions; each is checked against plain scoring in the tests
 _BRANCHING = ("gpt_neox", "granite", "llama", "mistral", "olmo", "phi3", "qwen2", "qwen3")
@@ -36,8 +36,13 @@ def can_branch(model: Any) -> bool:
     return config.model_type in _BRANCHING and full and not slides and plain
 
 
-def score(model: Any, batches: Sequence[Batch], *, requests: int, meter: Meter) -> LogLikelihoods:
+def score(
+    model: Any, batches: Sequence[Batch], *, requests: int, meter: Meter, room: Room | None = None
+) -> LogLikelihoods:
     """Return the log-likelihoods of ``requests`` numbered requests; call under `torch.inference_mode`.
+
+    Args:
+        room: how large a batch may be, as far as earlier calls have learnt.
 
     Raises:
         MeasurementFailed: a logit is not finite, or the deadline has passed.
@@ -46,6 +51,8 @@ def score(model: Any, batches: Sequence[Batch], *, requests: int, meter: Meter) 
     values = torch.zeros(requests, dtype=torch.float64)
     misses = torch.zeros(requests, dtype=torch.int64)
 
+    room = room or Room()
+
     for batch in batches:
         meter.check_deadline()
         in_halves(
@@ -53,10 +60,16 @@ def score(model: Any, batches: Sequence[Batch], *, requests: int, meter: Meter) 
             lambda rows, whole=batch: _score_batch(  # type: ignore[misc]
                 model, whole if rows is whole.rows else collate(rows), values, misses, meter
             ),
+            room=room,
+            size=_padded_tokens,
         )
     if not bool(torch.isfinite(values).all()):
         raise MeasurementFailed(FailureKind.NON_FINITE, "log-likelihoods are NaN or infinite")
     return LogLikelihoods(values.numpy(), (misses == 0).numpy())
+
+
+def _padded_tokens(rows: Sequence[Row]) -> int:
+    return len(rows) * max(len(row.tokens) for row in rows)
 
 
 def _score_batch(model: Any, batch: Batch, values: torch.Tensor, misses: torch.Tensor, meter: Meter) -> None:

@@ -83,7 +83,11 @@ def score_interval(score: Score, *, confidence: float = 0.95) -> Interval | None
         ValueError: ``confidence`` is not in (0, 1).
     """
     documents = score.documents
-    if score.standard_error is None or not math.isclose(score.value, float(documents.mean()), abs_tol=1e-9):
+    if (
+        not len(documents)
+        or score.standard_error is None
+        or not math.isclose(score.value, float(documents.mean()), abs_tol=1e-9)
+    ):
         return None
     if np.isin(documents, (0.0, 1.0)).all():
         return wilson_interval(float(documents.sum()), len(documents), confidence=confidence)

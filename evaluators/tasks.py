@@ -5,83 +5,77 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lm_eval.tasks import TaskManager
-
-from evaluators import metrics, task_files
+from evaluators import groups, loading, metrics
 from evaluators.errors import TaskError
-from evaluators.fingerprint import document_digest, task_digest
-from evaluators.library_state import calling_lm_eval, loading_data_sets
+from evaluators.evaluation import Documents
+from evaluators.fingerprint import task_digest
+from evaluators.groups import GroupMeasure
+from evaluators.library_state import calling_lm_eval
+from evaluators.loaded import LoadedTask
 from evaluators.metrics import Measure
 from evaluators.objective import EvaluationSettings, Objective
-
-_GREEDY_OPTIONS = {
-    "until", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens",
-    "do_sample", "temperature", "top_p", "top_k",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LoadedTask:
-    """One lm-eval task with its evaluation documents (test documents, else validation documents).
-
-    Attributes:
-        task: the lm-eval object; its few-shot number is set, its requests are not built.
-        trusted: whether its templates may render outside the sandbox.
-    """
-
-    name: str
-    task: Any
-    trusted: bool
-    documents: tuple[Mapping[str, Any], ...]
-    measures: tuple[Measure, ...]
-
-    @property
-    def kind(self) -> str:
-        """lm-eval's output type."""
-        return str(self.task.OUTPUT_TYPE)
-
-    @cached_property
-    def document_digests(self) -> tuple[str, ...]:
-        """SHA-256 of each document's content, in the task's order."""
-        return tuple(document_digest(document) for document in self.documents)
+from evaluators.objective_checks import check_objectives
+from evaluators.objective_kinds import AnyObjective, Language, Perplexity, measured
+from evaluators.references import parts_of, task_of
+from evaluators.task_index import open_index
+from evaluators.texts import load_text
 
 
 @dataclass(frozen=True)
 class TaskSuite:
-    """Objectives with their tasks. Building one checks the user's tasks; see `load`."""
+    """Objectives with their tasks. Building one checks the user's tasks; see `load`.
 
-    objectives: tuple[Objective, ...]
+    Attributes:
+        objectives: what is measured; instead of an objective that needs the base what is compared with it.
+        loaded: every task that is measured, those of groups included.
+        measures: one per objective that is a metric, in order.
+    """
+
+    objectives: tuple[AnyObjective, ...]
     settings: EvaluationSettings
     loaded: Mapping[str, LoadedTask]
+    measures: tuple[Measure | GroupMeasure, ...]
 
     @classmethod
-    def load(cls, objectives: Sequence[Objective], settings: EvaluationSettings) -> TaskSuite:
-        """Load the task of every objective.
+    def load(cls, objectives: Sequence[AnyObjective], settings: EvaluationSettings) -> TaskSuite:
+        """Load the task of every objective that has documents.
 
         Raises:
-            TaskError: no objective, or one twice; an unknown, unsafe or unsupported task; a data set that cannot be
-                loaded; an unknown metric or filter; sampled generation.
+            TaskError: no objective, or one twice; an unknown, unsafe or unsupported task; a data set or text file that
+                cannot be loaded; an unknown metric or filter; a tag or group without a score; a task in two versions;
+                an objective that does not fit its task.
         """
-        names = _task_names(objectives)
-        with calling_lm_eval(trusted=False):
-            index = task_files.open_index(names, settings.include_path)
-        loaded = {name: _load(name, index, [o for o in objectives if o.task == name], settings) for name in names}
-        return cls(tuple(objectives), settings, loaded)
+        _refuse_doubles(objectives)
+        asked = measured(objectives)
+        texts = [objective for objective in asked if isinstance(objective, Perplexity)]
+        others = [objective for objective in asked if not isinstance(objective, Perplexity)]
+        loaded, measures = _load_tasks(others, settings)
+        for name in dict.fromkeys(text.title for text in texts):
+            if name in loaded:
+                raise TaskError(f"the text file {name} is called like a task; rename it")
+            loaded[name] = load_text(tuple(text for text in texts if text.title == name))
+        for task in loaded.values():
+            check_objectives(task)
+        named = tuple(measures[objective.name] for objective in asked if isinstance(objective, Objective))
+        return cls(asked, settings, loaded, named)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks in the order in which objectives mention them first."""
         return tuple(self.loaded)
 
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        """The measures of all tasks, in the order of the objectives."""
-        by_name = {measure.name: measure for task in self.loaded.values() for measure in task.measures}
-        return tuple(by_name[objective.name] for objective in self.objectives)
+    @cached_property
+    def parts(self) -> Mapping[str, LoadedTask]:
+        """What is asked of models, by name: a task's own requests, its reference answers, or both."""
+        return {name: part for task in self.loaded.values() for name, part in parts_of(task).items()}
+
+    def split_into_parts(self, documents: Documents) -> Documents:
+        """Return the documents of each part, from those of each task."""
+        return Documents({part: documents.ids[task_of(part)] for part in self.parts if task_of(part) in documents.ids})
 
     @cached_property
     def digest(self) -> str:
@@ -92,92 +86,103 @@ class TaskSuite:
                 "max_length",
             }
         )  # fmt: skip
+        if any(task.samples for task in self.loaded.values()):
+            of_settings["sampling_seed"] = self.settings.sampling_seed or 0
         of_tasks = {name: [task_digest(task.task), *task.document_digests] for name, task in self.loaded.items()}
-        text = json.dumps({"settings": of_settings, "tasks": of_tasks}, sort_keys=True)
+        parts: dict[str, Any] = {"settings": of_settings, "tasks": of_tasks}
+        if of_groups := {
+            measure.name: [measure.weight_by_size, *(part.name for part in measure.parts)]
+            for measure in self.measures
+            if isinstance(measure, GroupMeasure)
+        }:
+            parts["groups"] = of_groups
+        text = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_task(name: str, settings: EvaluationSettings) -> LoadedTask:
-    """Return one task, without measures.
+def default_objectives(name: str, settings: EvaluationSettings) -> list[Objective]:
+    """Return the first metric of a task or group, in its own direction; for a tag, or a group that lm-eval has no
+    score for, that of each of its tasks. Where there are several filters the first one is taken.
 
     Raises:
-        TaskError: the task is unknown, unsafe, unsupported or cannot be loaded.
+        TaskError: a task is unknown, unsafe, unsupported, cannot be loaded, or has no metric.
     """
     with calling_lm_eval(trusted=False):
-        index = task_files.open_index([name], settings.include_path)
-    return _load(name, index, [], settings)
+        index = open_index([name], settings.include_path)
+    return [_first_objective(each, loading.find(each, index, settings)) for each in loading.members_of(name, index)]
 
 
-def default_objective(task: str, settings: EvaluationSettings) -> Objective:
-    """Return the first metric of ``task`` (with its first filter, if it has several) in the task's own direction.
-
-    Raises:
-        TaskError: as `load_task`; or the task has no metric.
-    """
-    return metrics.first_objective(task, load_task(task, settings).task)
+def _first_objective(name: str, found: loading.Found) -> Objective:
+    if found.group is not None:
+        return groups.first_objective(found.group)
+    task, _ = found.tasks[name]
+    return metrics.first_objective(name, task)
 
 
-def _task_names(objectives: Sequence[Objective]) -> list[str]:
-    if not objectives:
-        raise TaskError("objectives is empty; name at least one task")
+def _resolve(objective: Objective, found: loading.Found) -> Measure | GroupMeasure:
+    if found.group is not None:
+        return groups.resolve(objective, found.group)
+    task, _ = found.tasks[objective.task]
+    return metrics.resolve(objective, task)
+
+
+def _add(measure: Measure, found: loading.Found, loaded: dict[str, LoadedTask]) -> None:
+    """Add ``measure`` to its task, and the task if it is new."""
+    name = measure.objective.task
+    task, _ = found.tasks[name]
+    known = loaded.setdefault(name, _new(name, found))
+    if known.task is not task and task_digest(known.task) != task_digest(task):
+        raise TaskError(
+            f"task {name} is asked for in two versions: alone and in a group, or in two groups, that change its "
+            "settings; name only one of them"
+        )
+    if measure.name not in (each.name for each in known.measures):
+        loaded[name] = replace(known, measures=(*known.measures, measure))
+
+
+def _refuse_doubles(objectives: Sequence[AnyObjective]) -> None:
+    if not any(objective.documents_of for objective in objectives):
+        raise TaskError("objectives is empty or needs no documents; name at least one task or text file")
     names = [objective.name for objective in objectives]
     if twice := {name for name in names if names.count(name) > 1}:
         raise TaskError(f"objective {min(twice)} is named twice; name each task and metric once")
-    return list(dict.fromkeys(objective.task for objective in objectives))
 
 
-def _load(name: str, index: TaskManager, objectives: Sequence[Objective], settings: EvaluationSettings) -> LoadedTask:
-    entry = index.task_index[name]
-    task_files.refuse_unsafe(entry, settings.trusted_paths)
-    trusted = task_files.is_trusted(entry, settings.trusted_paths)
-    with calling_lm_eval(trusted=trusted), loading_data_sets():
-        task = _build(name, index)
-        _check_output_type(name, task)
-        documents = tuple(dict(document) for document in task.eval_docs)
-        _set_fewshot(task, settings)
-        measures = tuple(metrics.resolve(objective, task) for objective in objectives)
-    return LoadedTask(name, task, trusted, documents, measures)
+def _load_tasks(
+    objectives: Sequence[Any], settings: EvaluationSettings
+) -> tuple[dict[str, LoadedTask], dict[str, Measure | GroupMeasure]]:
+    """Load the lm-eval tasks and groups of objectives that have one; return tasks and measures by name."""
+    loaded: dict[str, LoadedTask] = {}
+    measures: dict[str, Measure | GroupMeasure] = {}
+    names = list(dict.fromkeys(objective.task for objective in objectives))
+    if not names:
+        return loaded, measures
+    with calling_lm_eval(trusted=False):
+        index = open_index(names, settings.include_path)
+    counted = [objective.counted for objective in objectives if isinstance(objective, Language)]
+    asked = {o.name: o for o in (*objectives, *counted) if isinstance(o, Objective)}
+    for name in names:
+        found = loading.find(name, index, settings)
+        for objective in (o for o in asked.values() if o.task == name):
+            measure = measures[objective.name] = _resolve(objective, found)
+            for part in measure.parts if isinstance(measure, GroupMeasure) else (measure,):
+                _add(part, found, loaded)
+        if gauged := tuple(o for o in objectives if o.task == name and not isinstance(o, Objective)):
+            _add_gauged(name, gauged, found, loaded)
+    return loaded, measures
 
 
-def _build(name: str, index: TaskManager) -> Any:
-    entry = index.task_index[name]
-    try:
-        return index.load([name])["tasks"][name]
-    except Exception as error:  # what a task file makes lm-eval, datasets and Jinja raise is unbounded
-        source = {key: entry.cfg.get(key) for key in ("dataset_path", "dataset_name", "dataset_kwargs")}
-        tried = ", ".join(f"{key}={value!r}" for key, value in source.items() if value is not None)
-        text = " ".join(str(error).split())
+def _add_gauged(
+    name: str, gauged: tuple[AnyObjective, ...], found: loading.Found, loaded: dict[str, LoadedTask]
+) -> None:
+    if found.group is not None:
         raise TaskError(
-            f"task {name} ({entry.yaml_path}) cannot be loaded ({tried or 'no dataset_path'}): "
-            f"{type(error).__name__}: {text}"
-        ) from error
-
-
-def _check_output_type(name: str, task: Any) -> None:
-    if getattr(task, "MULTIMODAL", False):
-        raise TaskError(f"task {name} needs images or sound; only text is supported")
-    if getattr(task, "UNSAFE_CODE", False):
-        raise TaskError(f"task {name} executes code that models write (unsafe_code); it is not supported")
-    known = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
-    if task.OUTPUT_TYPE not in known:
-        raise TaskError(f"task {name} has output_type {task.OUTPUT_TYPE!r}; supported: {', '.join(known)}")
-    if task.OUTPUT_TYPE == "generate_until":
-        _check_greedy(name, task.config.generation_kwargs or {})
-
-
-def _check_greedy(name: str, options: Mapping[str, Any]) -> None:
-    sampled = options.get("do_sample")
-    if sampled or (sampled is None and float(options.get("temperature") or 0.0) > 0.0):
-        raise TaskError(
-            f"task {name} samples its answers (do_sample={sampled}, temperature={options.get('temperature')}); "
-            "only greedy generation is supported: set do_sample: false"
+            f"objective {gauged[0].name} is for a single task, and {name} is a group; name one of its tasks"
         )
-    if strange := sorted(set(options) - _GREEDY_OPTIONS):
-        raise TaskError(f"task {name}: generation_kwargs {', '.join(strange)} are not supported")
+    known = loaded.get(name) or _new(name, found)
+    loaded[name] = replace(known, gauged=gauged)
 
 
-def _set_fewshot(task: Any, settings: EvaluationSettings) -> None:
-    """As `lm_eval.simple_evaluate`: a task that fixes 0 examples keeps them."""
-    own = task.config.num_fewshot
-    if own is None or (settings.num_fewshot is not None and own != 0):
-        task.set_config("num_fewshot", settings.num_fewshot or 0)
+def _new(name: str, found: loading.Found) -> LoadedTask:
+    task, documents = found.tasks[name]
+    return LoadedTask(name, task, found.trusted, documents, (), runs_code=loading.runs_code(task))

@@ -11,11 +11,13 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from evaluators.objective import EvaluationSettings, Objective
+from evaluators.objective import EvaluationSettings
+from evaluators.objective_kinds import AnyObjective
 from evomerge.errors import BadSearch
-from evomerge.optimizers.settings import CmaEsSettings, OptimizerSettings
+from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
+from search_spaces.spaces import SpaceSettings
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 CHANGEABLE = ("budget", "cluster", "storage")  # sections that may change between two runs of one search
@@ -36,6 +38,16 @@ class SourceSettings(_Section):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("path")
+    @classmethod
+    def _is_no_endpoint(cls, path: str) -> str:
+        if path.startswith(("http://", "https://")):
+            raise ValueError(
+                "an endpoint has no weights to merge; give a folder or a Hub id "
+                "(`evomerge evaluate --endpoint` measures a model behind an API)"
+            )
+        return path
 
     @property
     def short_name(self) -> str:
@@ -101,8 +113,8 @@ class SearchFile(_Section):
 
     name: str = Field(pattern=NAME_PATTERN)
     sources: SourcesSettings
-    space: ParameterSpaceSettings = Field(default_factory=ParameterSpaceSettings)
-    objectives: tuple[Objective, ...] = Field(min_length=1)
+    space: SpaceSettings = Field(default_factory=ParameterSpaceSettings)
+    objectives: tuple[AnyObjective, ...] = Field(min_length=1)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     optimizer: OptimizerSettings = Field(default_factory=CmaEsSettings)
     baselines: BaselineSettings = Field(default_factory=BaselineSettings)
@@ -112,11 +124,23 @@ class SearchFile(_Section):
 
     @field_validator("objectives")
     @classmethod
-    def _objectives_differ(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    def _objectives_differ(cls, objectives: tuple[AnyObjective, ...]) -> tuple[AnyObjective, ...]:
         names = [objective.name for objective in objectives]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"given twice: {', '.join(twice)}")
+        if not any(objective.documents_of for objective in objectives):
+            raise ValueError("at least one objective must be measured on documents; distance alone is best at the base")
         return objectives
+
+    @model_validator(mode="after")
+    def _optimizer_can_search_mosaics(self) -> SearchFile:
+        if self.space.kind == "mosaic":
+            breeders = " or ".join(BREEDERS)
+            if self.optimizer.kind not in BREEDERS:
+                raise ValueError(f"optimizer.kind: {self.optimizer.kind} cannot search mosaics; use {breeders}")
+            if self.baselines.random_search:
+                raise ValueError("baselines.random_search: mosaics cannot be drawn evenly; leave it out")
+        return self
 
     def fixed_part(self) -> dict[str, Any]:
         """Return everything that must not change between two runs of one search, as JSON types."""
@@ -213,7 +237,7 @@ def _locate(model: type[BaseModel], parts: list[str]) -> tuple[str, type[BaseMod
 
 def _kind_of(section: type[BaseModel]) -> object:
     field = section.model_fields.get("kind")
-    return field.default if field else None
+    return next(iter(get_args(field.annotation)), None) if field else None
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
@@ -236,7 +260,16 @@ def _with_absolute_paths(file: SearchFile, folder: Path) -> SearchFile:
             "trusted_paths": absolute_folders(file.evaluation.trusted_paths, folder),
         }
     )
-    return file.model_copy(update={"sources": sources, "evaluation": evaluation})
+    objectives = tuple(with_absolute_file(objective, folder) for objective in file.objectives)
+    return file.model_copy(update={"sources": sources, "evaluation": evaluation, "objectives": objectives})
+
+
+def with_absolute_file(objective: AnyObjective, folder: Path) -> AnyObjective:
+    """Return ``objective`` with its text file, if it has one, as an absolute path."""
+    file = getattr(objective, "file", None)
+    if file is None:
+        return objective
+    return objective.model_copy(update={"file": absolute_folders((file,), folder)[0]})
 
 
 def absolute_folders(paths: Sequence[str], folder: Path) -> tuple[str, ...]:

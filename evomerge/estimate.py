@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evaluators.evaluation import Failure
+from evaluators.evaluation import Evaluation, Failure
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.problem import Problem, prepare
-from evomerge.runner import find_machine, worker_bytes
+from evomerge.runner import Machine, find_machine, worker_bytes
 from search_spaces.seeds import base_recipe
 
 
@@ -20,6 +20,7 @@ class CheckReport:
 
     name: str
     genes: int
+    space: str
     optimizer: str
     optimizer_reason: str
     sources: tuple[str, ...]
@@ -32,6 +33,7 @@ class CheckReport:
     tokens_per_evaluation: int
     evaluations: int
     seconds_of_search: float
+    truncated: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -41,12 +43,18 @@ class CheckReport:
         """Return it in words."""
         documents = ", ".join(f"{count} {split}" for split, count in self.documents.items())
         mebibyte = 2**20
+        cut = ", ".join(f"{count} of {task}" for task, count in self.truncated.items())
         return [
             f"search     {self.name}: everything is in order",
             f"sources    {', '.join(self.sources)}",
-            f"space      {self.genes} genes",
+            f"space      {self.space}",
             f"optimizer  {self.optimizer}: {self.optimizer_reason}",
             f"documents  {documents}",
+            *(
+                [f"truncated  {cut}: search documents longer than the model's context lose their beginning"]
+                if cut
+                else []
+            ),
             f"memory     model {self.model_bytes / mebibyte:.0f} MiB, at most {self.worker_bytes / mebibyte:.0f} MiB "
             f"private per worker above its imports, {self.workers} workers on {self.device}",
             f"time       {self.seconds_per_evaluation:.2f} s and {self.tokens_per_evaluation} tokens an evaluation "
@@ -70,26 +78,28 @@ def estimate(file: SearchFile, *, say: Callable[[str], None]) -> CheckReport:
     outcome = worker.evaluate(recipe, problem.splits.search.ids)
     if isinstance(outcome, Failure):
         raise BadSearch(f"the base cannot be measured: {outcome.kind.value}: {outcome.message}")
-    return _report(problem, outcome.cost.seconds, outcome.cost.tokens, machine.workers, machine.device)
+    return _report(problem, outcome, machine)
 
 
-def _report(problem: Problem, seconds: float, tokens: int, workers: int, device: str) -> CheckReport:
+def _report(problem: Problem, measured: Evaluation, machine: Machine) -> CheckReport:
     evaluations = problem.file.budget.evaluations
     choice = problem.choice()
     splits = ("search", "validation", "test")
     return CheckReport(
         name=problem.file.name,
         genes=len(problem.space.genes),
+        space=problem.space.in_words,
         optimizer=choice.kind if choice else problem.file.optimizer.kind,
         optimizer_reason=choice.reason if choice else "the search file says so.",
         sources=tuple(source.path for source in problem.space.sources),
         documents={split: problem.documents(split).count for split in splits},
         model_bytes=problem.model_bytes,
         worker_bytes=worker_bytes(problem),
-        workers=workers,
-        device=device,
-        seconds_per_evaluation=seconds,
-        tokens_per_evaluation=tokens,
+        workers=machine.workers,
+        device=machine.device,
+        seconds_per_evaluation=measured.cost.seconds,
+        tokens_per_evaluation=measured.cost.tokens,
         evaluations=evaluations,
-        seconds_of_search=seconds * evaluations / workers,
+        seconds_of_search=measured.cost.seconds * evaluations / machine.workers,
+        truncated=dict(measured.truncated),
     )

@@ -36,7 +36,7 @@ def _preferred(results: Results, prefer: str) -> CandidateRecord:
     """Return the front's best candidate under other weights, on validation documents as far as they were measured."""
     weights = _weights(results, prefer)
     objectives = tuple(
-        objective.model_copy(update={"weight": weights.get(objective.task, weights.get(objective.name, 1e-9))})
+        objective.model_copy(update={"weight": weights.get(objective.name, weights.get(objective.title, 1e-9))})
         for objective in results.objectives
     )
     chooser = Chooser.of(objectives, results.candidates)
@@ -48,7 +48,7 @@ def _preferred(results: Results, prefer: str) -> CandidateRecord:
 
 
 def _weights(results: Results, prefer: str) -> dict[str, float]:
-    known = [objective.task for objective in results.objectives] + list(results.chooser.names)
+    known = [objective.title for objective in results.objectives] + list(results.chooser.names)
     weights: dict[str, float] = {}
     for part in prefer.split(","):
         name, _, number = part.strip().partition("=")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from evaluators.evaluation import Documents, Failure, Score
 from evaluators.objective import EvaluationSettings, Objective
-from evomerge.errors import BadRecipe
+from evaluators.objective_kinds import NEEDS_BASE, AnyObjective
+from evomerge.config import explain, read_mapping, with_absolute_file
+from evomerge.errors import BadRecipe, BadSearch
 from evomerge.export import read_recipe
 from evomerge.results import JOINT, Estimate, estimate_of, joint
 from evomerge.scaffold import objectives as parse_objectives
@@ -18,21 +21,30 @@ from evomerge.worker import WorkerSpec
 from search_spaces.operators import Linear
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
 
+if TYPE_CHECKING:
+    from evaluators.endpoint import EndpointSettings
+    from evaluators.tasks import TaskSuite
+
+_OBJECTIVE: TypeAdapter[AnyObjective] = TypeAdapter(AnyObjective)
+
 
 def measure(
     model: str,
     *,
-    tasks: Sequence[str],
+    objectives: Sequence[AnyObjective],
     settings: EvaluationSettings,
     limit: int | None = None,
     dtype: str | None = None,
+    base: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Estimate]:
-    """Return the estimate of every task's metric, and `joint`, on the tasks' documents.
+    """Return the estimate of every objective on the tasks' documents, and `joint` of metrics that are maximised.
 
     Args:
         model: a folder, a Hub id, a recipe (.json) or a mergekit config (.yaml).
-        tasks: ``task`` or ``task/metric``.
         limit: the first documents of each task only.
+        base: a folder or a Hub id that objectives relative to a base mean; a recipe names its own.
+        say: hears of documents that do not fit the model's context.
 
     Raises:
         UserMistake, TaskError: what is wrong.
@@ -42,50 +54,111 @@ def measure(
     from evaluators.tasks import TaskSuite
     from evomerge.merging.sources import resolve
 
-    objectives = tuple(Objective.model_validate(o) for o in parse_objectives(tasks, settings.include_path))
-    recipe = _recipe(model, dtype)
-    suite = TaskSuite.load(objectives, settings)
-    counts = {name: len(task.document_digests) for name, task in suite.loaded.items()}
-    ids = {name: tuple(range(count if limit is None else min(limit, count))) for name, count in counts.items()}
+    recipe = _recipe(model, dtype, base)
+    documents = _documents(TaskSuite.load(objectives, settings), limit)
+    own_base = Path(model).is_file() or base is not None
     spec = WorkerSpec(
         folders=tuple(str(resolve(source.path, source.revision)) for source in recipe.sources),
         tokenizer=recipe.tokenizer,
         dtype=recipe.dtype,
-        objectives=objectives,
+        objectives=tuple(objectives),
         evaluation=settings,
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
+        base=recipe.base if own_base else None,
     )
-    outcome = spec().evaluate(recipe.to_json(), Documents(ids).ids)
+    outcome = spec().evaluate(recipe.to_json(), documents.ids)
     if isinstance(outcome, Failure):
         raise BadRecipe(f"{model}: {outcome.kind.value}: {outcome.message}")
+    for task, cut in outcome.truncated.items():
+        count = len(documents.ids[task])
+        say(f"{task}: {cut} of {count} documents are longer than the model's context; their beginning is cut")
     return _estimates(objectives, outcome.scores)
 
 
-def _recipe(model: str, dtype: str | None) -> Recipe:
+def measure_endpoint(
+    endpoint: EndpointSettings,
+    *,
+    objectives: Sequence[AnyObjective],
+    settings: EvaluationSettings,
+    limit: int | None = None,
+) -> dict[str, Estimate]:
+    """Return the estimates of a model behind an API; arguments and result as those of `measure`.
+
+    Raises:
+        UserMistake, TaskError: what is wrong.
+    """
+    from evaluators.endpoint import EndpointEvaluator
+    from evaluators.tasks import TaskSuite
+
+    if relative := [objective.name for objective in objectives if isinstance(objective, NEEDS_BASE)]:
+        raise BadSearch(f"objective {relative[0]} compares a model with its base, and an endpoint has none")
+    suite = TaskSuite.load(objectives, settings)
+    outcome = EndpointEvaluator(suite, endpoint).evaluate(None, _documents(suite, limit))
+    if isinstance(outcome, Failure):
+        raise BadSearch(f"{endpoint.model}: {outcome.kind.value}: {outcome.message}")
+    return _estimates(objectives, outcome.scores)
+
+
+def read_objectives(tasks: Sequence[str], file: Path | None, settings: EvaluationSettings) -> tuple[AnyObjective, ...]:
+    """Return the objectives that ``tasks`` (``task`` or ``task/metric``) and a YAML file name.
+
+    The file has a list `objectives` as a search file has; text files in it are relative to it.
+
+    Raises:
+        BadSearch: there is none, or the file breaks the schema.
+    """
+    objectives = [_OBJECTIVE.validate_python(o) for o in parse_objectives(tasks, settings)]
+    if file is not None:
+        listed = read_mapping(file).get("objectives")
+        try:
+            found = _Listed.model_validate({"objectives": listed}).objectives
+        except ValidationError as error:
+            raise BadSearch(f"{file}: {explain(error, _Listed)}") from None
+        objectives += [with_absolute_file(objective, file.resolve().parent) for objective in found]
+    if not objectives:
+        raise BadSearch("evaluate needs something to measure: --tasks, --objectives or both")
+    return tuple(objectives)
+
+
+class _Listed(BaseModel):
+    objectives: tuple[AnyObjective, ...] = Field(min_length=1)
+
+
+def _documents(suite: TaskSuite, limit: int | None) -> Documents:
+    return Documents({name: tuple(range(len(task.documents)))[:limit] for name, task in suite.loaded.items()})
+
+
+def _recipe(model: str, dtype: str | None, base: str | None) -> Recipe:
     if dtype is not None and dtype not in get_args(Dtype):
         raise BadRecipe(f"--dtype {dtype!r}: expected one of {', '.join(get_args(Dtype))}")
     if Path(model).is_file():
+        if base is not None:
+            raise BadRecipe(f"--base: {model} names its own base; leave --base out")
         recipe = read_recipe(Path(model))
         return recipe.model_copy(update={"dtype": dtype}) if dtype else recipe
     from evomerge.merging.checkpoint import Checkpoint
     from evomerge.merging.sources import resolve
 
     checkpoint = Checkpoint.open(resolve(model, None))
-    alone = Block(layers=(0, checkpoint.layers), operator=Linear(weights=(1.0,)))
+    paths = (model,) if base is None else (model, base)
+    weights = tuple(float(path == 0) for path in range(len(paths)))
+    alone = Block(layers=(0, checkpoint.layers), operator=Linear(weights=weights))
     return Recipe.model_validate(
         {
-            "sources": (Source(path=model),),
+            "sources": tuple(Source(path=path) for path in paths),
+            "base": len(paths) - 1,
             "dtype": dtype or str(checkpoint.info(checkpoint.names[0]).dtype).removeprefix("torch."),
             "body": Blocks(blocks=(alone,)),
         }
     )
 
 
-def _estimates(objectives: Sequence[Objective], scores: Mapping[str, Score]) -> dict[str, Estimate]:
+def _estimates(objectives: Sequence[AnyObjective], scores: Mapping[str, Score]) -> dict[str, Estimate]:
     found = {}
     for objective in objectives:
         found[objective.name] = estimate_of(scores[objective.name])
-    if len(objectives) > 1:
+    # without seeds there is no common scale; rates that are maximised share theirs
+    if len(objectives) > 1 and all(isinstance(o, Objective) and o.direction == "maximize" for o in objectives):
         found[JOINT] = joint(list(found.values()), np.ones(len(objectives)))
     return found

@@ -29,6 +29,8 @@ from evomerge.optimizers.optuna_quiet import quiet
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.schema import masked
+from search_spaces.genes import Gene, Genes
+from search_spaces.mosaic_space import MosaicSpaceSettings, shown_genes
 from search_spaces.parameter_space import ParameterSpace
 from search_spaces.recipe import Source
 
@@ -171,18 +173,26 @@ class _Parameters:
 
     def __init__(self, results: Results) -> None:
         plan = results.record.row.plan
+        settings = results.file.space
+        if isinstance(settings, MosaicSpaceSettings):
+            self._describe(shown_genes(plan["genes"]))
+            return
         space = ParameterSpace(
-            settings=results.file.space,
+            settings=settings,
             sources=tuple(Source.model_validate(source) for source in plan["sources"]),
             expert_names=tuple(plan["expert_names"]),
             layers=plan["layers"],
         )
-        self._names = list(space.genes.names)
-        self._low, self._high = space.genes.low, space.genes.high
-        if len(self._names) > MOST_PARAMETERS:
+        genes = space.genes
+        if len(genes) > MOST_PARAMETERS:
             pairs = [(knob.name, expert) for knob in space.knobs for expert in knob.experts or ("",)]
-            self._names = [f"mean {knob}/{expert}".rstrip("/") for knob, expert in pairs]
-            self._low, self._high = (bound[: len(self._names)] for bound in (self._low, self._high))
+            names = [f"mean {knob}/{expert}".rstrip("/") for knob, expert in pairs]
+            firsts = zip(names, genes.genes, strict=False)
+            genes = Genes(tuple(Gene(name, gene.low, gene.high, gene.start) for name, gene in firsts))
+        self._describe(genes)
+
+    def _describe(self, genes: Genes) -> None:
+        self._names, self._low, self._high = list(genes.names), genes.low, genes.high
         self.distributions: Mapping[str, BaseDistribution] = {
             name: FloatDistribution(float(low), float(high))
             for name, low, high in zip(self._names, self._low, self._high, strict=True)

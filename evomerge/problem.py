@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluators.evaluation import Documents
+from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
 from evomerge.config import SearchFile, differences
 from evomerge.errors import BadSearch, BadSource
@@ -19,8 +20,10 @@ from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.worker import WorkerSpec
-from search_spaces.parameter_space import ParameterSpace
+from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
+from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.recipe import Source
+from search_spaces.spaces import Space
 
 if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
@@ -41,7 +44,7 @@ class Problem:
     """
 
     file: SearchFile
-    space: ParameterSpace
+    space: Space
     folders: tuple[Path, ...]
     model_bytes: int
     splits: Splits
@@ -69,7 +72,8 @@ class Problem:
     def setting(self) -> Setting:
         """What an optimizer is told of the search when it is made."""
         weights = np.array([objective.weight for objective in self.file.objectives])
-        return Setting(self.space.genes, weights, evaluations=self.file.budget.evaluations)
+        mosaics = self.space.algebra if isinstance(self.space, MosaicSpace) else None
+        return Setting(self.space.genes, weights, evaluations=self.file.budget.evaluations, mosaics=mosaics)
 
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
@@ -92,7 +96,7 @@ class Problem:
             tokenizer=0,
             dtype=self.file.sources.dtype,
             objectives=self.file.objectives,
-            evaluation=self.file.evaluation,
+            evaluation=evaluation_of(self.file),
             device=device,
             threads=threads,
         )
@@ -109,20 +113,26 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     from evomerge.merging import compatibility
     from evomerge.merging.checkpoint import Checkpoint
 
-    settings = (file.sources.base, *file.sources.experts)
+    models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
-    folders = tuple(source_files.resolve(source.path, source.revision) for source in settings)
+    folders = tuple(source_files.resolve(source.path, source.revision) for source in models)
     checkpoints = [Checkpoint.open(folder) for folder in folders]
     compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
         Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))
-        for source, folder in zip(settings, folders, strict=True)
+        for source, folder in zip(models, folders, strict=True)
     )
-    space = make_space(file, pinned, layers=checkpoints[0].layers)
+    if isinstance(file.space, MosaicSpaceSettings):
+        from evomerge.mosaics import mosaic_space
+
+        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
+    else:
+        space = make_space(file, pinned, layers=checkpoints[0].layers)
     say("building the tasks")
-    suite = TaskSuite.load(file.objectives, file.evaluation)
-    splits = make_splits(suite, file.evaluation)
+    settings = evaluation_of(file)
+    suite = TaskSuite.load(file.objectives, settings)
+    splits = make_splits(suite, settings)
     problem = Problem(
         file=file,
         space=space,
@@ -150,6 +160,13 @@ def check_optimizer(problem: Problem) -> None:
         raise BadSearch(str(error)) from None
 
 
+def evaluation_of(file: SearchFile) -> EvaluationSettings:
+    """Return the evaluation settings of ``file``; sampled answers follow the search's seed unless they have one."""
+    if file.evaluation.sampling_seed is not None:
+        return file.evaluation
+    return file.evaluation.model_copy(update={"sampling_seed": file.optimizer.seed})
+
+
 def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     """Return the size of a model with the tensors of ``checkpoint`` in ``dtype``, in bytes."""
     elements = sum(math.prod(checkpoint.info(name).shape) for name in checkpoint.names)
@@ -157,11 +174,12 @@ def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
 
 
 def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> ParameterSpace:
-    """Return the search space of ``file`` over the pinned sources.
+    """Return the parameter space of ``file`` over the pinned sources.
 
     Raises:
         BadSearch: the space does not fit the models.
     """
+    assert isinstance(file.space, ParameterSpaceSettings)
     try:
         return ParameterSpace(
             settings=file.space,

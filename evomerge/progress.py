@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from evaluators.objective import Objective
+from evaluators.objective_kinds import AnyObjective
 from evomerge.config import SearchFile
 from evomerge.records import CandidateRecord, Split
 from evomerge.runner import Watcher
@@ -27,7 +27,7 @@ LOG_EVERY_SECONDS = 10.0
 class _Tally:
     """What both displays show: the best objectives so far, rates and time left."""
 
-    def __init__(self, name: str = "", objectives: tuple[Objective, ...] = ()) -> None:
+    def __init__(self, name: str = "", objectives: tuple[AnyObjective, ...] = ()) -> None:
         self.name, self.objectives = name, objectives
         self.phase = ""
         self.total = 0

@@ -13,12 +13,14 @@ from typing import Any
 import yaml
 
 import evomerge
-from evaluators.objective import Objective
+from evaluators.objective_kinds import AnyObjective
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import JOINT, Results, Row
 from evomerge.schema import masked
 from evomerge.selection import SINGLE
 from evomerge.tables import interval
+from search_spaces.recipe import Recipe
+from search_spaces.tiles import MosaicBody
 
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 MOST_FRONT_ROWS = 60
@@ -137,7 +139,7 @@ def _headline_facts(results: Results) -> list[dict[str, str]]:
         ("models on the front", f"{len(results.front):,}"),
         ("objectives", str(len(results.objectives))),
         ("experts", str(len(file.sources.experts))),
-        ("genes", f"{len(results.record.row.plan['genes']):,}"),
+        ("genes", "a mosaic" if file.space.kind == "mosaic" else f"{len(results.record.row.plan['genes']):,}"),
         ("optimizer, seed", f"{results.optimizer}, {file.optimizer.seed}"),
         ("wall time", duration(results.record.row.seconds)),
     ]
@@ -154,9 +156,9 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def _column(objective: Objective) -> dict[str, str]:
+def _column(objective: AnyObjective) -> dict[str, str]:
     less = "" if objective.sign > 0 else ", less is better"
-    return {"name": objective.name, "title": objective.task, "detail": f"{objective.metric}{less}"}
+    return {"name": objective.name, "title": objective.title, "detail": f"{objective.detail}{less}".removeprefix(", ")}
 
 
 def _front_rows(results: Results) -> list[dict[str, Any]]:
@@ -179,16 +181,27 @@ def _front_rows(results: Results) -> list[dict[str, Any]]:
 
 def _recipe(results: Results, candidate: CandidateRecord) -> dict[str, Any]:
     recipe = candidate.recipe
-    kinds = sorted({block.operator.kind for block in recipe.body.blocks})
     title = "the winner" if candidate == results.winner else "the candidate preferred so far"
     return {
         "title": f"{title} ({candidate.label})",
-        "about": f"Operator {', '.join(kinds)}, written as {recipe.dtype}. Each cell is one model in a range of "
-        f"{results.record.row.plan['layers']} layers; embeddings count as the first layer, final norm and head as "
-        "the last.",
+        "about": f"{_body_in_words(results, recipe)} Written as {recipe.dtype}.",
         "digest": candidate.recipe_digest,
         "json": json.dumps(json.loads(candidate.recipe_json), indent=1, ensure_ascii=False),
     }
+
+
+def _body_in_words(results: Results, recipe: Recipe) -> str:
+    if isinstance(recipe.body, MosaicBody):
+        return (
+            f"A mosaic of {sum(len(c.coefficients) for c in recipe.body.chromosomes):,} segments. Each cell is the "
+            f"coefficient of one source in one segment; positions count tiles of {recipe.body.tile:,} elements, with "
+            "the tensors in the order of their names."
+        )
+    kinds = sorted({block.operator.kind for block in recipe.body.blocks})
+    return (
+        f"Operator {', '.join(kinds)}. Each cell is one model in a range of {results.record.row.plan['layers']} "
+        "layers; embeddings count as the first layer, final norm and head as the last."
+    )
 
 
 def _export_command(results: Results, candidate: CandidateRecord) -> str:
@@ -208,8 +221,10 @@ def _search_file(results: Results) -> str:
 
 def _tasks(results: Results) -> list[dict[str, Any]]:
     documents = results.record.row.plan["documents"]
-    names = list(dict.fromkeys(objective.task for objective in results.objectives))
-    return [{"name": name, "counts": [len(documents[split].get(name, ())) for split in SPLITS]} for name in names]
+    return [
+        {"name": name, "counts": [len(documents[split].get(name, ())) for split in SPLITS]}
+        for name in documents["search"]
+    ]
 
 
 def _costs(results: Results) -> list[dict[str, Any]]:

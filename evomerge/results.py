@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from evaluators.evaluation import Cost, Floats, Score
-from evaluators.objective import Objective
+from evaluators.objective_kinds import AnyObjective
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.records import CandidateRecord, Split
@@ -59,7 +59,7 @@ class Results:
         return cls(record, SearchFile.model_validate(record.row.file), tuple(record.candidates()))
 
     @property
-    def objectives(self) -> tuple[Objective, ...]:
+    def objectives(self) -> tuple[AnyObjective, ...]:
         """Objectives in order."""
         return self.file.objectives
 

@@ -14,7 +14,7 @@ from evomerge.errors import BadSearch
 
 HEADER = """\
 # Search file of evomerge. Check it: evomerge check {name}.yaml   Run it: evomerge run {name}.yaml
-# Every key is described in docs/search-file.md; unknown keys are refused.
+# Every key is described in docs/search-file.md; unknown keys are refused. Other objectives: docs/objectives.md
 """
 
 
@@ -41,7 +41,7 @@ def search_file(
             "tensor_groups": ["self_attn", "mlp"],
             "weight": [0.0, 1.5],
         },
-        "objectives": objectives(tasks, folders),
+        "objectives": objectives(tasks, EvaluationSettings(include_path=folders)),
         "evaluation": {"search_documents": 200, "validation_documents": 200, "test_documents": 400}
         | ({"include_path": list(folders)} if folders else {}),
         "optimizer": {"kind": "cma_es", "seed": 0},
@@ -51,19 +51,21 @@ def search_file(
     return _checked_text(value, name)
 
 
-def objectives(tasks: Sequence[str], include_path: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Return ``task`` or ``task/metric`` texts as objectives; without a metric the task's first one is taken."""
-    from evaluators.tasks import default_objective
+def objectives(tasks: Sequence[str], settings: EvaluationSettings) -> list[dict[str, str]]:
+    """Return ``task`` or ``task/metric`` texts as objectives; without a metric the task's first one is taken.
 
-    settings = EvaluationSettings(include_path=tuple(include_path))
+    A tag, or a group that lm-eval has no score for, becomes an objective for each of its tasks.
+    """
+    from evaluators.tasks import default_objectives
+
     found = []
     for text in tasks:
         task, _, metric = text.partition("/")
         if metric:
             found.append({"task": task, "metric": metric})
         else:
-            objective = default_objective(task, settings)
-            found.append({"task": task, "metric": objective.metric, "direction": objective.direction})
+            for each in default_objectives(task, settings):
+                found.append({"task": each.task, "metric": each.metric, "direction": each.direction})
     return found
 
 

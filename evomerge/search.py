@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,6 +71,7 @@ class Search:
         self._waiting: deque[CandidateRecord] = deque()
         self.candidates: dict[int, CandidateRecord] = {c.number: c for c in record.candidates()}
         self._by_recipe: dict[str, int] = {}
+        self._by_genome: dict[Genome, int] = {}
         self._replay()
         self._add_seeds()
 
@@ -116,7 +117,14 @@ class Search:
     def _ask(self) -> CandidateRecord:
         genome = self._optimizer.ask(1)[0]
         recipe = self.problem.space.decode(genome)
-        return self._add(recipe, origin="optimizer", genome=genome, asked_at=self._next_in_sequence())
+        parents = self._parents(genome)
+        return self._add(recipe, origin="optimizer", genome=genome, asked_at=self._next_in_sequence(), parents=parents)
+
+    def _parents(self, genome: Genome) -> list[int]:
+        """Numbers of the candidates that ``genome`` was made of, as far as the optimizer says so and they are known."""
+        parents_of = getattr(self._optimizer, "parents_of", None)
+        parents = parents_of(genome) if parents_of else ()
+        return sorted({self._by_genome[parent] for parent in parents if parent in self._by_genome})
 
     def _answer(self, candidate: CandidateRecord, equal: CandidateRecord) -> None:
         """Give ``candidate`` the search evaluation of a candidate with the same recipe."""
@@ -208,16 +216,19 @@ class Search:
         name: str | None = None,
         genome: Genome | None = None,
         asked_at: int | None = None,
+        parents: Sequence[int] = (),
     ) -> CandidateRecord:
         number = len(self.candidates)
         candidate = self.record.add_candidate(
-            number, recipe, origin=origin, name=name, genome=genome, asked_at=asked_at
+            number, recipe, origin=origin, name=name, genome=genome, asked_at=asked_at, parents=parents
         )
-        self.candidates[number] = candidate
+        self._keep(candidate)
         return candidate
 
     def _keep(self, candidate: CandidateRecord) -> None:
         self.candidates[candidate.number] = candidate
+        if candidate.genome is not None:
+            self._by_genome.setdefault(candidate.genome, candidate.number)
         if "search" in candidate.evaluations:
             self._by_recipe.setdefault(candidate.recipe_digest, candidate.number)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluators.objective import Objective
+from evaluators.objective_kinds import AnyObjective
 from evomerge.archives import pareto
 from evomerge.optimizers.preference import Preference
 from evomerge.records import CandidateRecord, Split
@@ -27,11 +27,11 @@ HIGHEST_COEFFICIENT = 1.5
 class Chooser:
     """The objectives of a search and the scales on which they are added up."""
 
-    objectives: tuple[Objective, ...]
+    objectives: tuple[AnyObjective, ...]
     preference: Preference
 
     @classmethod
-    def of(cls, objectives: tuple[Objective, ...], candidates: Iterable[CandidateRecord]) -> Chooser:
+    def of(cls, objectives: tuple[AnyObjective, ...], candidates: Iterable[CandidateRecord]) -> Chooser:
         """Make one from the seeds among ``candidates``."""
         chooser = cls(objectives, Preference(np.array([objective.weight for objective in objectives])))
         for candidate in candidates:
@@ -42,7 +42,7 @@ class Chooser:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Objective names in order."""
+        """AnyObjective names in order."""
         return tuple(objective.name for objective in self.objectives)
 
     def maximised(self, candidate: CandidateRecord, split: Split) -> Vector | None:

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from evomerge.records import (
 from evomerge.schema import candidates, evaluations, explain_database, masked, open_engine, scores, searches
 from search_spaces.canonical import canonical_json
 from search_spaces.genes import Genome
+from search_spaces.mosaic import read_genome
 from search_spaces.recipe import Recipe
 
 
@@ -164,8 +165,9 @@ class SearchRecord:
         name: str | None = None,
         genome: Genome | None = None,
         asked_at: int | None = None,
+        parents: Sequence[int] = (),
     ) -> CandidateRecord:
-        """Record a candidate before it is dispatched."""
+        """Record a candidate before it is dispatched; ``parents``: numbers of the candidates that it was made of."""
         row = {
             "search_id": self.row.id,
             "number": number,
@@ -174,7 +176,7 @@ class SearchRecord:
             "genome": genome.to_bytes() if genome else None,
             "recipe": recipe.to_json(),
             "recipe_digest": recipe.digest,
-            "parents": "[]",
+            "parents": json.dumps(list(parents)),
             "asked_at": asked_at,
             "created": time.time(),
         }
@@ -267,7 +269,7 @@ def _candidate_record(row: Any, found: dict[Split, EvaluationRecord]) -> Candida
         number=row["number"],
         origin=cast(Origin, row["origin"]),
         name=row["name"],
-        genome=Genome.from_bytes(row["genome"]) if row["genome"] else None,
+        genome=read_genome(row["genome"]) if row["genome"] else None,
         recipe_json=row["recipe"],
         recipe_digest=row["recipe_digest"],
         parents=tuple(json.loads(row["parents"])),

@@ -121,6 +121,7 @@ def candidate_json(results: Results, candidate: CandidateRecord) -> dict[str, An
         "state": candidate.state,
         "genome": candidate.genome.values.tolist() if candidate.genome else None,
         "recipe_digest": candidate.recipe_digest,
+        "parents": list(candidate.parents),
         "evaluations": evaluations,
     }
 

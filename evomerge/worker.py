@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evaluators.evaluation import Documents, Failure, FailureKind, Outcome
-from evaluators.objective import EvaluationSettings, Objective
+from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome
+from evaluators.objective import EvaluationSettings
+from evaluators.objective_kinds import AnyObjective
 from evomerge.errors import CandidateFailed
 from search_spaces.recipe import Dtype, Recipe
 
@@ -20,16 +21,18 @@ class WorkerSpec:
     Attributes:
         folders: one per source of every recipe, in the recipes' order.
         tokenizer: position of the source that gives tokenizer and config.
+        base: position of the source that objectives relative to a base mean; None if there is none.
         threads: CPU threads for tensor work.
     """
 
     folders: tuple[str, ...]
     tokenizer: int
     dtype: Dtype
-    objectives: tuple[Objective, ...]
+    objectives: tuple[AnyObjective, ...]
     evaluation: EvaluationSettings
     device: str = "cpu"
     threads: int = 1
+    base: int | None = 0
 
     def __call__(self) -> Worker:
         """Return a new worker."""
@@ -46,6 +49,7 @@ class Worker:
         from evaluators.context import context_length
         from evaluators.evaluator import LmEvalEvaluator
         from evaluators.tasks import TaskSuite
+        from evomerge.base_scores import Base, BaseScores
         from evomerge.merging.checkpoint import Checkpoint
         from evomerge.merging.resident import ResidentModel
 
@@ -56,16 +60,25 @@ class Worker:
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
         length = context_length(self._resident.model.config, tokenizer)
         self._evaluator = LmEvalEvaluator(suite, tokenizer, settings=spec.evaluation, max_length=length)
+        base = None if spec.base is None else Base(spec.base, checkpoints)
+        self._base_scores = BaseScores(spec.objectives, base, self._resident, self._measure)
 
     def evaluate(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]]) -> Outcome:
         """Merge ``recipe_json`` into the resident model and measure it on the documents ``ids`` of each task."""
+        recipe, documents = Recipe.model_validate_json(recipe_json), Documents(dict(ids))
+        if failure := self._base_scores.prepare(recipe, documents):
+            return failure
+        outcome = self._measure(recipe, documents)
+        return self._base_scores.complete(outcome, documents) if isinstance(outcome, Evaluation) else outcome
+
+    def _measure(self, recipe: Recipe, documents: Documents) -> Outcome:
         started, cpu = time.perf_counter(), time.process_time()
         try:
-            self._resident.apply(Recipe.model_validate_json(recipe_json))
+            self._resident.apply(recipe)
         except CandidateFailed as error:
             return Failure(FailureKind.MERGE_ERROR, str(error))
         merged = time.perf_counter() - started
-        outcome = self._evaluator.evaluate(self._resident.model, Documents(dict(ids)))
+        outcome = self._evaluator.evaluate(self._resident.model, documents)
         return replace(
             outcome,
             cost=replace(

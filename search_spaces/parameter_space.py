@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from search_spaces.canonical import Frozen
 from search_spaces.genes import Gene, Genes, Genome
+from search_spaces.operator_settings import Bounds, OperatorSettings, ShareBounds
 from search_spaces.operators import OPERATORS, KnobSpec, MergeOperator, Operator
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
 
 OperatorKind = Literal[
     "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties",
     "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "nuslerp",
-    "multislerp",
+    "multislerp", "karcher", "passthrough", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
+    "magmax", "consensus", "localize_stitch", "compeft", "pcb", "tsv_m", "iso_c", "swudi",
 ]  # fmt: skip
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),
@@ -42,28 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # see search_spaces.presets
 }
 
 
-OWN_KNOBS = frozenset(
-    {"power", "gamma", "spread", "select_topk"}
-)  # settings that only some operators have, none when they are not given
-
-
-def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
-    if not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds must be [low, high] with low < high, got {list(bounds)}")
-    return bounds
-
-
-def _share(bounds: tuple[float, float]) -> tuple[float, float]:
-    if bounds[0] < 0.0 or bounds[1] > 1.0:
-        raise ValueError(f"must lie within [0, 1], got {list(bounds)}")
-    return bounds
-
-
-Bounds = Annotated[tuple[float, float], AfterValidator(_ordered)]
-ShareBounds = Annotated[tuple[float, float], AfterValidator(_ordered), AfterValidator(_share)]
-
-
-class ParameterSpaceSettings(Frozen):
+class ParameterSpaceSettings(OperatorSettings):
     """The `space` section of a search file for ``kind: parameter``."""
 
     kind: Literal["parameter"] = "parameter"
@@ -78,12 +58,6 @@ class ParameterSpaceSettings(Frozen):
     density: ShareBounds = (0.1, 1.0)
     density_start: float | None = None
     t: ShareBounds = (0.0, 1.0)
-    gamma: Bounds | None = Field(
-        default=None, description="breadcrumbs: bounds of the share of largest elements dropped"
-    )
-    spread: Bounds | None = Field(default=None, description="della: bounds of epsilon / min(density, 1 - density)")
-    select_topk: Bounds | None = Field(default=None, description="sce: bounds of the share of elements selected")
-    power: Bounds | None = Field(default=None, description="model_stock: bounds of the exponent on its share")
     normalize: bool = Field(default=False, description="divide by the sum of the weights")
     scale: float = Field(default=1.0, description="fixed factor on the merged task vector (mergekit's lambda)")
     rescale: bool = Field(default=True, description="DARE: undo the loss of length by dropping")
@@ -104,22 +78,9 @@ class ParameterSpaceSettings(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _bounds_fit_the_operator(self) -> ParameterSpaceSettings:
-        knobs = {spec.name: spec for spec in OPERATORS[self.operator].knobs}
-        for name in sorted(OWN_KNOBS - knobs.keys()):
-            if getattr(self, name) is not None:
-                known = ", ".join(knobs)
-                raise ValueError(f"{name} is no parameter of {self.operator}, which has {known}; leave it out")
-        for name, spec in knobs.items():
-            low, high = self.bounds(spec)
-            if low < spec.limits[0] or high > spec.limits[1]:
-                raise ValueError(f"{name} of {self.operator} must lie within {list(spec.limits)}, got {[low, high]}")
+    def _settings_fit_the_operator(self) -> ParameterSpaceSettings:
+        self.check_operator(self.operator)
         return self
-
-    def bounds(self, spec: KnobSpec) -> tuple[float, float]:
-        """Return the bounds of a knob of the operator: those given here, else the operator's own."""
-        given: tuple[float, float] | None = getattr(self, spec.name)
-        return spec.bounds if given is None else given
 
 
 class TensorGroup(NamedTuple):
@@ -179,6 +140,8 @@ class ParameterSpace:
         kind = self.settings.operator
         if self.operator.pair and experts != 2:
             raise ValueError(f"{kind} merges exactly two experts, got {experts}; use task_arithmetic or ties for more")
+        if self.operator.most_experts == 1 and experts != 1:
+            raise ValueError(f"{kind} takes exactly one expert, got {experts}; a recipe can take others elsewhere")
         if experts < self.operator.fewest_experts:
             raise ValueError(f"{kind} merges at least {self.operator.fewest_experts} experts, got {experts}")
 
@@ -202,7 +165,11 @@ class ParameterSpace:
     @cached_property
     def knobs(self) -> tuple[Knob, ...]:
         """The operator's parameters that are searched."""
-        return tuple(self._knob(spec) for spec in self.operator.knobs)
+        return tuple(self._knob(spec) for spec in self._specs)
+
+    @property
+    def _specs(self) -> tuple[KnobSpec, ...]:
+        return (*self.operator.knobs, *self.settings.steps)
 
     def _knob(self, spec: KnobSpec) -> Knob:
         experts = self.expert_names if spec.per_expert else ()
@@ -218,6 +185,11 @@ class ParameterSpace:
     def genes(self) -> Genes:
         """Names read ``knob/expert/layers/tensors``; parts that are not searched are left out."""
         return Genes(tuple(self._make_genes()))
+
+    @property
+    def in_words(self) -> str:
+        """How large the space is."""
+        return f"{len(self.genes)} genes"
 
     def _make_genes(self) -> Iterator[Gene]:
         for position, (first, stop) in enumerate(self.layer_ranges):
@@ -242,7 +214,7 @@ class ParameterSpace:
         blocks = []
         for layers, row in self._rows(table):
             for group, numbers in zip(self.tensor_groups, row, strict=True):
-                blocks.append(Block(layers=layers, tensors=group.patterns, operator=self._operator(numbers)))
+                blocks.append(self._block(layers, group, numbers))
         return self.recipe(tuple(blocks))
 
     def _rows(self, table: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
@@ -255,6 +227,12 @@ class ParameterSpace:
             lower = min(int(at), len(table) - 2)
             share = at - lower
             yield (layer, layer + 1), (1.0 - share) * table[lower] + share * table[lower + 1]
+
+    def _block(self, layers: tuple[int, int], group: TensorGroup, numbers: np.ndarray) -> Block:
+        steps = [spec.field for spec in self.settings.steps]
+        split = len(numbers) - len(steps)
+        step = self.settings.step_of(dict(zip(steps, numbers[split:].tolist(), strict=True)))
+        return Block(layers=layers, tensors=group.patterns, operator=self._operator(numbers[:split]), **step)
 
     def _operator(self, numbers: np.ndarray) -> Operator:
         left = iter(numbers.tolist())
@@ -277,7 +255,7 @@ class ParameterSpace:
     def constant(self, weights: tuple[float, ...], density: float = 1.0) -> Genome | None:
         """Return the genome with these expert weights in every group, or None where the bounds exclude it."""
         fields = {"weights": list(weights), "densities": [density] * len(weights)}
-        if any(spec.field not in fields for spec in self.operator.knobs):
+        if any(spec.field not in fields for spec in self._specs):
             return None
         numbers = [number for spec in self.operator.knobs for number in fields[spec.field]]
         genome = Genome(np.tile(numbers, len(self.layer_ranges) * len(self.tensor_groups)))

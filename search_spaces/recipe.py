@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from search_spaces.canonical import Frozen, canonical_json, digest
 from search_spaces.operators import Operator
+from search_spaces.tiles import MosaicBody
 
 PER_MODEL = ("weights", "densities", "gammas", "spreads")
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class Source(Frozen):
@@ -39,6 +44,23 @@ class Block(Frozen):
         default=("*",), min_length=1, description="shell-style patterns (* ? []) on the tensor's whole name"
     )
     operator: Operator
+    length: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="norm of what is added to the base, tensor by tensor, over the mean norm of the task vectors",
+        exclude_if=_is_none,
+    )
+    lines: tuple[float, float] | None = Field(
+        default=None,
+        description="[alpha, beta]: what is added to the base is multiplied by alpha + beta l / (L - 1) in layer l of "
+        "L, and by alpha outside the stack (LiNeS, Wang et al. 2025)",
+        exclude_if=_is_none,
+    )
+
+    @property
+    def has_step(self) -> bool:
+        """Whether the operator's result is moved nearer to the base or farther from it."""
+        return self.length is not None or self.lines is not None
 
     @model_validator(mode="after")
     def _layers_not_empty(self) -> Block:
@@ -56,6 +78,13 @@ class Blocks(Frozen):
     mask_seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the random masks (DARE)")
 
 
+def _with_kind(value: Any) -> Any:
+    return {"kind": "blocks", **value} if isinstance(value, dict) else value
+
+
+Body = Annotated[Blocks | MosaicBody, Field(discriminator="kind"), BeforeValidator(_with_kind)]
+
+
 class Recipe(Frozen):
     """Immutable description of one merged model; see `digest` for its identity."""
 
@@ -64,7 +93,7 @@ class Recipe(Frozen):
     base: int | None = Field(default=0, description="position of the base in sources; none for a plain average")
     tokenizer: int = Field(default=0, ge=0, description="position of the source that gives tokenizer and config")
     dtype: Dtype = "bfloat16"
-    body: Blocks
+    body: Body
 
     @property
     def experts(self) -> tuple[int, ...]:
@@ -88,9 +117,17 @@ class Recipe(Frozen):
         for name, position in (("base", self.base), ("tokenizer", self.tokenizer)):
             if position is not None and not 0 <= position < count:
                 raise ValueError(f"{name} is source {position}, but there are {count} sources (0 to {count - 1})")
-        for block in self.body.blocks:
-            self._check_operator(block.operator)
+        if isinstance(self.body, MosaicBody):
+            _check_rows(self.body, count)
+        else:
+            self._check_blocks(self.body)
         return self
+
+    def _check_blocks(self, body: Blocks) -> None:
+        for block in body.blocks:
+            self._check_operator(block.operator)
+            if block.has_step and self.base is None:
+                raise ValueError("length and lines measure the way from the base, and the recipe has none")
 
     def _check_operator(self, operator: Operator) -> None:
         count, experts = len(self.sources), len(self.experts)
@@ -101,6 +138,10 @@ class Recipe(Frozen):
             raise ValueError(f"{operator.kind} merges task vectors and needs a base; linear and slerp do not")
         if operator.needs_base and between is not None and self.base in between:
             raise ValueError(f"{operator.kind} is between two experts, got {between} with the base {self.base}")
+        source = getattr(operator, "source", None)
+        if source is not None and (source >= count or operator.needs_base and source == self.base):
+            what = "an expert" if operator.needs_base else "a source"
+            raise ValueError(f"{operator.kind}: source is the position of {what} (of {count} sources), got {source}")
         if operator.needs_base and experts < operator.fewest_experts:
             raise ValueError(f"{operator.kind} merges at least {operator.fewest_experts} experts, got {experts}")
         expected, kind = (count, "source") if operator.per_source else (experts, "expert")
@@ -108,3 +149,12 @@ class Recipe(Frozen):
             values = getattr(operator, name, None)
             if values is not None and len(values) != expected:
                 raise ValueError(f"{operator.kind} needs one of {name} per {kind} ({expected}), got {len(values)}")
+
+
+def _check_rows(body: MosaicBody, sources: int) -> None:
+    for chromosome in body.chromosomes:
+        for row in chromosome.coefficients:
+            if len(row) != sources:
+                raise ValueError(
+                    f"chromosome {chromosome.name} needs a coefficient per source ({sources}), got {len(row)}"
+                )

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from search_spaces.genes import Genome
+from search_spaces.mosaic_space import MosaicSpace
 from search_spaces.operators import Linear, Operator, TaskArithmetic, Ties
-from search_spaces.parameter_space import ParameterSpace
 from search_spaces.recipe import Block, Recipe
+from search_spaces.spaces import Space
 
 UNIFORM = "uniform average"
 
@@ -21,17 +22,17 @@ class Seed(NamedTuple):
     genome: Genome | None
 
 
-def single_coefficient(space: ParameterSpace, coefficient: float) -> Recipe:
+def single_coefficient(space: Space, coefficient: float) -> Recipe:
     """Return task arithmetic with one ``coefficient`` for every expert and tensor."""
     return _everywhere(space, TaskArithmetic(weights=(coefficient,) * len(space.expert_names)))
 
 
-def base_recipe(space: ParameterSpace) -> Recipe:
+def base_recipe(space: Space) -> Recipe:
     """Return the base itself as a recipe."""
     return _only(space, 0)
 
 
-def seeds(space: ParameterSpace) -> Iterator[Seed]:
+def seeds(space: Space) -> Iterator[Seed]:
     """Yield base, each expert, the uniform average, task arithmetic at 0.4 and 1/sqrt(experts), and TIES."""
     count = len(space.expert_names)
     yield Seed("base", base_recipe(space), _constant(space, (0.0,) * count, linear=False))
@@ -49,18 +50,20 @@ def seeds(space: ParameterSpace) -> Iterator[Seed]:
     yield Seed("TIES 0.5", _everywhere(space, ties), None)
 
 
-def _constant(space: ParameterSpace, weights: tuple[float, ...], *, linear: bool = True) -> Genome | None:
-    """The genome of a plain combination, where the space's operator at full density is one."""
+def _constant(space: Space, weights: tuple[float, ...], *, linear: bool = True) -> Genome | None:
+    """The genome of a plain combination, where the space's operator at full density is one. Mosaics have it."""
+    if isinstance(space, MosaicSpace):
+        return space.constant(weights)
     settings = space.settings
     exact = settings.operator == "task_arithmetic" and settings.scale == 1.0 and not settings.normalize
     exact = exact or (linear and settings.operator == "linear")
     return space.constant(weights) if exact else None
 
 
-def _only(space: ParameterSpace, position: int) -> Recipe:
+def _only(space: Space, position: int) -> Recipe:
     weights = tuple(1.0 if i == position else 0.0 for i in range(len(space.sources)))
     return _everywhere(space, Linear(weights=weights))
 
 
-def _everywhere(space: ParameterSpace, operator: Operator) -> Recipe:
+def _everywhere(space: Space, operator: Operator) -> Recipe:
     return space.recipe((Block(layers=(0, space.layers), operator=operator),))

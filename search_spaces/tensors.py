@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
 
+from search_spaces.patterns import matches
 from search_spaces.recipe import Block, Blocks
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
@@ -25,11 +25,6 @@ def layer_of(tensor: str, layers: int) -> int:
 def in_stack(tensor: str) -> bool:
     """Whether ``tensor`` belongs to one of the layers, not to what comes before or after them."""
     return bool(_LAYER.search(tensor))
-
-
-def matches(tensor: str, patterns: tuple[str, ...]) -> bool:
-    """Whether the whole name of ``tensor`` matches one of the shell-style ``patterns``."""
-    return any(fnmatchcase(tensor, pattern) for pattern in patterns)
 
 
 def block_for(tensor: str, body: Blocks, layers: int) -> Block:

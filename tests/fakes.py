@@ -14,7 +14,10 @@ from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureK
 from evaluators.splits import Splits
 from evomerge.config import SearchFile
 from evomerge.problem import Problem, make_space
+from search_spaces.mosaic import MosaicAlgebra
+from search_spaces.mosaic_space import MosaicSpace
 from search_spaces.recipe import Recipe, Source
+from search_spaces.tiles import TileGrid
 
 TARGETS = {"first/acc": np.array([0.2, 1.1]), "second/acc": np.array([1.0, 0.4])}
 DOCUMENTS = {"search": range(0, 40), "validation": range(40, 80), "test": range(80, 160)}
@@ -54,7 +57,11 @@ class FakeWorker:
 
 
 def mean_weights(recipe):
-    """Mean over the blocks of the two experts' weights; those of `linear` begin with the base's."""
+    """Mean over the blocks of the two experts' weights; those of `linear` begin with the base's. Of a mosaic, the mean
+    over the tiles."""
+    if recipe.body.kind == "mosaic":
+        means = [np.diff(c.boundaries) @ np.array(c.coefficients) / c.boundaries[-1] for c in recipe.body.chromosomes]
+        return np.mean(means, axis=0)[-2:]
     return np.mean([block.operator.weights[-2:] for block in recipe.body.blocks], axis=0)
 
 
@@ -82,12 +89,21 @@ def search_file(folder: Path, **changes) -> SearchFile:
     return SearchFile.model_validate(value)
 
 
+def mosaic_space(file, sources):
+    """Random sources of 20 tiles, the first 8 in a chromosome of their own."""
+    weights = np.random.default_rng(0).normal(size=(20, 3, file.space.tile))
+    sizes = {"attn": 8 * file.space.tile, "mlp": 12 * file.space.tile}
+    grid = TileGrid.of(sizes, file.space.tile, file.space.layout(sorted(sizes)))
+    algebra = MosaicAlgebra(grid, weights @ weights.transpose(0, 2, 1), sphere=file.space.sphere)
+    return MosaicSpace(file.space, sources, ("one", "two"), 4, algebra)
+
+
 def problem(file: SearchFile) -> Problem:
     sources = tuple(Source(path=f"/{name}", digest=name[0] * 64) for name in ("base", "one", "two"))
     documents = {split: Documents({"first": tuple(ids), "second": tuple(ids)}) for split, ids in DOCUMENTS.items()}
     return Problem(
         file=file,
-        space=make_space(file, sources, layers=4),
+        space=make_space(file, sources, layers=4) if file.space.kind == "parameter" else mosaic_space(file, sources),
         folders=(Path("/base"), Path("/one"), Path("/two")),
         model_bytes=1000,
         splits=Splits(**documents),

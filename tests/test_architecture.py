@@ -19,6 +19,7 @@ ONLY_IN = {  # library -> places that may import it
     "cma": ("evomerge/optimizers/cma_es.py",),
     "numba": ("evomerge/merging/compiled/",),
     "llvmlite": ("evomerge/merging/compiled/",),
+    "py3langid": ("evaluators/languages.py",),
     "moocore": ("evomerge/archives/pareto.py",),
     "optuna": ("evomerge/optuna_view.py", "evomerge/optimizers/"),
     "sqlalchemy": ("evomerge/store.py", "evomerge/schema.py", "evomerge/optuna_view.py"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from evaluators.objective import Objective
+from evaluators.objective_kinds import AnyObjective
 from evomerge.archives import pareto
 from evomerge.figures.candidates import marked, measured
 from evomerge.figures.theme import GREY, STYLES, hover_lines, objective_label, of_which, style, text, thinned
@@ -58,7 +58,7 @@ def front_figure(results: Results, x: str | None = None, y: str | None = None) -
     return figure
 
 
-def _axes(results: Results, x: str | None, y: str | None) -> tuple[Objective, Objective]:
+def _axes(results: Results, x: str | None, y: str | None) -> tuple[AnyObjective, AnyObjective]:
     known = {objective.name: objective for objective in results.objectives}
     if len(known) < 2:
         raise ValueError(f"a front needs two objectives, search {results.record.name!r} has one")
@@ -75,7 +75,7 @@ def _axes(results: Results, x: str | None, y: str | None) -> tuple[Objective, Ob
 class _Plane:
     """Points by two objectives; their hover text shows all of them."""
 
-    def __init__(self, results: Results, across: Objective, up: Objective) -> None:
+    def __init__(self, results: Results, across: AnyObjective, up: AnyObjective) -> None:
         self._results = results
         self._names = results.chooser.names
         self._columns = self._names.index(across.name), self._names.index(up.name)
@@ -155,7 +155,7 @@ def _title(candidate: CandidateRecord, role: str) -> str:
     return text(f"winner: {candidate.label}" if role == "winner" else candidate.label)
 
 
-def _join(figure: go.Figure, results: Results, across: Objective, up: Objective) -> None:
+def _join(figure: go.Figure, results: Results, across: AnyObjective, up: AnyObjective) -> None:
     """Join the front of the two objectives by the border of what it dominates."""
     signs = np.array([across.sign, up.sign])
     rows = [c.values("search", (across.name, up.name)) for c in results.front]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from evaluators.objective import Objective
+from evaluators.objective_kinds import AnyObjective
 from evomerge.figures.candidates import marked, measured
 from evomerge.figures.theme import GREY, STYLES, of_which, style, text, thinned
 from evomerge.records import CandidateRecord
@@ -86,7 +86,7 @@ class _Lines:
         )
 
 
-def _scale_of_axes(figure: go.Figure, objectives: Sequence[Objective], low: np.ndarray, high: np.ndarray) -> None:
+def _scale_of_axes(figure: go.Figure, objectives: Sequence[AnyObjective], low: np.ndarray, high: np.ndarray) -> None:
     """Write the best and the worst value over and under each axis."""
     for position, (objective, worst, best) in enumerate(zip(objectives, low, high, strict=True)):
         figure.add_vline(x=position, line={"width": 1, "color": GREY})
@@ -94,7 +94,7 @@ def _scale_of_axes(figure: go.Figure, objectives: Sequence[Objective], low: np.n
             figure.add_annotation(
                 x=position, y=at, yanchor=anchor, text=f"{value * objective.sign:.3g}", font={"size": 11}
             )
-    names = [f"{text(o.task)}<br>{text(o.metric)}" for o in objectives]
+    names = [f"{text(o.title)}<br>{text(o.detail)}" for o in objectives]
     last = len(objectives) - 1
     figure.update_layout(
         height=420,

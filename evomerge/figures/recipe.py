@@ -9,14 +9,14 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from evomerge.figures.mosaic import SIGNED, WEIGHTS, mosaic_figure
 from evomerge.figures.theme import text
 from search_spaces.operators import Operator
 from search_spaces.parameter_space import TENSOR_GROUPS
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import Blocks, Recipe
+from search_spaces.tiles import MosaicBody
 
-# Both run from pale to a colour of Okabe and Ito, so that order survives print and every kind of colour vision.
-WEIGHTS = [[0.0, "#f1f5fa"], [0.5, "#56B4E9"], [1.0, "#01426a"]]
-SIGNED = [[0.0, "#8a3c00"], [0.25, "#E69F00"], [0.5, "#f5f5f5"], [0.75, "#56B4E9"], [1.0, "#01426a"]]
+# From pale to a colour of Okabe and Ito, as those of weights do.
 SHARES = [[0.0, "#f0f8f4"], [0.5, "#4cbf9c"], [1.0, "#00553d"]]
 ROW_PIXELS, PANEL_PIXELS = 30, 66
 
@@ -37,12 +37,12 @@ class _Panel(NamedTuple):
 
 
 def recipe_figure(recipe: Recipe, *, source_names: Sequence[str], layers: int) -> go.Figure:
-    """Draw weights, densities and interpolation parameters of a recipe of blocks.
+    """Draw weights, densities and interpolation parameters of a recipe of blocks, or the coefficients of a mosaic.
 
     Neighbouring layers with the same numbers share a cell, as wide as they are many.
 
     Args:
-        recipe: with a body of blocks.
+        recipe: with any body.
         source_names: one per source of the recipe, in its order.
         layers: number of layers of the models.
 
@@ -51,7 +51,9 @@ def recipe_figure(recipe: Recipe, *, source_names: Sequence[str], layers: int) -
     """
     if len(source_names) != len(recipe.sources):
         raise ValueError(f"the recipe has {len(recipe.sources)} sources, got {len(source_names)} names")
-    panels = _panels(recipe, source_names, layers)
+    if isinstance(recipe.body, MosaicBody):
+        return mosaic_figure(recipe.body, source_names=source_names)
+    panels = _panels(recipe.body, recipe.experts, source_names, layers)
     edges = _edges(panels, layers)
     sizes = [max(len(panel.models), 1) for panel in panels]
     height = sum(ROW_PIXELS * size + PANEL_PIXELS for size in sizes) + 40
@@ -91,18 +93,18 @@ def _cells(operator: Operator, names: Sequence[str], experts: Sequence[int]) -> 
             yield _Cell(spec.name, names[model], number)
 
 
-def _panels(recipe: Recipe, names: Sequence[str], layers: int) -> list[_Panel]:
+def _panels(body: Blocks, experts: Sequence[int], names: Sequence[str], layers: int) -> list[_Panel]:
     """One per tensor group and parameter; where two blocks of a group cover a layer, the first decides it."""
     tables: dict[tuple[tuple[str, ...], str], dict[str, np.ndarray]] = {}
     decided: dict[tuple[str, ...], set[int]] = {}
-    for block in recipe.body.blocks:
+    for block in body.blocks:
         free = [
             i
             for i in range(block.layers[0], min(block.layers[1], layers))
             if i not in decided.setdefault(block.tensors, set())
         ]
         decided[block.tensors].update(free)
-        for cell in _cells(block.operator, names, recipe.experts):
+        for cell in _cells(block.operator, names, experts):
             table = tables.setdefault((block.tensors, cell.parameter), {})
             table.setdefault(cell.model, np.full(layers, np.nan))[free] = cell.value
     order = {name: i for i, name in enumerate(names)}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from evaluators.objective import Objective
+from evaluators.objective_kinds import AnyObjective
 from evomerge.results import JOINT, Results
 
 GREY, SKY, GREEN, BLUE = "#8f8f8f", "#56B4E9", "#009E73", "#0072B2"
@@ -82,7 +82,7 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=False)
 
 
-def objective_label(objective: Objective) -> str:
+def objective_label(objective: AnyObjective) -> str:
     """Return an axis title: the objective's name, and which way is better where that is down."""
     return text(objective.name) + (" (less is better)" if objective.sign < 0 else "")
 

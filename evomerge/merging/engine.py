@@ -10,13 +10,17 @@ from torch import Tensor
 
 from evomerge.errors import BadRecipe, CandidateFailed
 from evomerge.merging.checkpoint import Checkpoint
-from evomerge.merging.kernels import Scratch
+from evomerge.merging.coefficients import Kernel
+from evomerge.merging.kernels import Scratch, part
 from evomerge.merging.masks import MaskKey, mask_keys
-from evomerge.merging.operators import Kernel, for_tensor, whole_run
+from evomerge.merging.mosaics import Mosaics
+from evomerge.merging.operators import for_tensor, whole_run
 from evomerge.merging.selection import CACHE_BYTES, Selector
+from evomerge.merging.step import stepped
 from search_spaces.operators import Linear, TaskArithmetic
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import Block, Blocks, Recipe
 from search_spaces.tensors import block_for
+from search_spaces.tiles import MosaicBody
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _REMEMBERED_STRUCTURES = 32
@@ -83,6 +87,7 @@ class MergeEngine:
         ]
         self._scratch: dict[torch.device, Scratch] = {}
         self._selectors: dict[int, Selector] = {}
+        self._mosaics = Mosaics({name: self._flat[0][name].numel() for name in self.order})
 
     @property
     def private_bytes_needed(self) -> int:
@@ -99,16 +104,37 @@ class MergeEngine:
         """
         target = out if isinstance(out, Destination) else Destination(out)
         self._check_recipe(recipe)
-        runs = self._planned(recipe, target)
-        scratch = self._scratch_on(runs[0].out.device)
-        kernels = [whole_run(block.operator, recipe) for block in recipe.body.blocks]
-        keys = mask_keys(recipe.body.mask_seed, recipe.sources)
-        for run in runs:
-            kernel = kernels[run.block] or self._kernel(recipe, run.block, run.names[0], keys)
-            kernel.run(run.sources, run.out, scratch)
+        if isinstance(recipe.body, MosaicBody):
+            scratch = self._merge_mosaic(recipe, recipe.body, target)
+        else:
+            scratch = self._merge_blocks(recipe, recipe.body, target)
         if not scratch.healthy():
             for name in self.order:
                 _check_finite(recipe, name, target[name])
+
+    def _merge_blocks(self, recipe: Recipe, body: Blocks, target: Destination) -> Scratch:
+        runs = self._planned(recipe, body, target)
+        scratch = self._scratch_on(runs[0].out.device)
+        kernels = [whole_run(block.operator, recipe) if _alike(block) else None for block in body.blocks]
+        keys = mask_keys(body.mask_seed, recipe.sources)
+        for run in runs:
+            kernel = kernels[run.block] or self._kernel(recipe, body.blocks[run.block], run.names[0], keys)
+            kernel.run(run.sources, run.out, scratch)
+        return scratch
+
+    def _merge_mosaic(self, recipe: Recipe, body: MosaicBody, target: Destination) -> Scratch:
+        for name in self.order:
+            self._check_target(target, name)
+        _check_dtype(recipe, target[self.order[0]])
+        scratch = self._scratch_on(target[self.order[0]].device)
+        for name in self.order:
+            self._mosaic_tensor(body, name, target[name].view(-1), scratch)
+        return scratch
+
+    def _mosaic_tensor(self, body: MosaicBody, name: str, out: Tensor, scratch: Scratch) -> None:
+        sources = [flat[name] for flat in self._flat]
+        for start, stop, kernel in self._mosaics.pieces(body, name):
+            kernel.run([part(source, start, stop) for source in sources], part(out, start, stop), scratch)
 
     def merge_tensor(self, recipe: Recipe, name: str) -> Tensor:
         """Return tensor ``name`` of ``recipe``, with the bytes that `merge` would write.
@@ -122,16 +148,23 @@ class MergeEngine:
             raise BadRecipe(f"tensor {name!r} is not one of the {len(self.order)} that are merged")
         out = torch.empty(self._checkpoints[0].info(name).shape, dtype=DTYPES[recipe.dtype])
         scratch = self._scratch_on(out.device)
-        keys = mask_keys(recipe.body.mask_seed, recipe.sources)
-        kernel = self._kernel(recipe, self._block_index(recipe, name), name, keys)
-        kernel.run([flat[name] for flat in self._flat], out.view(-1), scratch)
+        if isinstance(recipe.body, MosaicBody):
+            self._mosaic_tensor(recipe.body, name, out.view(-1), scratch)
+        else:
+            keys = mask_keys(recipe.body.mask_seed, recipe.sources)
+            block = recipe.body.blocks[self._block_index(recipe.body, name)]
+            kernel = self._kernel(recipe, block, name, keys)
+            kernel.run([flat[name] for flat in self._flat], out.view(-1), scratch)
         if not scratch.healthy():
             _check_finite(recipe, name, out)
         return out
 
-    def _kernel(self, recipe: Recipe, block: int, name: str, keys: Sequence[MaskKey]) -> Kernel:
-        operator = recipe.body.blocks[block].operator
-        return for_tensor(operator, recipe, name, selector=self._selector(recipe), keys=keys)
+    def _kernel(self, recipe: Recipe, block: Block, name: str, keys: Sequence[MaskKey]) -> Kernel:
+        selector = self._selector(recipe)
+        kernel = for_tensor(block.operator, recipe, name, selector=selector, keys=keys)
+        if not block.has_step:
+            return kernel
+        return stepped(kernel, block, recipe, name, layers=self._checkpoints[0].layers, selector=selector)
 
     def _selector(self, recipe: Recipe) -> Selector:
         base = recipe.base if recipe.base is not None else 0
@@ -151,30 +184,26 @@ class MergeEngine:
                 f"the recipe names {len(recipe.sources)} sources, but {len(self._checkpoints)} checkpoints are open"
             )
 
-    def _block_index(self, recipe: Recipe, name: str) -> int:
+    def _block_index(self, body: Blocks, name: str) -> int:
         try:
-            block = block_for(name, recipe.body, self._checkpoints[0].layers)
+            block = block_for(name, body, self._checkpoints[0].layers)
         except ValueError as error:
             raise BadRecipe(str(error)) from None
-        return next(i for i, other in enumerate(recipe.body.blocks) if other is block)
+        return next(i for i, other in enumerate(body.blocks) if other is block)
 
-    def _planned(self, recipe: Recipe, target: Destination) -> list[_Run]:
-        structure = tuple(
-            (block.layers, block.tensors, isinstance(block.operator, Linear | TaskArithmetic))
-            for block in recipe.body.blocks
-        )
-        runs = target.runs((id(self), structure), lambda: self._plan(recipe, target))
-        if runs[0].out.dtype is not DTYPES[recipe.dtype]:
-            raise BadRecipe(f"the recipe is {recipe.dtype}, but the tensors to write are {runs[0].out.dtype}")
+    def _planned(self, recipe: Recipe, body: Blocks, target: Destination) -> list[_Run]:
+        structure = tuple((block.layers, block.tensors, _alike(block)) for block in body.blocks)
+        runs = target.runs((id(self), structure), lambda: self._plan(body, target))
+        _check_dtype(recipe, runs[0].out)
         return runs
 
-    def _plan(self, recipe: Recipe, target: Destination) -> list[_Run]:
+    def _plan(self, body: Blocks, target: Destination) -> list[_Run]:
         """Group neighbouring tensors of one block into runs, where its operator treats all tensors alike."""
         groups: list[tuple[int, list[str]]] = []
         for name in self.order:
             self._check_target(target, name)
-            block = self._block_index(recipe, name)
-            fits = isinstance(recipe.body.blocks[block].operator, Linear | TaskArithmetic)
+            block = self._block_index(body, name)
+            fits = _alike(body.blocks[block])
             if fits and groups and groups[-1][0] == block and self._adjacent(groups[-1][1][-1], name, target):
                 groups[-1][1].append(name)
             else:
@@ -200,6 +229,11 @@ class MergeEngine:
             raise BadRecipe(f"out: tensor {name!r} should have shape {list(shape)}, got {found}")
 
 
+def _alike(block: Block) -> bool:
+    """Whether all tensors of the block are merged alike, so that neighbours can be merged as one."""
+    return isinstance(block.operator, Linear | TaskArithmetic) and not block.has_step
+
+
 def _touch(one: Tensor, two: Tensor) -> bool:
     same = one.dtype == two.dtype and one.untyped_storage().data_ptr() == two.untyped_storage().data_ptr()
     return same and one.storage_offset() + one.numel() == two.storage_offset()
@@ -210,6 +244,11 @@ def _span(tensors: Sequence[Tensor]) -> Tensor:
     if len(tensors) == 1:
         return tensors[0]
     return torch.as_strided(tensors[0], (sum(tensor.numel() for tensor in tensors),), (1,))
+
+
+def _check_dtype(recipe: Recipe, out: Tensor) -> None:
+    if out.dtype is not DTYPES[recipe.dtype]:
+        raise BadRecipe(f"the recipe is {recipe.dtype}, but the tensors to write are {out.dtype}")
 
 
 def _check_finite(recipe: Recipe, name: str, tensor: Tensor) -> None:

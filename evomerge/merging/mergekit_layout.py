@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from evomerge.errors import BadRecipe
-from evomerge.merging.mergekit_settings import METHODS, Settings, parameters_of
+from evomerge.merging.mergekit_settings import METHODS, WITHOUT_BASE, Settings, parameters_of
 from search_spaces.recipe import Source
 
 _TOP = (
@@ -69,7 +69,7 @@ def parse(text_or_path: str | Path) -> MergekitConfig:
         slices: tuple[Slice, ...] = (_models(value["models"], base, method),)
     else:
         slices = _slices(value["slices"], base, method)
-    if method != "linear" and any(piece.base is None for piece in slices):
+    if method not in WITHOUT_BASE and any(piece.base is None for piece in slices):
         raise BadRecipe(f"mergekit config: {method} needs a base_model")
     inputs = [entry.model for piece in slices for entry in piece.inputs]
     tokenizer = _tokenizer(value, base)
@@ -136,11 +136,13 @@ def _slice(
     if len(set(models)) != len(models):
         raise BadRecipe(f"mergekit config: a model is listed twice for the same layers: {[m.path for m in models]}")
     if base is not None and base not in models:
-        if method != "linear":
+        if method not in WITHOUT_BASE:
             raise BadRecipe(f"mergekit config: base_model {base.path!r} is not among the sources of a slice")
         base = None
     if method == "slerp" and len(models) != 2:
         raise BadRecipe(f"mergekit config: slerp merges two models, got {len(models)}")
+    if method == "passthrough" and len(models) != 1:
+        raise BadRecipe(f"mergekit config: passthrough copies one model a slice, got {len(models)}")
     return Slice(first, stop, tuple(inputs), base, parameters)
 
 

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import BadRecipe
 from evomerge.merging.mergekit_layout import MergekitConfig, Slice
-from evomerge.merging.mergekit_settings import lookup, parameters_of
-from search_spaces.operators import OPERATORS, Linear, ModelStock, MultiSlerp, NuSlerp, Operator, Sce, Slerp
+from evomerge.merging.mergekit_settings import WITHOUT_BASE, lookup, parameters_of
+from search_spaces.operators import (
+    OPERATORS,
+    ArceeFusion,
+    Karcher,
+    Linear,
+    ModelStock,
+    MultiSlerp,
+    NearSwap,
+    NuSlerp,
+    Operator,
+    Passthrough,
+    Ram,
+    RamPlus,
+    Sce,
+    Slerp,
+)
+from search_spaces.operators.task_vectors import Vectors
 from search_spaces.recipe import Source
 
+_OF_ANY_BASE = ("slerp", *WITHOUT_BASE)
 _VOTING = ("ties", "dare_ties", "breadcrumbs_ties", "della")
 
 
@@ -55,24 +73,59 @@ def read_operator(asked: Asked) -> Operator:
     Raises:
         BadRecipe: it asks for something that cannot be expressed.
     """
-    if asked.method == "slerp":
-        return _slerp(asked)
-    if asked.method == "linear":
-        present = asked.present
-        weights = [asked.value("weight", model) if model in present else 0.0 for model in asked.config.models]
-        return Linear(weights=tuple(weights), normalize=asked.value("normalize"))
-    if asked.piece.base != asked.config.base:
+    if asked.method not in _OF_ANY_BASE and asked.piece.base != asked.config.base:
         raise BadRecipe("mergekit config: a slice with a base_model of its own is supported for slerp only")
-    if asked.method == "model_stock":
-        return _model_stock(asked)
-    if asked.method == "sce":
-        _all_present(asked)
-        return Sce(select_topk=min(1.0, max(0.0, asked.value("select_topk"))))
-    if asked.method == "nuslerp":
-        return _nuslerp(asked)
-    if asked.method == "multislerp":
-        return MultiSlerp(weights=tuple(asked.values("weight", 0.0)), normalize=asked.value("normalize_weights"))
-    return _task_vectors(asked)
+    return _READERS.get(asked.method, _task_vectors)(asked)
+
+
+def _linear(asked: Asked) -> Linear:
+    present = asked.present
+    weights = [asked.value("weight", model) if model in present else 0.0 for model in asked.config.models]
+    return Linear(weights=tuple(weights), normalize=asked.value("normalize"))
+
+
+def _karcher(asked: Asked) -> Karcher:
+    weights = tuple(float(model in asked.present) for model in asked.config.models)
+    return Karcher(weights=weights, max_iter=int(asked.value("max_iter")), tol=asked.value("tol"))
+
+
+def _passthrough(asked: Asked) -> Passthrough:
+    (model,) = asked.present
+    return Passthrough(source=asked.config.models.index(model), scale=asked.value("scale", model))
+
+
+def _sce(asked: Asked) -> Sce:
+    _all_present(asked)
+    return Sce(select_topk=min(1.0, max(0.0, asked.value("select_topk"))))
+
+
+def _multislerp(asked: Asked) -> MultiSlerp:
+    return MultiSlerp(weights=tuple(asked.values("weight", 0.0)), normalize=asked.value("normalize_weights"))
+
+
+def _near_swap(asked: Asked) -> NearSwap:
+    return NearSwap(source=_only_expert(asked), reach=max(0.0, asked.value("t")))
+
+
+def _arcee_fusion(asked: Asked) -> ArceeFusion:
+    return ArceeFusion(source=_only_expert(asked))
+
+
+def _only_expert(asked: Asked) -> int:
+    others = [model for model in asked.present if model != asked.piece.base]
+    if len(others) != 1:
+        raise BadRecipe(f"mergekit config: {asked.method} takes one model besides the base_model, got {len(others)}")
+    return asked.config.models.index(others[0])
+
+
+def _ram(asked: Asked) -> Ram:
+    _all_present(asked)
+    return Ram(epsilon=asked.value("epsilon"))
+
+
+def _ram_plus(asked: Asked) -> RamPlus:
+    _all_present(asked)
+    return RamPlus(boost=asked.value("r"), boost_cap=asked.value("alpha"), epsilon=asked.value("epsilon"))
 
 
 def _slerp(asked: Asked) -> Slerp:
@@ -86,19 +139,13 @@ def _slerp(asked: Asked) -> Slerp:
 
 
 def _model_stock(asked: Asked) -> ModelStock:
-    if asked.value("filter_wise"):
-        raise BadRecipe(
-            "mergekit config: filter_wise is not supported for model_stock; leave it out (one share a tensor)"
-        )
     _all_present(asked)
     if len(asked.experts) < 2:
         raise BadRecipe("mergekit config: model_stock needs the base_model and at least two other models")
-    return ModelStock()
+    return ModelStock(filter_wise=asked.value("filter_wise"))
 
 
 def _nuslerp(asked: Asked) -> NuSlerp:
-    if asked.value("nuslerp_row_wise") or not asked.value("nuslerp_flatten"):
-        raise BadRecipe("mergekit config: nuslerp is supported for whole tensors; leave out row_wise and flatten")
     pair = [model for model in asked.present if model != asked.piece.base]
     if len(pair) != 2:
         raise BadRecipe(f"mergekit config: nuslerp merges two models besides the base_model, got {len(pair)}")
@@ -106,7 +153,15 @@ def _nuslerp(asked: Asked) -> NuSlerp:
     if abs(first + second) <= 1e-6:
         raise BadRecipe(f"mergekit config: the weights of nuslerp cancel ({first:g} and {second:g})")
     models = asked.config.models
-    return NuSlerp(between=(models.index(pair[0]), models.index(pair[1])), t=second / (first + second))
+    between = (models.index(pair[0]), models.index(pair[1]))
+    return NuSlerp(between=between, t=second / (first + second), vectors=_vectors(asked))
+
+
+def _vectors(asked: Asked) -> Vectors:
+    """mergekit calls row-wise what normalises along the first dimension: the columns."""
+    if asked.value("nuslerp_flatten"):
+        return "tensor"
+    return "columns" if asked.value("nuslerp_row_wise") else "rows"
 
 
 def _all_present(asked: Asked) -> None:
@@ -160,3 +215,19 @@ def _sparsity(asked: Asked) -> dict[str, Any]:
     elif asked.value("rescale"):
         raise BadRecipe(f"mergekit config: rescale is not supported for {asked.method}")
     return fields
+
+
+_READERS: dict[str, Callable[[Asked], Operator]] = {
+    "slerp": _slerp,
+    "linear": _linear,
+    "karcher": _karcher,
+    "passthrough": _passthrough,
+    "model_stock": _model_stock,
+    "sce": _sce,
+    "nuslerp": _nuslerp,
+    "multislerp": _multislerp,
+    "nearswap": _near_swap,
+    "arcee_fusion": _arcee_fusion,
+    "ram": _ram,
+    "ramplus_tl": _ram_plus,
+}

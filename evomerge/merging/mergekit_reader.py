@@ -22,8 +22,9 @@ from evomerge.merging.mergekit_operators import Asked, read_operator
 from evomerge.merging.mergekit_settings import filters_in
 from evomerge.merging.sources import resolve
 from search_spaces.operators import Operator
+from search_spaces.patterns import matches
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe
-from search_spaces.tensors import in_stack, layer_of, matches
+from search_spaces.tensors import in_stack, layer_of
 
 _Groups = list[tuple[tuple[str, ...], Operator]]
 

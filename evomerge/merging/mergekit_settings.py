@@ -8,9 +8,11 @@ from typing import Any
 
 from evomerge.errors import BadRecipe
 
+WITHOUT_BASE = ("linear", "karcher", "passthrough")  # methods that do not need a base_model
 METHODS = (
     "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock", "breadcrumbs",
-    "breadcrumbs_ties", "della", "della_linear", "sce", "nuslerp", "multislerp",
+    "breadcrumbs_ties", "della", "della_linear", "sce", "nuslerp", "multislerp", "karcher", "passthrough", "nearswap",
+    "arcee_fusion", "ram", "ramplus_tl",
 )  # fmt: skip
 
 
@@ -23,24 +25,32 @@ class Parameter:
     per_model: bool = False
 
 
+_WEIGHT = Parameter(float, per_model=True)
+_EPSILON = Parameter(float, 1e-5)
+_PARAMETERS = {
+    "linear": {"weight": _WEIGHT, "normalize": Parameter(bool, True)},
+    "slerp": {"t": Parameter(float)},
+    "nuslerp": {
+        "weight": _WEIGHT,
+        "nuslerp_row_wise": Parameter(bool, False),
+        "nuslerp_flatten": Parameter(bool, True),
+    },
+    "multislerp": {"weight": _WEIGHT, "normalize_weights": Parameter(bool, True)},
+    "sce": {"select_topk": Parameter(float, 1.0), "int8_mask": Parameter(bool, False)},
+    "model_stock": {"filter_wise": Parameter(bool, False)},
+    "karcher": {"max_iter": Parameter(float, 10.0), "tol": Parameter(float, 1e-5)},
+    "passthrough": {"scale": Parameter(float, 1.0, per_model=True)},
+    "nearswap": {"t": Parameter(float)},
+    "arcee_fusion": {},
+    "ram": {"epsilon": _EPSILON},
+    "ramplus_tl": {"r": Parameter(float, 0.1), "alpha": Parameter(float, 0.2), "epsilon": _EPSILON},
+}
+
+
 def parameters_of(method: str) -> dict[str, Parameter]:
     """Return the parameters that mergekit 0.1.5 knows for ``method``, with its defaults."""
-    if method == "linear":
-        return {"weight": Parameter(float, per_model=True), "normalize": Parameter(bool, True)}
-    if method == "slerp":
-        return {"t": Parameter(float)}
-    if method == "nuslerp":
-        return {
-            "weight": Parameter(float, per_model=True),
-            "nuslerp_row_wise": Parameter(bool, False),
-            "nuslerp_flatten": Parameter(bool, True),
-        }
-    if method == "multislerp":
-        return {"weight": Parameter(float, per_model=True), "normalize_weights": Parameter(bool, True)}
-    if method == "sce":
-        return {"select_topk": Parameter(float, 1.0), "int8_mask": Parameter(bool, False)}
-    if method == "model_stock":
-        return {"filter_wise": Parameter(bool, False)}
+    if method in _PARAMETERS:
+        return _PARAMETERS[method]
     known = {
         "weight": Parameter(float, per_model=True),
         "density": Parameter(float, 1.0, per_model=True),

@@ -23,24 +23,34 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.errors import CandidateFailed
-from evomerge.merging import geometry
+from evomerge.merging import elementwise, geometry, importance, interpolation
+from evomerge.merging.coefficients import Kernel, base_of, check_size, divisor, effective, weighted
+from evomerge.merging.competition import Competing, competing
 from evomerge.merging.kernels import Combination, Election
+from evomerge.merging.largest import largest
 from evomerge.merging.masks import MaskKey
 from evomerge.merging.sce import Fusion
 from evomerge.merging.selection import Selector
 from evomerge.merging.terms import Term
+from evomerge.merging.virtual import Spectral, added
 from search_spaces.operators import (
+    ArceeFusion,
     Breadcrumbs,
     BreadcrumbsTies,
     DareLinear,
     DareTies,
     Della,
     DellaLinear,
+    Karcher,
     Linear,
     ModelStock,
     MultiSlerp,
+    NearSwap,
     NuSlerp,
     Operator,
+    Passthrough,
+    Ram,
+    RamPlus,
     Sce,
     Slerp,
     TaskArithmetic,
@@ -48,12 +58,9 @@ from search_spaces.operators import (
 )
 from search_spaces.recipe import Recipe
 
-Kernel = Combination | Election | Fusion
 _Summed = DareLinear | Breadcrumbs | DellaLinear
 _Elected = Ties | DareTies | BreadcrumbsTies | Della
 _NEARLY_PARALLEL = 0.9995  # beyond this cosine the spherical formula divides by almost nothing
-_CANCELLED = 1e-6
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def whole_run(operator: Operator, recipe: Recipe) -> Kernel | None:
@@ -66,7 +73,7 @@ def whole_run(operator: Operator, recipe: Recipe) -> Kernel | None:
         return _linear(operator)
     if isinstance(operator, TaskArithmetic):
         weights = [weight * operator.scale for weight in operator.weights]
-        return _combination(recipe, weights, _divisor(operator.weights, operator.normalize, "task_arithmetic"))
+        return _combination(recipe, weights, divisor(operator.weights, operator.normalize, "task_arithmetic"))
     return None
 
 
@@ -86,25 +93,29 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
         return _fusion(operator, recipe, name, selector)
     if isinstance(operator, ModelStock | NuSlerp | MultiSlerp):
         return _by_products(operator, recipe, name, selector)
+    if isinstance(operator, Karcher | Passthrough | ArceeFusion):
+        return _of_sources(operator, recipe, name, selector)
+    if isinstance(operator, NearSwap | Ram | RamPlus):
+        return elementwise.kernel(operator, recipe, name, selector)
+    if isinstance(operator, Spectral):
+        return added(operator, recipe, name, selector)
+    if isinstance(operator, Competing):
+        return competing(operator, recipe, name, selector)
     kernel = whole_run(operator, recipe)
     assert kernel is not None
     return kernel
 
 
 def _linear(operator: Linear) -> Combination:
-    """Pivot on the heaviest source: equal sources then give themselves exactly, and less is rounded away."""
-    divisor = _divisor(operator.weights, operator.normalize, "linear")
+    total = divisor(operator.weights, operator.normalize, "linear")
     if operator.normalize and not any(operator.weights):
         raise CandidateFailed("linear: all weights are zero, which normalize cannot scale to a sum of 1")
-    pivot = max(range(len(operator.weights)), key=lambda i: abs(operator.weights[i]))
-    terms = [Term(i, weight / divisor) for i, weight in enumerate(operator.weights) if i != pivot]
-    scale = 1.0 if operator.normalize else _check_size(math.fsum(operator.weights))
-    return Combination(pivot, scale, _effective(terms))
+    return weighted([weight / total for weight in operator.weights], total=1.0 if operator.normalize else None)
 
 
-def _combination(recipe: Recipe, weights: Sequence[float], divisor: float) -> Combination:
-    terms = [Term(source, weight / divisor) for source, weight in zip(recipe.experts, weights, strict=True)]
-    return Combination(_base(recipe), 1.0, _effective(terms))
+def _combination(recipe: Recipe, weights: Sequence[float], total: float) -> Combination:
+    terms = [Term(source, weight / total) for source, weight in zip(recipe.experts, weights, strict=True)]
+    return Combination(base_of(recipe), 1.0, effective(terms))
 
 
 def _slerp(operator: Slerp, cosine: float) -> Combination:
@@ -116,44 +127,54 @@ def _slerp(operator: Slerp, cosine: float) -> Combination:
     else:
         angle = math.acos(cosine)
         one, two = math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
-    return Combination(first, one + two, _effective([Term(second, two)]))
+    return Combination(first, one + two, effective([Term(second, two)]))
 
 
 def _sum(recipe: Recipe, operator: _Summed, terms: Sequence[Term]) -> Combination:
-    factor = operator.scale / _divisor(operator.weights, operator.normalize, operator.kind)
+    factor = operator.scale / divisor(operator.weights, operator.normalize, operator.kind)
     scaled = [Term(term.source, term.weight * factor, term.keep, term.rescale) for term in terms]
-    return Combination(_base(recipe), 1.0, _effective(scaled))
+    return Combination(base_of(recipe), 1.0, effective(scaled))
 
 
 def _election(recipe: Recipe, operator: _Elected, terms: Sequence[Term]) -> Kernel:
-    terms = _effective(terms)
+    terms = effective(terms)
     if not terms or operator.scale == 0.0:
-        return Combination(_base(recipe), 1.0, ())
+        return Combination(base_of(recipe), 1.0, ())
     if len(terms) == 1:  # nobody to outvote
         (only,) = terms
         weight = math.copysign(1.0, only.weight) if operator.normalize else only.weight
         return Combination(
-            _base(recipe), 1.0, _effective([Term(only.source, weight * operator.scale, only.keep, only.rescale)])
+            base_of(recipe), 1.0, effective([Term(only.source, weight * operator.scale, only.keep, only.rescale)])
         )
-    return Election(_base(recipe), _check_size(operator.scale), operator.normalize, terms)
+    return Election(base_of(recipe), check_size(operator.scale), operator.normalize, terms)
 
 
-def _by_products(
-    operator: ModelStock | NuSlerp | MultiSlerp, recipe: Recipe, name: str, selector: Selector
-) -> Combination:
+def _by_products(operator: ModelStock | NuSlerp | MultiSlerp, recipe: Recipe, name: str, selector: Selector) -> Kernel:
+    if not isinstance(operator, MultiSlerp) and interpolation.has_vectors(operator, selector.shapes.get(name)):
+        return interpolation.by_vectors(operator, recipe, name, selector)
     if isinstance(operator, NuSlerp):
         found = geometry.nuslerp_coefficients(selector.products(operator.between, name), operator.t)
         terms = [Term(source, weight) for source, weight in zip(operator.between, found, strict=True)]
-        return Combination(_base(recipe), 1.0, _effective(terms))
+        return Combination(base_of(recipe), 1.0, effective(terms))
     products = selector.products(recipe.experts, name)
     if isinstance(operator, ModelStock):
-        share = geometry.model_stock_share(products) ** operator.power
+        share = float(geometry.model_stock_shares(products)) ** operator.power
         return _combination(recipe, [share] * len(recipe.experts), float(len(recipe.experts)))
-    weights = np.array(operator.weights) / _divisor(operator.weights, operator.normalize, operator.kind)
+    weights = np.array(operator.weights) / divisor(operator.weights, operator.normalize, operator.kind)
     coefficients = geometry.multislerp_coefficients(products, weights)
     if coefficients is None:
         raise CandidateFailed(f"multislerp: the weighted directions of the task vectors cancel in tensor {name!r}")
     return _combination(recipe, coefficients.tolist(), 1.0)
+
+
+def _of_sources(
+    operator: Karcher | Passthrough | ArceeFusion, recipe: Recipe, name: str, selector: Selector
+) -> Combination:
+    if isinstance(operator, Karcher):
+        return interpolation.karcher(operator, name, selector)
+    if isinstance(operator, ArceeFusion):
+        return importance.arcee_fusion(operator, recipe, name, selector)
+    return Combination(operator.source, check_size(operator.scale), ())
 
 
 def _fusion(operator: Sce, recipe: Recipe, name: str, selector: Selector) -> Kernel:
@@ -161,9 +182,9 @@ def _fusion(operator: Sce, recipe: Recipe, name: str, selector: Selector) -> Ker
     energies = selector.energies(recipe.experts, name, count, keep) if count else ()
     total = math.fsum(energies)
     if total == 0.0:  # nothing is selected, or no expert has moved
-        return Combination(_base(recipe), 1.0, ())
+        return Combination(base_of(recipe), 1.0, ())
     shares = tuple(energy / total for energy in energies)
-    return Fusion(_base(recipe), recipe.experts, shares, _check_size(operator.scale), keep)
+    return Fusion(base_of(recipe), recipe.experts, shares, check_size(operator.scale), keep)
 
 
 def _terms(
@@ -182,7 +203,7 @@ def _terms(
 def _trimmed(operator: Ties, recipe: Recipe, name: str, selector: Selector) -> list[Term]:
     shares = zip(recipe.experts, operator.weights, operator.densities, strict=True)
     return [
-        Term(source, weight, selector.largest(source, name, density))
+        Term(source, weight, largest(selector, source, name, density, operator.scope))
         for source, weight, density in shares
         if density > 0.0 and weight != 0.0
     ]
@@ -235,31 +256,3 @@ def _dropped_by_rank(
         factor = selector.l1_ratio(source, name, keep, what) if rescaled and keep is not None else 1.0
         terms.append(Term(source, weight, keep, factor))
     return terms
-
-
-def _divisor(weights: Sequence[float], normalize: bool, kind: str) -> float:
-    """Return the sum of the weights under `normalize`, 1 otherwise and when there is nothing to divide."""
-    size = math.fsum(abs(weight) for weight in weights)
-    if not normalize or size == 0.0:
-        return 1.0
-    total = math.fsum(weights)
-    if abs(total) <= _CANCELLED * size:
-        raise CandidateFailed(f"{kind}: the weights {tuple(weights)} cancel, so normalize would divide by {total:g}")
-    return total
-
-
-def _effective(terms: Sequence[Term]) -> tuple[Term, ...]:
-    for term in terms:
-        _check_size(term.coefficient)
-    return tuple(term for term in terms if term.weight != 0.0)
-
-
-def _check_size(coefficient: float) -> float:
-    if not abs(coefficient) <= _LARGEST:
-        raise CandidateFailed(f"a coefficient of the merge, {coefficient:g}, is beyond the range of float32")
-    return coefficient
-
-
-def _base(recipe: Recipe) -> int:
-    assert recipe.base is not None  # the recipe checks it for every operator with task vectors
-    return recipe.base

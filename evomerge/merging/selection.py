@@ -151,6 +151,14 @@ class Selector:
         """Return the inner products of these sources' task vectors: float64 (K, K)."""
         return self._remember(("products", positions, name), lambda: self._products(positions, name))
 
+    def deltas(self, expert: int, name: str) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield the task vector of an expert piece by piece: start, stop and float32 (stop - start,)."""
+        return self._deltas(expert, name)
+
+    def remember(self, what: tuple[object, ...], make: Callable[[], T]) -> T:
+        """Return what is remembered under ``what``, or make it."""
+        return self._remember(what, make)
+
     def _products(self, positions: tuple[int, ...], name: str) -> np.ndarray:
         total = np.zeros((len(positions), len(positions)))
         for parts in zip(*(self._deltas(position, name) for position in positions), strict=True):

@@ -4,6 +4,9 @@ An optimizer is pure: no torch, no machines, no clock, one seed. `ask` proposes 
 takes any subset of what was asked, in any order, and also *seeds*: points that it did not propose. The same
 sequence of asks and tells gives the same genomes, which is how a search continues after a kill: its record is
 replayed. Everything is maximised.
+
+An optimizer may say more: with `needs_documents = True` it is told the scores of single documents, and
+`parents_of(genome)` names the points that a genome was made of, from when it is asked for until it is told.
 """
 
 from __future__ import annotations

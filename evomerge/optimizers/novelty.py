@@ -22,6 +22,12 @@ class Proposed:
         """Remember ``genome``."""
         self._digests.add(self._digest(genome))
 
+    def claim(self, genome: Genome) -> bool:
+        """Remember ``genome``, and return whether it is new."""
+        before = len(self._digests)
+        self._digests.add(self._digest(genome))
+        return len(self._digests) > before
+
     @staticmethod
     def _digest(genome: Genome) -> bytes:
         return hashlib.blake2b(genome.to_bytes(), digest_size=DIGEST_BYTES).digest()

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
+from evomerge.optimizers.breeding import Breeder, GeneBreeder
 from evomerge.optimizers.contract import Optimizer
+from evomerge.optimizers.mosaic_breeder import MosaicBreeder
 from evomerge.optimizers.settings import (
+    BREEDERS,
     Algorithm,
     CmaEsSettings,
     GpSettings,
+    MapElitesSettings,
+    NaturalNichesSettings,
     Nsga2Settings,
     RandomSettings,
     SobolSettings,
@@ -17,6 +22,7 @@ from evomerge.optimizers.settings import (
     TwoStageSettings,
 )
 from search_spaces.genes import Genes, Vector
+from search_spaces.mosaic import MosaicAlgebra
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,13 @@ class Setting:
     Attributes:
         weights: (objectives,) importance of each objective.
         evaluations: the budget.
+        mosaics: where mosaics are searched, what crosses them; the genes then only describe them.
     """
 
     genes: Genes
     weights: Vector
     evaluations: int
+    mosaics: MosaicAlgebra | None = None
 
 
 def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
@@ -41,6 +49,8 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
     """
     # Libraries are imported by the branch that needs them: SciPy and Optuna take a second.
     genes, weights, seed = setting.genes, setting.weights, algorithm.seed
+    if setting.mosaics is not None and algorithm.kind not in BREEDERS:
+        raise ValueError(f"optimizer {algorithm.kind} cannot search mosaics; use {' or '.join(BREEDERS)}")
     match algorithm:
         case CmaEsSettings():
             from evomerge.optimizers.cma_es import CmaEs
@@ -77,4 +87,33 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:
             from evomerge.optimizers.sobol import SobolSearch
 
             return SobolSearch(genes, seed=seed)
+        case NaturalNichesSettings() | MapElitesSettings():
+            return _make_breeding(algorithm, setting)
     assert_never(algorithm)
+
+
+def _make_breeding(algorithm: NaturalNichesSettings | MapElitesSettings, setting: Setting) -> Optimizer:
+    """Return an optimizer that breeds an archive."""
+    weights, seed, warm_up = setting.weights, algorithm.seed, algorithm.warm_up
+    breeder = _breeder(setting, split=algorithm.split)
+    if isinstance(algorithm, MapElitesSettings):
+        from evomerge.optimizers.map_elites import MapElites
+
+        return MapElites(breeder, weights=weights, seed=seed, cells=algorithm.cells, warm_up=warm_up)
+    from evomerge.optimizers.natural_niches import NaturalNiches
+
+    return NaturalNiches(
+        breeder,
+        weights=weights,
+        seed=seed,
+        archive=algorithm.archive,
+        alpha=algorithm.alpha,
+        attraction=algorithm.attraction,
+        warm_up=warm_up,
+    )
+
+
+def _breeder(setting: Setting, *, split: bool) -> Breeder:
+    if setting.mosaics is not None:
+        return MosaicBreeder(setting.mosaics, split=split)
+    return GeneBreeder(setting.genes, split=split)

@@ -69,10 +69,40 @@ class SobolSettings(_Settings):
     kind: Literal["sobol"] = "sobol"
 
 
+class _BreedingSettings(_Settings):
+    split: bool = Field(default=True, description="cross by w before a random split point and by 1 - w after it")
+    warm_up: int = Field(default=20, ge=0, description="random points before the archive is bred from")
+
+
+class NaturalNichesSettings(_BreedingSettings):
+    """Natural niches (M2N2): members compete for the documents that they solve."""
+
+    kind: Literal["natural_niches"] = "natural_niches"
+    archive: int = Field(default=20, ge=2, description="members kept")
+    alpha: float = Field(default=1.0, ge=0.0, description="how strongly members compete; 0: a plain genetic algorithm")
+    attraction: bool = Field(default=True, description="draw the second parent by what it would add to the first")
+
+
+class MapElitesSettings(_BreedingSettings):
+    """MAP-Elites: the best of every cell of a grid over the objectives."""
+
+    kind: Literal["map_elites"] = "map_elites"
+    cells: int = Field(default=10, ge=1, description="per objective")
+
+
 Algorithm: TypeAlias = (
-    CmaEsSettings | TwoStageSettings | Nsga2Settings | TpeSettings | GpSettings | RandomSettings | SobolSettings
+    CmaEsSettings
+    | TwoStageSettings
+    | Nsga2Settings
+    | TpeSettings
+    | GpSettings
+    | RandomSettings
+    | SobolSettings
+    | NaturalNichesSettings
+    | MapElitesSettings
 )
-AlgorithmKind = Literal["cma_es", "two_stage", "nsga2", "tpe", "gp", "random", "sobol"]
+AlgorithmKind = Literal["cma_es", "two_stage", "nsga2", "tpe", "gp", "random", "sobol", "natural_niches", "map_elites"]
+BREEDERS: tuple[AlgorithmKind, ...] = ("natural_niches", "map_elites")  # which can search mosaics
 
 
 def _with_kind(value: Any) -> Any:

@@ -10,8 +10,20 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from search_spaces.operators.averages import Linear, Slerp
+from search_spaces.operators.averages import Karcher, Linear, Passthrough, Slerp
 from search_spaces.operators.base import KnobSpec, MergeOperator
+from search_spaces.operators.elementwise import (
+    ArceeFusion,
+    ComPeft,
+    Consensus,
+    LocalizeStitch,
+    MagMax,
+    NearSwap,
+    Pcb,
+    Ram,
+    RamPlus,
+)
+from search_spaces.operators.spectral import IsoC, Swudi, TsvM
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -27,29 +39,46 @@ from search_spaces.operators.task_vectors import (
     Ties,
 )
 
-_Plain = Linear | Slerp | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
+_Plain = Linear | Slerp | Karcher | Passthrough | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
 _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
-_Any = _Plain | _Sparse
+_Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
+_Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb
+_Spectral = TsvM | IsoC | Swudi
+_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral
 Operator = Annotated[_Any, Field(discriminator="kind")]
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
 
 __all__ = [
     "OPERATORS",
+    "ArceeFusion",
     "Breadcrumbs",
     "BreadcrumbsTies",
+    "ComPeft",
+    "Consensus",
     "DareLinear",
     "DareTies",
     "Della",
     "DellaLinear",
+    "IsoC",
+    "Karcher",
     "KnobSpec",
     "Linear",
+    "LocalizeStitch",
+    "MagMax",
     "MergeOperator",
     "ModelStock",
     "MultiSlerp",
+    "NearSwap",
     "NuSlerp",
     "Operator",
+    "Passthrough",
+    "Pcb",
+    "Ram",
+    "RamPlus",
     "Sce",
     "Slerp",
+    "Swudi",
     "TaskArithmetic",
     "Ties",
+    "TsvM",
 ]

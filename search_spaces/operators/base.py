@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,12 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weights = Annotated[tuple[float, ...], Field(min_length=1, description="one per expert")]
 Densities = Annotated[tuple[Share, ...], Field(min_length=1, description="share of elements kept, one per expert")]
 
+Scope = Literal["tensor", "model"]
+TENSOR: Any = Field(  # default of a field of this type
+    default="tensor",
+    description="whether shares are of each tensor or of the whole model",
+    exclude_if=lambda value: value == "tensor",
+)
 Gammas = Annotated[
     tuple[Share, ...], Field(min_length=1, description="share of largest elements dropped, one per expert")
 ]
@@ -44,7 +50,7 @@ class KnobSpec:
     per_expert: bool = True
 
 
-_FIXED = ("normalize", "rescale", "scale")
+_FIXED = ("normalize", "rescale", "scale", "vectors", "filter_wise", "votes", "scope", "rank", "time")
 WEIGHT = KnobSpec("weight", "weights", (0.0, 1.5))
 GAMMA = KnobSpec("gamma", "gammas", (0.0, 0.05), (0.0, 1.0), 0.01)
 SPREAD = KnobSpec("spread", "spreads", (0.0, 0.9), (0.0, 1.0), 0.5)
@@ -59,6 +65,7 @@ class MergeOperator(Frozen):
         needs_base: whether it merges task vectors.
         per_source: whether its weights are one per source; otherwise one per expert.
         fewest_experts: that it can merge.
+        most_experts: that a parameter space can give it; none: any number.
         pair: whether a parameter space gives it its two models, the experts, as ``between``.
     """
 
@@ -66,15 +73,19 @@ class MergeOperator(Frozen):
     needs_base: ClassVar[bool] = True
     per_source: ClassVar[bool] = False
     fewest_experts: ClassVar[int] = 1
+    most_experts: ClassVar[int | None] = None
     pair: ClassVar[bool] = False
 
     @classmethod
     def in_space(cls, numbers: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         """Return the fields for the values of the knobs, by field, and the settings of a parameter space."""
-        fields: dict[str, Any] = {name: settings[name] for name in _FIXED if name in cls.model_fields}
+        given = {name: settings[name] for name in _FIXED if settings[name] is not None}
+        fields: dict[str, Any] = {name: value for name, value in given.items() if name in cls.model_fields}
         fields |= numbers
         if cls.pair:
             fields["between"] = (1, 2)
         if cls.per_source:
             fields["weights"] = (0.0, *fields["weights"])
+        if "source" in cls.model_fields:
+            fields["source"] = 1
         return fields

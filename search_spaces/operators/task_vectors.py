@@ -10,14 +10,18 @@ from search_spaces.operators.base import (
     DENSITY,
     GAMMA,
     SPREAD,
+    TENSOR,
     WEIGHT,
     Densities,
     Gammas,
     KnobSpec,
     MergeOperator,
+    Scope,
     Spreads,
     Weights,
 )
+
+Vectors = Literal["tensor", "rows", "columns"]
 
 
 class TaskArithmetic(MergeOperator):
@@ -32,13 +36,17 @@ class TaskArithmetic(MergeOperator):
 
 
 class Ties(MergeOperator):
-    """Trim to the largest `densities` of each task vector, elect signs, disjoint merge (Yadav et al. 2023)."""
+    """Trim to the largest `densities` of each task vector, elect signs, disjoint merge (Yadav et al. 2023).
+
+    Trimmed is every tensor, as in mergekit, or with `scope` model the whole task vector, as in the paper.
+    """
 
     knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY)
 
     kind: Literal["ties"] = "ties"
     weights: Weights
     densities: Densities
+    scope: Scope = TENSOR
     normalize: bool = True
     scale: float = 1.0
 
@@ -151,18 +159,24 @@ class Sce(MergeOperator):
 
 
 class NuSlerp(MergeOperator):
-    """Spherical interpolation of two experts' task vectors by `t`, whole tensors, lengths kept.
+    """Spherical interpolation of two experts' task vectors by `t`, lengths kept.
 
     ``theta_0 + sin((1 - t) a) / sin a tau_1 + sin(t a) / sin a tau_2``, a the angle between them (Shoemake 1985;
     mergekit's nuslerp with a base). t outside [0, 1] goes on along the arc.
     """
 
     knobs: ClassVar[tuple[KnobSpec, ...]] = (KnobSpec("t", "t", (0.0, 1.0), start=0.5, per_expert=False),)
+    most_experts: ClassVar[int | None] = 2
     pair: ClassVar[bool] = True
 
     kind: Literal["nuslerp"] = "nuslerp"
     between: tuple[int, int] = Field(description="positions of the two experts")
     t: float
+    vectors: Vectors = Field(
+        default="tensor",
+        description="what has an angle of its own: the whole tensor, each row or each column",
+        exclude_if=lambda value: value == "tensor",
+    )
 
 
 class MultiSlerp(MergeOperator):
@@ -182,7 +196,8 @@ class MultiSlerp(MergeOperator):
 class ModelStock(MergeOperator):
     """``theta_0 + t^power * mean_i tau_i`` with ``t = K c / (1 + (K - 1) c)`` (Jang et al. 2024, eq. 6).
 
-    ``c`` is the mean cosine between the K task vectors, per tensor, and 0 where it is negative: t lies in [0, 1].
+    ``c`` is the mean cosine between the K task vectors, per tensor or (`filter_wise`) per row, and 0 where it is
+    negative: t lies in [0, 1].
     `power` is ours: 1 is the paper's, less goes further towards the mean, more stays closer to the base.
     """
 
@@ -193,3 +208,4 @@ class ModelStock(MergeOperator):
 
     kind: Literal["model_stock"] = "model_stock"
     power: float = Field(default=1.0, gt=0.0, description="exponent on the share of the mean")
+    filter_wise: bool = Field(default=False, description="a t for every row", exclude_if=lambda value: not value)

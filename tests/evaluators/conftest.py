@@ -13,6 +13,8 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -83,6 +85,14 @@ def tiny(family: str, vocabulary: int, seed: int = 0) -> Any:
         "llama": lambda: LlamaConfig(**common, num_key_value_heads=2),
         "qwen2": lambda: Qwen2Config(**common, num_key_value_heads=2),
         "gpt_neox": lambda: GPTNeoXConfig(**common),
+        "gpt2": lambda: GPT2Config(
+            **{key: common[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")},
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+        ),
+        "gemma2": lambda: Gemma2Config(**common, num_key_value_heads=2, head_dim=8, sliding_window=48),
     }[family]()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -170,6 +180,12 @@ class TaskFolder:
 def mean_of(metric: str, *, higher: bool = True, **options: Any) -> dict[str, Any]:
     """An entry of a metric list."""
     return {"metric": metric, "aggregation": "mean", "higher_is_better": higher, **options}
+
+
+@pytest.fixture(scope="session")
+def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], TaskFolder]:
+    """Makes empty folders for task files that outlive a test."""
+    return lambda: TaskFolder(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture

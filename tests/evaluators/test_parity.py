@@ -86,7 +86,7 @@ class Pair:
             scored = score(self.model, plan.scoring, requests=plan.scored, meter=meter)
             texts = generate(
                 self.model, plan.generation, requests=plan.generated, stopping=Stopping(encoder.tokenizer), meter=meter
-            )
+            ).texts
         pairs = list(zip(scored.values.tolist(), scored.greedy.tolist(), strict=True))
         return {part.task: (texts if part.generates else pairs)[part.requests] for part in plan.parts}
 
@@ -140,8 +140,10 @@ MakePair = Callable[..., Pair]
 
 
 @pytest.fixture
-def pair(model: Any, tokenizer: Any, settings: Any) -> MakePair:
+def pair(model: Any, tokenizer: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> MakePair:
     """Makes a pair: ``pair(objectives("mc", "acc"), num_fewshot=2)``."""
+    # takes a second each time and has nothing to do with scores
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)
 
     def make(asked: list[Objective], *, of: Any = None, with_tokenizer: Any = None, **changes: Any) -> Pair:
         return Pair(of or model, with_tokenizer or tokenizer, settings(**changes), asked)

@@ -32,7 +32,8 @@ OPTIONS = {
     "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--storage"},
     "merge": {"--to"},
     "evaluate": {
-        "--tasks", "--include-path", "--limit", "--num-fewshot", "--apply-chat-template", "--dtype", "--json"
+        "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
+        "--allow-code-execution", "--limit", "--num-fewshot", "--apply-chat-template", "--dtype", "--json"
     },
 }  # fmt: skip
 
@@ -175,6 +176,10 @@ def test_mistakes_are_one_line_and_status_two(run, storage, tmp_path, monkeypatc
         (("init",), "init needs --base, --expert, --task"),
         (("runn",), "No such command"),
         (("status",), "Missing argument"),
+        (("evaluate", "model"), "--tasks, --objectives or both"),
+        (("evaluate", "model", "--objectives", "nothing.yaml"), "nothing.yaml: no such file"),
+        (("evaluate", "--tasks", "a"), "name a model or recipe, or else both --endpoint and --model"),
+        (("evaluate", "--endpoint", "http://x/v1/completions", "--tasks", "a"), "both --endpoint and --model"),
     ],
 )
 def test_mistakes_without_a_search(run, tmp_path, monkeypatch, arguments, expected):

@@ -51,7 +51,10 @@ def test_a_folder_beside_the_file_is_preferred_to_a_hub_id(tmp_path):
     [
         ({"objektives": []}, ["unknown key 'objektives'", "known: name, sources, space, objectives"]),
         ({"budget": {"evaluation": 10}}, ["unknown key 'budget.evaluation'", "known: evaluations, hours"]),
-        ({"objectives": [{"task": "a", "metrik": "acc"}]}, ["'objectives.0.metrik'", "known: task, metric"]),
+        (
+            {"objectives": [{"task": "a", "metrik": "acc"}]},
+            ["'objectives.0.metrik'", "known: direction, weight, kind, task"],
+        ),
         ({"budget": {"evaluations": 0}}, ["budget.evaluations", "greater than or equal to 1"]),
         ({"budget": {"hours": 0}}, ["budget.hours", "greater than 0"]),
         ({"objectives": []}, ["objectives", "at least 1"]),

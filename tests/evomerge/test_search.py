@@ -1,60 +1,15 @@
 """The loop on fakes: budget, seeds, failures, answers from the record, selection, and resuming by replay."""
 
-from contextlib import closing, contextmanager
-
 import pytest
+from fake_search import DieAfter, Stop, finish, genomes, started
 from fakes import FakeSpec, UnequalWorkers, problem, search_file
 
-from cluster.in_process import InProcessPool
 from cluster.pool import Finished, Lost, Returned
-from evomerge.dispatch import ATTEMPTS, Dispatcher
+from evomerge.dispatch import ATTEMPTS
 from evomerge.errors import BadSearch
-from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import algorithm
 from evomerge.problem import check_optimizer
-from evomerge.results import Results
-from evomerge.runner import Silent, random_variant
-from evomerge.search import Search
-from evomerge.selection import conclude
-from evomerge.store import Store
-
-
-class Stop(Exception):
-    """Stands for the death of the driver."""
-
-
-class DieAfter(Silent):
-    """Kills the driver after some evaluations came back, right after the record has them."""
-
-    def __init__(self, count):
-        self.count = count
-
-    def evaluated(self, candidate, split):
-        self.count -= 1
-        if self.count == 0:
-            raise Stop
-
-
-@contextmanager
-def started(file, spec=None, watcher=None, pool=None):
-    spec = spec or FakeSpec()
-    this = problem(file)
-    store = Store(file.storage, create=True)
-    record = store.find(file.name) or store.create(file.name, file=file.model_dump(mode="json"), plan=this.plan())
-    optimizer = make_optimizer(file.optimizer, this.setting())
-    with closing(pool or InProcessPool(spec, workers=file.cluster.workers)) as pool, closing(store):
-        yield Search(this, record, optimizer, Dispatcher(pool, timeout_seconds=30), watcher or Silent())
-
-
-def finish(file, spec=None):
-    with started(file, spec) as search:
-        search.run()
-        conclude(search)
-        return Results.of(search.record)
-
-
-def genomes(results):
-    return [candidate.genome for candidate in results.candidates if candidate.origin == "optimizer"]
+from evomerge.runner import random_variant
 
 
 def test_spends_exactly_the_budget_and_measures_seeds_first(tmp_path):

@@ -32,9 +32,12 @@ def space(experts=2, layers=6, **settings):
     )
 
 
+def space_of(operator, **settings):
+    return space(experts=OPERATORS[operator].most_experts or 2, operator=operator, **settings)
+
+
 spaces = st.builds(
-    space,
-    experts=st.just(2),
+    space_of,
     layers=st.integers(2, 9),
     operator=st.sampled_from(sorted(get_args(OperatorKind))),
     layer_groups=st.integers(1, 2),
@@ -107,6 +110,9 @@ def test_decoded_parameters_keep_the_settings():
         ({"operator": "nuslerp", "t": (0.6, 0.9)}, ("t",), (0.6,)),
         ({"operator": "multislerp"}, ("weight/e0", "weight/e1"), (0.5, 0.5)),
         ({"operator": "sce"}, ("select_topk",), (0.5,)),
+        ({"operator": "karcher"}, ("weight/e0", "weight/e1"), (0.5, 0.5)),
+        ({"operator": "ramplus_tl"}, ("boost", "boost_cap", "epsilon"), (0.1, 0.2, 1e-5)),
+        ({"operator": "nuslerp", "vectors": "rows"}, ("t",), (0.5,)),
         (
             {"operator": "della", "density": (0.2, 0.6)},
             ("weight/e0", "weight/e1", "density/e0", "density/e1", "spread/e0", "spread/e1"),
@@ -137,6 +143,9 @@ def test_the_genes_of_an_operator_start_inside_their_bounds(settings, names, sta
         ({"weight": (1.0, 1.0)}, "low < high"),
         ({"density": (0.0, 1.1)}, r"within \[0, 1\]"),
         ({"layer_groups": 0}, "layer_groups"),
+        ({"filter_wise": True}, "filter_wise is no option of task_arithmetic"),
+        ({"operator": "ram", "reach": (0.0, 1.0)}, "reach is no parameter of ram, which has epsilon"),
+        ({"operator": "karcher", "weight": (-1.0, 1.0)}, "weight of karcher must lie within"),
         ({"operator": "magic"}, "operator"),
         ({"colour": "red"}, "colour"),
         ({"power": (0.5, 1.0)}, "power is no parameter of task_arithmetic, which has weight"),

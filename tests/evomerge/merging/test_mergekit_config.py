@@ -11,17 +11,23 @@ from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
 from search_spaces.operators import (
+    ArceeFusion,
     Breadcrumbs,
     BreadcrumbsTies,
     DareLinear,
     DareTies,
     Della,
     DellaLinear,
+    Karcher,
     Linear,
     ModelStock,
     MultiSlerp,
+    NearSwap,
     NuSlerp,
     Operator,
+    Passthrough,
+    Ram,
+    RamPlus,
     Sce,
     Slerp,
     TaskArithmetic,
@@ -85,6 +91,34 @@ EXPRESSIBLE: dict[str, Operator | list[Block]] = {
         Block(layers=(0, 99), tensors=("model.embed_tokens.weight",), operator=Ties(
             weights=(0.2, 0.1, 0.1), densities=(1, 0.2, 1))),
         Block(layers=(0, 99), operator=Ties(weights=(0.3, 0.1, 0.1), densities=(1, 1, 0.4))),
+    ],
+    "karcher": [
+        Block(layers=(0, 2), operator=Karcher(weights=(0, 1, 0, 1), max_iter=20)),
+        Block(layers=(2, 4), operator=Karcher(weights=(2, 0, 2, 0), tol=1e-4)),
+    ],
+    "passthrough": [
+        Block(layers=(0, 1), operator=Passthrough(source=2, scale=0.5)),
+        Block(layers=(1, 4), tensors=("*mlp*",), operator=Passthrough(source=1, scale=1.25)),
+        Block(layers=(1, 4), operator=Passthrough(source=1)),
+    ],
+    "nearswap": [
+        Block(layers=(0, 4), tensors=("*mlp*",), operator=NearSwap(source=2, reach=0.004)),
+        Block(layers=(0, 4), operator=NearSwap(source=2, reach=0.0)),
+    ],
+    "arcee_fusion": ArceeFusion(source=3),
+    "ram": Ram(epsilon=0.008),
+    "ramplus_tl": [
+        Block(layers=(0, 4), tensors=("*mlp*",), operator=RamPlus(boost=0.5, boost_cap=2, epsilon=0.01)),
+        Block(layers=(0, 4), operator=RamPlus(epsilon=0.01)),
+    ],
+    "nuslerp-rows": [
+        Block(layers=(0, 2), tensors=("*mlp*",), operator=NuSlerp(between=(1, 3), t=0.25, vectors="columns")),
+        Block(layers=(0, 2), operator=NuSlerp(between=(1, 3), t=0.125)),
+        Block(layers=(2, 4), operator=NuSlerp(between=(2, 1), t=1.5, vectors="rows")),
+    ],
+    "model_stock-rows": [
+        Block(layers=(0, 4), tensors=("*mlp*",), operator=ModelStock(filter_wise=True)),
+        Block(layers=(0, 4), operator=ModelStock()),
     ],
     "head": [
         Block(layers=(0, 4), tensors=("lm_head.weight",), operator=A),
@@ -163,7 +197,7 @@ def test_revisions_and_odd_paths_survive(family: list[Path], tmp_path: Path) -> 
                 Block(layers=(0, 4), tensors=("*mlp*",), operator=Slerp(between=(0, 1), t=0.5)),
                 Block(layers=(0, 4), operator=Slerp(between=(0, 2), t=0.5)),
             ],
-            "one pair of models a slice",
+            "the same models in a slice with slerp",
         ),
         ([Block(layers=(0, 3), operator=A)], "no block"),
         (Della(weights=(1, 1, 1), densities=(0.5,) * 3, spreads=(1, 0, 0)), "every spread below 1"),
@@ -172,10 +206,26 @@ def test_revisions_and_odd_paths_survive(family: list[Path], tmp_path: Path) -> 
                 Block(layers=(0, 4), tensors=("*mlp*",), operator=NuSlerp(between=(1, 2), t=0.5)),
                 Block(layers=(0, 4), operator=NuSlerp(between=(1, 3), t=0.5)),
             ],
-            "one pair of models a slice with nuslerp",
+            "the same models in a slice with nuslerp",
         ),
         (Sce(scale=0.5), "sce has no lambda"),
         (ModelStock(power=0.5), "model_stock has no power"),
+        (Karcher(weights=(0, 1, 2, 0)), "karcher has no weights"),
+        (
+            [
+                Block(layers=(0, 2), operator=Karcher(weights=(0, 1, 0, 1))),
+                Block(layers=(2, 4), operator=Karcher(weights=(1, 1, 1, 0))),
+            ],
+            "karcher of as many models in every slice",
+        ),
+        (ArceeFusion(source=1, fence=2.0), "arcee_fusion has no fence"),
+        (
+            [
+                Block(layers=(0, 4), tensors=("*mlp*",), operator=Passthrough(source=1)),
+                Block(layers=(0, 4), operator=Passthrough(source=2)),
+            ],
+            "the same models in a slice with passthrough",
+        ),
     ],
 )
 def test_what_mergekit_cannot_express(recipe_of: RecipeOf, what: Operator | list[Block], match: str) -> None:
@@ -353,6 +403,16 @@ base_model: M0
 models: [{model: M1, parameters: {weight: 0.5, gamma: 0.02}}]
 parameters: {normalize: true, density: 0.5}
 """
+NEAR = """
+merge_method: nearswap
+base_model: M0
+models: [{model: M1}]
+parameters: {t: 0.002}
+"""
+PASS = """
+merge_method: passthrough
+models: [{model: M1, parameters: {scale: 0.5}}]
+"""
 STOCK = """
 merge_method: model_stock
 base_model: M0
@@ -363,10 +423,12 @@ models: [{model: M1}, {model: M2}]
 @pytest.mark.parametrize(
     ("text", "old", "new", "match"),
     [
-        (STOCK, "models:", "parameters: {filter_wise: true}\nmodels:", "filter_wise is not supported"),
         (STOCK, ", {model: M2}", "", "at least two other models"),
         (STOCK.replace("model_stock", "sce"), "models:", "tokenizer_source: M3\nmodels:", "only gives the tokenizer"),
-        (NUSLERP, "n: true", "n: false", "nuslerp is supported for whole tensors"),
+        (NEAR, "{model: M1}", "{model: M1}, {model: M2}", "nearswap takes one model besides the base_model, got 2"),
+        (NEAR, "base_model: M0", "", "nearswap needs a base_model"),
+        (NEAR, "t: 0.002", "", "'t' is required and missing"),
+        (PASS, "{model: M1", "{model: M2}, {model: M1", "passthrough copies one model a slice, got 2"),
         (NUSLERP, "weight: 3", "weight: -1", "the weights of nuslerp cancel"),
         (NUSLERP, ", {model: M2, parameters: {weight: 3}}", "", "two models besides the base_model, got 1"),
         (DELLA, "0.1", "0.35", "less than min.density, 1 - density. = 0.3, got 0.35"),

@@ -14,7 +14,7 @@ from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
-from search_spaces.operators import Linear, Operator, Slerp, TaskArithmetic, Ties
+from search_spaces.operators import Karcher, Linear, Operator, Passthrough, Slerp, TaskArithmetic, Ties
 from search_spaces.recipe import Block, Recipe
 
 PYTHON = os.environ.get("EVOMERGE_MERGEKIT_PYTHON")
@@ -196,6 +196,58 @@ CONFIGS = {
         models: [{model: C1}, {model: C2}, {model: C3}]
         parameters: {filter_wise: false}
     """,
+    "model_stock-rows": """
+        merge_method: model_stock
+        base_model: C0
+        models: [{model: C1}, {model: C2}, {model: C3}]
+        parameters: {filter_wise: true}
+    """,
+    "nuslerp-rows": """
+        merge_method: nuslerp
+        base_model: C0
+        models: [{model: C1, parameters: {weight: [0.1, 0.9]}}, {model: C2, parameters: {weight: 0.5}}]
+        parameters: {nuslerp_flatten: false}
+    """,
+    "nuslerp-columns": """
+        merge_method: nuslerp
+        base_model: C0
+        models: [{model: C1, parameters: {weight: 0.3}}, {model: C2, parameters: {weight: 0.5}}]
+        parameters: {nuslerp_flatten: false, nuslerp_row_wise: true}
+    """,
+    "karcher": """
+        merge_method: karcher
+        models: [{model: M1}, {model: M2}, {model: M3}]
+    """,
+    "karcher-with-base": """
+        merge_method: karcher
+        base_model: M0
+        models: [{model: F1}, {model: M2}]
+        parameters: {max_iter: 50, tol: 1e-6}
+    """,
+    "passthrough": """
+        merge_method: passthrough
+        slices:
+          - sources: [{model: M1, layer_range: [0, 1], parameters: {scale: [{filter: mlp, value: 0.5}, {value: 1}]}}]
+          - sources: [{model: M2, layer_range: [1, 4]}]
+    """,
+    "nearswap": """
+        merge_method: nearswap
+        base_model: M0
+        models: [{model: M1}]
+        parameters: {t: [0.001, 0.02]}
+    """,
+    "ram": """
+        merge_method: ram
+        base_model: M0
+        models: [{model: M1}, {model: M2}, {model: M3}]
+        parameters: {epsilon: [0.001, 0.01]}
+    """,
+    "ramplus_tl": """
+        merge_method: ramplus_tl
+        base_model: M0
+        models: [{model: M1}, {model: M2}, {model: M3}]
+        parameters: {epsilon: 0.01, r: 0.4, alpha: [0.2, 5]}
+    """,
     "tokenizer": """
         merge_method: task_arithmetic
         base_model: M0
@@ -231,6 +283,14 @@ RECIPES: dict[str, Operator | list[Block]] = {
         Block(layers=(0, 4), tensors=("*self_attn.[qk]_proj*", "lm_head.weight"), operator=T3),
         Block(layers=(0, 4), tensors=("model.norm.weight",), operator=T1),
         Block(layers=(0, 4), operator=T2),
+    ],
+    "karcher": [
+        Block(layers=(0, 2), operator=Karcher(weights=(0, 1, 0, 1))),
+        Block(layers=(2, 4), operator=Karcher(weights=(2, 0, 2, 0))),
+    ],
+    "passthrough": [
+        Block(layers=(0, 1), operator=Passthrough(source=2, scale=0.5)),
+        Block(layers=(1, 4), operator=Passthrough(source=1)),
     ],
     "ties": [
         Block(layers=(0, 2), operator=Ties(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9), scale=0.8)),
@@ -353,6 +413,20 @@ def test_random_masks_have_their_distribution(
         for change in (ours, other):
             assert abs((change != 0).double().mean().item() - 0.4) < 5 * deviation + 1 / base.numel()
         torch.testing.assert_close(ours.abs().sum(), other.abs().sum(), rtol=1e-3, atol=1e-6)
+
+
+def test_arcee_fusion_differs_only_near_the_fence(places: dict[str, Path], tmp_path: Path) -> None:
+    """mergekit's divergence of rows is float32, which leaves it three or four digits; all else is equal."""
+    text = written("merge_method: arcee_fusion\nbase_model: M0\nmodels: [{model: F1}]", places, "float32")
+    theirs = Checkpoint.open(run_mergekit({"arcee": text}, tmp_path)["arcee"])
+    recipe = from_mergekit(text)
+    assert from_mergekit(to_mergekit(recipe)) == recipe
+    checkpoints = [Checkpoint.open(Path(source.path)) for source in recipe.sources]
+    engine = MergeEngine(checkpoints, names=checkpoints[0].names)
+    differing = sum(int((engine.merge_tensor(recipe, n) != theirs.tensor(n)).sum()) for n in engine.order)
+    taken = sum(int((theirs.tensor(n) != checkpoints[0].tensor(n)).sum()) for n in engine.order)
+    assert taken > 1000
+    assert differing < 0.01 * taken
 
 
 def test_where_mergekit_loses_model_stock_ours_is_the_formula(

@@ -1,0 +1,140 @@
+"""Virtual task vectors: what an operator that is linear in its weights makes of the experts, prepared once, on disk.
+
+A candidate is then ``theta_0 + sum_i w_i E_i``: it costs what task arithmetic does, whatever the operator.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from evomerge.errors import NotEnoughRoom
+from evomerge.merging import spectral
+from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
+from evomerge.merging.kernels import Combination, Scratch, chunks, finish, float32, part
+from evomerge.merging.selection import Selector
+from evomerge.merging.sources import CACHE_VARIABLE, cache_folder, fingerprint, resolve
+from evomerge.merging.terms import Term
+from search_spaces.canonical import digest
+from search_spaces.operators import IsoC, Swudi, TsvM
+from search_spaces.recipe import Recipe, Source
+from search_spaces.tensors import in_stack
+
+_FORMAT = 1  # of what is prepared: a change makes what lies in caches obsolete
+_VECTORS = "vectors"
+Spectral = TsvM | IsoC | Swudi
+
+
+@dataclass(frozen=True)
+class Addition:
+    """``theta_p + scale * sum_i w_i E_i``.
+
+    Attributes:
+        pivot: position of the base.
+        vectors: E, (count, n), any float dtype.
+    """
+
+    pivot: int
+    vectors: Tensor
+    weights: tuple[float, ...]
+    scale: float = 1.0
+
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
+        """Write the sum to ``out`` (n,); of ``sources`` only the base is read."""
+        for start, stop, target in chunks(out, scratch):
+            size = stop - start
+            pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
+            total = scratch.row(1, size).zero_()
+            for vector, weight in zip(self.vectors, self.weights, strict=True):
+                total.add_(float32(part(vector, start, stop), scratch.row(2, size)), alpha=weight * self.scale)
+            finish(total, pivot, 1.0, target)
+            scratch.watch(target)
+
+
+def added(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> Kernel:
+    """Return the kernel that merges tensor ``name``, preparing its virtual task vectors if no one has.
+
+    Raises:
+        CandidateFailed: a coefficient is beyond the range of float32.
+        NotEnoughRoom: they cannot be written.
+    """
+    experts = recipe.experts
+    weights = (1.0,) * len(experts) if isinstance(operator, IsoC) else operator.weights
+    shape = selector.shapes[name]
+    if not in_stack(name) or len(shape) != 2:
+        shares = [weight * operator.scale / len(experts) for weight in weights]
+        terms = [Term(source, share) for source, share in zip(experts, shares, strict=True)]
+        return Combination(base_of(recipe), 1.0, effective(terms))
+    key = selector.remember(("prepared", _parameters(operator), recipe.sources), lambda: _key(operator, recipe))
+    vectors = _prepared(key, name, lambda: _vectors(operator, recipe, name, selector))
+    used = (1.0,) if isinstance(operator, IsoC) else weights
+    for weight in used:
+        check_size(weight * operator.scale)
+    return Addition(base_of(recipe), vectors, used, operator.scale)
+
+
+def _vectors(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> Tensor:
+    """Return the virtual task vectors of one matrix, (count, n): float32 for float32 sources, else bfloat16."""
+    base = selector.sources[selector.base](name)
+    shape = selector.shapes[name]
+    taus = [(selector.sources[i](name).double() - base.double()).view(shape) for i in recipe.experts]
+    if isinstance(operator, TsvM):
+        found = spectral.tsv_m(taus, operator.rank)
+    elif isinstance(operator, IsoC):
+        found = spectral.iso_c(taus)
+    else:
+        found = spectral.swudi(taus, operator.rank, operator.time)
+    dtype = torch.float32 if base.dtype is torch.float32 else torch.bfloat16
+    return torch.stack([vector.reshape(-1).to(dtype) for vector in found])
+
+
+def _parameters(operator: Spectral) -> tuple[tuple[str, object], ...]:
+    """Return what the vectors depend on: everything but the weights and the scale."""
+    return tuple(sorted(operator.model_dump(exclude={"weights", "scale"}).items()))
+
+
+def _key(operator: Spectral, recipe: Recipe) -> str:
+    sources = [_content(recipe.sources[i]) for i in (base_of(recipe), *recipe.experts)]
+    return digest({"format": _FORMAT, "operator": dict(_parameters(operator)), "sources": sources})
+
+
+def _content(source: Source) -> str:
+    return source.digest or fingerprint(resolve(source.path, source.revision))
+
+
+def _prepared(key: str, name: str, make: Callable[[], Tensor]) -> Tensor:
+    file = cache_folder() / "virtual" / key / f"{name}.safetensors"
+    if not file.is_file():
+        _write(file, make())
+    return _mapped(file)
+
+
+@lru_cache(maxsize=8192)
+def _mapped(file: Path) -> Tensor:
+    with safe_open(file, framework="pt") as opened:
+        vectors: Tensor = opened.get_tensor(_VECTORS)
+    return vectors
+
+
+def _write(file: Path, vectors: Tensor) -> None:
+    """Write by rename, so that another worker sees all of it or nothing."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent)
+        os.close(handle)
+        save_file({_VECTORS: vectors}, name)
+        Path(name).replace(file)
+    except OSError as error:
+        raise NotEnoughRoom(
+            f"{file.parent}: prepared task vectors cannot be written ({error}); let {CACHE_VARIABLE} name a folder "
+            "with room"
+        ) from None

@@ -1,0 +1,118 @@
+"""Settings of a parameter space that only some operators have: bounds of their genes, and fixed options."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from search_spaces.canonical import Frozen
+from search_spaces.operators import OPERATORS, KnobSpec
+from search_spaces.operators.base import Scope
+from search_spaces.operators.task_vectors import Vectors
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds must be [low, high] with low < high, got {list(bounds)}")
+    return bounds
+
+
+def _share(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] < 0.0 or bounds[1] > 1.0:
+        raise ValueError(f"must lie within [0, 1], got {list(bounds)}")
+    return bounds
+
+
+Bounds = Annotated[tuple[float, float], AfterValidator(_ordered)]
+ShareBounds = Annotated[tuple[float, float], AfterValidator(_ordered), AfterValidator(_share)]
+
+
+class OwnKnobs(Frozen):
+    """Bounds of genes that only some operators have; none: the operator's own."""
+
+    gamma: Bounds | None = Field(
+        default=None, description="breadcrumbs: bounds of the share of largest elements dropped"
+    )
+    spread: Bounds | None = Field(default=None, description="della: bounds of epsilon / min(density, 1 - density)")
+    select_topk: Bounds | None = Field(default=None, description="sce: bounds of the share of elements selected")
+    power: Bounds | None = Field(default=None, description="model_stock: bounds of the exponent on its share")
+    factor: Bounds | None = Field(default=None, description="passthrough, iso_c: bounds of the factor on the result")
+    reach: Bounds | None = Field(default=None, description="nearswap: bounds of the most that an element moves")
+    fence: Bounds | None = Field(default=None, description="arcee_fusion: bounds of the interquartile ranges")
+    epsilon: Bounds | None = Field(default=None, description="ram: bounds of the largest change that counts as none")
+    boost: Bounds | None = Field(default=None, description="ramplus_tl: bounds of the paper's r")
+    boost_cap: Bounds | None = Field(default=None, description="ramplus_tl: bounds of the paper's alpha")
+    selectivity: Bounds | None = Field(default=None, description="consensus: bounds of the paper's lambda")
+    ratio: Bounds | None = Field(default=None, description="pcb: bounds of the share of elements that count")
+
+
+STEPS = (  # knobs of a block: every operator has them, and they are searched where bounds are given
+    KnobSpec("length", "length", (0.1, 2.0), (1e-6, float("inf")), 0.7, per_expert=False),
+    KnobSpec("lines_alpha", "lines_alpha", (0.0, 1.0), start=1.0, per_expert=False),
+    KnobSpec("lines_beta", "lines_beta", (0.0, 1.5), start=0.0, per_expert=False),
+)
+
+
+class StepKnobs(Frozen):
+    """Bounds of the genes of a block that every operator can have; none: no such gene."""
+
+    length: Bounds | None = Field(
+        default=None, description="bounds of the norm of the merged task vector over the experts' mean norm, per tensor"
+    )
+    lines_alpha: Bounds | None = Field(default=None, description="bounds of LiNeS' factor on the first layer")
+    lines_beta: Bounds | None = Field(default=None, description="bounds of what LiNeS adds to it up to the last layer")
+
+    @property
+    def steps(self) -> tuple[KnobSpec, ...]:
+        """The knobs of a block that are searched."""
+        return tuple(spec for spec in STEPS if getattr(self, spec.name) is not None)
+
+    @staticmethod
+    def step_of(values: dict[str, float]) -> dict[str, Any]:
+        """Return the fields of a block for the values of its knobs; what is not searched of LiNeS changes nothing."""
+        fields: dict[str, Any] = {"length": values["length"]} if "length" in values else {}
+        if "lines_alpha" in values or "lines_beta" in values:
+            fields["lines"] = (values.get("lines_alpha", 1.0), values.get("lines_beta", 0.0))
+        return fields
+
+
+class OwnOptions(Frozen):
+    """Fixed fields that only some operators have; none: the operator's default."""
+
+    vectors: Vectors | None = Field(default=None, description="nuslerp: what has an angle of its own")
+    votes: int | None = Field(default=None, ge=0, description="consensus: experts that must need an element")
+    scope: Scope | None = Field(
+        default=None, description="ties, localize_stitch, compeft, pcb: shares of each tensor or of the whole model"
+    )
+    rank: float | None = Field(default=None, gt=0.0, le=1.0, description="tsv_m, swudi: share of the spectrum used")
+    time: float | None = Field(default=None, gt=0.0, description="swudi: of the gradient flow")
+    filter_wise: bool | None = Field(default=None, description="model_stock: a share for every row")
+
+
+class OperatorSettings(OwnKnobs, StepKnobs, OwnOptions):
+    """What a parameter space can say to one operator and not to another."""
+
+    def check_operator(self, kind: str) -> None:
+        """Refuse what the operator ``kind`` does not have.
+
+        Raises:
+            ValueError: a setting is not one of the operator's, or bounds leave what it accepts.
+        """
+        operator = OPERATORS[kind]
+        knobs = {spec.name: spec for spec in operator.knobs}
+        for name in sorted(OwnKnobs.model_fields.keys() - knobs.keys()):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is no parameter of {kind}, which has {', '.join(knobs)}; leave it out")
+        for name in sorted(OwnOptions.model_fields.keys() - operator.model_fields.keys()):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is no option of {kind}; leave it out")
+        for name, spec in (knobs | {spec.name: spec for spec in self.steps}).items():
+            low, high = self.bounds(spec)
+            if low < spec.limits[0] or high > spec.limits[1]:
+                raise ValueError(f"{name} of {kind} must lie within {list(spec.limits)}, got {[low, high]}")
+
+    def bounds(self, spec: KnobSpec) -> tuple[float, float]:
+        """Return the bounds of a knob of the operator: those given here, else the operator's own."""
+        given: tuple[float, float] | None = getattr(self, spec.name)
+        return spec.bounds if given is None else given

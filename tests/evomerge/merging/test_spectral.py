@@ -1,0 +1,156 @@
+"""TSV-Merge, Iso-C and SWUDI against their definitions, and the virtual task vectors on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from evomerge.errors import NotEnoughRoom
+from evomerge.merging import spectral
+from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.engine import MergeEngine
+from search_spaces.operators import IsoC, Operator, Swudi, TaskArithmetic, TsvM
+from search_spaces.recipe import Recipe
+
+RecipeOf = Callable[..., Recipe]
+MATRIX = "model.layers.1.mlp.up_proj.weight"
+SEEDS = st.integers(0, 1000)
+SHAPES = st.sampled_from([(12, 12), (9, 14), (14, 9)])
+LIGHT = settings(max_examples=15, deadline=None)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def matrices(seed: int, shape: tuple[int, int], count: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) * 1e-3 for _ in range(count)]
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal columns (or rows), by (M M^T)^(-1/2) M, of full rank."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonal(matrix.T).T
+    values, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    return vectors @ torch.diag(values**-0.5) @ vectors.T @ matrix
+
+
+@given(seed=SEEDS, shape=SHAPES, rank=st.floats(0.2, 1))
+@LIGHT
+def test_tsv_m(seed: int, shape: tuple[int, int], rank: float) -> None:
+    taus = matrices(seed, shape)
+    most = max(1, int(rank * min(shape) / 3))
+    parts = [torch.linalg.svd(tau, full_matrices=False) for tau in taus]
+    left = orthogonal(torch.cat([part[0][:, :most] for part in parts], 1))
+    right = orthogonal(torch.cat([part[2][:most].T for part in parts], 1))
+    expected = left @ torch.diag(torch.cat([part[1][:most] for part in parts])) @ right.T
+    torch.testing.assert_close(sum(spectral.tsv_m(taus, rank)), expected, rtol=1e-9, atol=1e-12)
+
+
+@given(seed=SEEDS, shape=SHAPES)
+@LIGHT
+def test_iso_c_has_equal_singular_values(seed: int, shape: tuple[int, int]) -> None:
+    taus = matrices(seed, shape)
+    left, values, right = torch.linalg.svd(sum(taus), full_matrices=False)
+    (found,) = spectral.iso_c(taus)
+    torch.testing.assert_close(found, values.mean() * left @ right, rtol=1e-5, atol=1e-9)
+
+
+@given(seed=SEEDS, rank=st.integers(1, 3))
+@LIGHT
+def test_iso_c_leaves_unused_directions_alone(seed: int, rank: int) -> None:
+    left, right = matrices(seed, (14, rank), 1)[0], matrices(seed + 1, (9, rank), 1)[0]
+    (found,) = spectral.iso_c([left @ right.T])
+    values = torch.linalg.svdvals(found)
+    assert float(values[rank:].max()) < 1e-6 * float(values[0])
+    torch.testing.assert_close(values[:rank], values[:1].expand(rank), rtol=1e-3, atol=0)
+
+
+@given(seed=SEEDS, shape=SHAPES, time=st.floats(0.05, 30))
+@settings(max_examples=5, deadline=None)
+def test_swudi_is_the_gradient_flow_of_wudi(seed: int, shape: tuple[int, int], time: float) -> None:
+    """Gradient descent with ever smaller steps on sum_i |(tau - tau_i) tau_i^T|^2 / |tau_i|^2 (half of it)."""
+    taus = matrices(seed, shape)
+    tau, steps = sum(taus, torch.zeros(shape, dtype=torch.float64)), 4000
+    for _ in range(steps):
+        pull = sum((tau - each) @ each.T @ each / each.square().sum() for each in taus)
+        tau = tau - time / steps * pull
+    found = sum(spectral.swudi(taus, 1.0, time))
+    assert float((found - tau).norm() / tau.norm()) < 2e-3
+
+
+def test_swudi_of_a_long_time_is_the_optimum() -> None:
+    taus = matrices(0, (9, 14))
+    optimum = sum(spectral.swudi(taus, 1.0, 1e6))
+    slope = sum((optimum - tau) @ tau.T @ tau / tau.square().sum() for tau in taus)
+    assert float(slope.norm()) < 1e-6 * float(optimum.norm())
+
+
+@given(seed=SEEDS)
+@LIGHT
+def test_equal_experts_share_and_unmoved_ones_add_nothing(seed: int) -> None:
+    (tau,) = matrices(seed, (12, 9), 1)
+    for make in (lambda taus: spectral.tsv_m(taus, 1.0), lambda taus: spectral.swudi(taus, 1.0, 300.0)):
+        one, two, none = make([tau, tau, torch.zeros_like(tau)])
+        assert torch.isfinite(torch.stack([one, two, none])).all()
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+        assert not none.any()
+    zeros = [torch.zeros(4, 5, dtype=torch.float64)] * 2
+    for found in (*spectral.tsv_m(zeros, 1.0), *spectral.iso_c(zeros), *spectral.swudi(zeros, 1.0, 1.0)):
+        assert not found.any()
+
+
+@pytest.mark.parametrize(
+    ("operator", "virtual"),
+    [
+        (TsvM(weights=(0.5, -0.2, 0.9), rank=0.7, scale=1.2), lambda taus: spectral.tsv_m(taus, 0.7)),
+        (Swudi(weights=(0.5, -0.2, 0.9), scale=1.2), lambda taus: spectral.swudi(taus, 0.85, 300.0)),
+        (IsoC(scale=1.2), spectral.iso_c),
+    ],
+)
+def test_recipes_add_virtual_task_vectors(
+    engine: MergeEngine,
+    checkpoints: list[Checkpoint],
+    recipe_of: RecipeOf,
+    cache: Path,
+    operator: Operator,
+    virtual: Callable[[list[Tensor]], list[Tensor]],
+) -> None:
+    base, *experts = (checkpoint.tensor(MATRIX).double() for checkpoint in checkpoints)
+    vectors = virtual([expert - base for expert in experts])
+    weights = getattr(operator, "weights", (1.0, 1.0, 1.0))
+    expected = base + 1.2 * sum(weight * vector for weight, vector in zip(weights, vectors, strict=False))
+    torch.testing.assert_close(engine.merge_tensor(recipe_of(operator), MATRIX).double(), expected, rtol=0, atol=1e-7)
+    mean = recipe_of(TaskArithmetic(weights=tuple(0.4 * weight for weight in weights)))
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight"):
+        torch.testing.assert_close(engine.merge_tensor(recipe_of(operator), name), engine.merge_tensor(mean, name))
+    (file,) = (cache / "virtual").rglob("*.safetensors")
+    assert file.name == f"{MATRIX}.safetensors"
+
+
+def test_prepared_once_for_all_weights_and_per_parameter(
+    engine: MergeEngine, recipe_of: RecipeOf, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    make = spectral.tsv_m
+    monkeypatch.setattr(spectral, "tsv_m", lambda taus, rank: calls.append(rank) or make(taus, rank))
+    for weights, rank in [((1, 1, 1), 1.0), ((0.2, 0, 3), 1.0), ((1, 1, 1), 0.5), ((0, 0, 0), 0.5)]:
+        engine.merge_tensor(recipe_of(TsvM(weights=weights, rank=rank)), MATRIX)
+    assert calls == [1.0, 0.5]
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    engine: MergeEngine, recipe_of: RecipeOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("EVOMERGE_CACHE", str(blocked))
+    with pytest.raises(NotEnoughRoom, match="let EVOMERGE_CACHE name a folder"):
+        engine.merge_tensor(recipe_of(IsoC()), MATRIX)
