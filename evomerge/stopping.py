@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from evaluators.objective import Objective
+from evaluators.objective_kinds import AnyObjective
 from evomerge.archives.pareto import Front, hypervolume
 from evomerge.config import BudgetSettings
 from evomerge.optimizers.preference import Preference
@@ -25,7 +25,7 @@ MOST_ANSWERS_IN_A_ROW = 1000  # an optimizer that only repeats itself has conver
 class Stopping:
     """Follows the evaluations of a search in the order in which its optimizer is told of them."""
 
-    def __init__(self, budget: BudgetSettings, objectives: Sequence[Objective], *, documents: int) -> None:
+    def __init__(self, budget: BudgetSettings, objectives: Sequence[AnyObjective], *, documents: int) -> None:
         """``documents``: how many search documents a candidate is measured on at most."""
         self._budget = budget
         self._names = tuple(objective.name for objective in objectives)
@@ -44,7 +44,7 @@ class Stopping:
     def of(
         cls,
         budget: BudgetSettings,
-        objectives: Sequence[Objective],
+        objectives: Sequence[AnyObjective],
         candidates: Iterable[CandidateRecord],
         *,
         documents: int,
