@@ -77,6 +77,11 @@ class BudgetSettings(_Section):
 
     evaluations: int = Field(default=1000, ge=1)
     hours: float | None = Field(default=None, gt=0.0, description="wall time of the search, over all its runs")
+    documents: int | None = Field(default=None, ge=1, description="of new evaluations; the last may exceed it")
+    plateau: int | None = Field(default=None, ge=1, description="stop after so many without a better joint score")
+    plateau_tolerance: float = Field(default=0.0, ge=0.0, description="better by no more than this is not better")
+    stall: int | None = Field(default=None, ge=1, description="stop after so many without growth of the hypervolume")
+    stall_growth: float = Field(default=0.001, ge=0.0, description="growth by no more than this share is none")
     failures: float = Field(default=0.5, gt=0.0, le=1.0, description="stop when this share of evaluations failed")
     finalists: int = Field(default=16, ge=1, description="most points of the front that validation measures")
 

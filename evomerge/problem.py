@@ -18,9 +18,8 @@ from evomerge.config import SearchFile, differences
 from evomerge.errors import BadSearch, BadSource
 from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
-from evomerge.optimizers.registry import Setting
+from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
-from evomerge.optimizers.suitability import check_suits
 from evomerge.preferences import aim_of
 from evomerge.worker import WorkerSpec
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
@@ -162,10 +161,11 @@ def check_optimizer(problem: Problem) -> None:
     Raises:
         BadSearch: why, and what can.
     """
-    if isinstance(problem.file.optimizer, AutoSettings):
-        return
+    settings = problem.file.optimizer
+    if isinstance(settings, AutoSettings):
+        return  # chosen to suit
     try:
-        check_suits(problem.file.optimizer, problem.setting())
+        make_optimizer(settings, problem.setting())
     except ValueError as error:
         raise BadSearch(str(error)) from None
 

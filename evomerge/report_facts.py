@@ -136,6 +136,7 @@ def _headline_facts(results: Results) -> list[dict[str, str]]:
         ("state", results.state),
         ("evaluations", f"{results.spent:,} of {file.budget.evaluations:,}"),
         *([("stopped early by racing", f"{results.stopped:,}")] if results.stopped else []),
+        *([("search stopped", results.stop_reason)] if results.stop_reason else []),
         ("models on the front", f"{len(results.front):,}"),
         ("objectives", str(len(results.objectives))),
         ("experts", str(len(file.sources.experts))),

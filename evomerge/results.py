@@ -20,6 +20,7 @@ from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.records import CandidateRecord, Split
 from evomerge.selection import Chooser, Finalist, best_single_coefficient, finalists, references
+from evomerge.stopping import Stopping
 from evomerge.store import SearchRecord
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
@@ -99,11 +100,21 @@ class Results:
         """Base, experts, uniform average."""
         return references(self.candidates, self.record.row.plan["expert_names"])
 
+    @cached_property
+    def stopping(self) -> Stopping:
+        """What the search has spent, and whether it goes on."""
+        documents = sum(map(len, self.record.row.plan["documents"]["search"].values()))
+        return Stopping.of(self.file.budget, self.objectives, self.candidates, documents=documents)
+
     @property
     def spent(self) -> int:
         """New evaluations on search documents."""
-        searched = (c.evaluations.get("search") for c in self.candidates)
-        return sum(e is not None and e.answered_from is None for e in searched)
+        return self.stopping.evaluations
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why no further evaluation is started; None while the search goes on."""
+        return self.stopping.reason(seconds=self.record.row.seconds)
 
     @property
     def stopped(self) -> int:
@@ -138,10 +149,8 @@ class Results:
     @property
     def state(self) -> str:
         """Computed from the record: searching, validating, testing or finished."""
-        if self.spent < self.file.budget.evaluations and self.winner is None:
-            return "searching"
         if self.winner is None:
-            return "validating"
+            return "validating" if self.stop_reason else "searching"
         return "finished" if "test" in self.winner.evaluations else "testing"
 
     def candidate(self, number: int) -> CandidateRecord:

@@ -24,6 +24,7 @@ from evomerge.optimizers.preference import WeightedMean
 from evomerge.problem import Problem
 from evomerge.racing import Referee, refuse_unraceable
 from evomerge.records import CandidateRecord, EvaluationRecord, Origin, Split
+from evomerge.stopping import Stopping
 from evomerge.store import SearchRecord
 from search_spaces.genes import Genome, Vector
 from search_spaces.recipe import Recipe
@@ -31,7 +32,6 @@ from search_spaces.seeds import seeds
 
 POLL_SECONDS = 1.0
 FEWEST_FOR_FAILURE_BUDGET = 20
-MOST_ANSWERS_IN_A_ROW = 1000  # an optimizer that only repeats itself has converged
 
 
 class Listener(Protocol):
@@ -49,7 +49,6 @@ class _Progress:
     """What the record says about where the search stands."""
 
     sequence: int = 0  # next number for an ask or a tell
-    spent: int = 0  # new evaluations on search documents
     failed: int = 0
 
 
@@ -70,6 +69,8 @@ class Search:
         self._dispatcher = dispatcher
         self._listener = listener
         self._progress = _Progress()
+        file, documents = problem.file, problem.splits.search.count
+        self._stopping = Stopping(file.budget, file.objectives, documents=documents)
         self._waiting: deque[CandidateRecord] = deque()
         self.candidates: dict[int, CandidateRecord] = {c.number: c for c in record.candidates()}
         self._by_recipe: dict[str, int] = {}
@@ -80,43 +81,43 @@ class Search:
 
     # ---------------------------------------------------------------- the search
 
-    def run(self) -> None:
-        """Search until the budget is spent.
+    def run(self) -> str:
+        """Search until `Stopping` has a reason to stop; return it.
 
         Raises:
             BadSearch: too large a share of the evaluations failed.
         """
         budget = self.problem.file.budget
-        self._listener.phase("search", budget.evaluations, self._progress.spent)
-        answers = 0
+        self._listener.phase("search", budget.evaluations, self._stopping.evaluations)
         clock = _Clock(self.record)
         try:
             while True:
-                while self._dispatcher.free > 0 and self._may_start(clock) and answers < MOST_ANSWERS_IN_A_ROW:
-                    answers = answers + 1 if self._start_next() else 0
-                if self._dispatcher.in_flight == 0:
-                    return
+                reason = self._fill_workers(clock)
+                if reason and self._dispatcher.in_flight == 0:
+                    return reason
                 for task, outcome in self._dispatcher.collect(POLL_SECONDS):
                     self._finish(task.candidate, outcome)
                 clock.save()
         finally:
             clock.save(force=True)
 
-    def _may_start(self, clock: _Clock) -> bool:
-        budget = self.problem.file.budget
-        in_time = budget.hours is None or clock.seconds < budget.hours * 3600.0
-        return in_time and self._progress.spent + self._dispatcher.in_flight < budget.evaluations
+    def _fill_workers(self, clock: _Clock) -> str | None:
+        """Give every free worker a candidate; return the reason if no more may be started."""
+        reason = self._stopping.reason(seconds=clock.seconds, in_flight=self._dispatcher.in_flight)
+        while self._dispatcher.free > 0 and reason is None:
+            self._start_next()
+            reason = self._stopping.reason(seconds=clock.seconds, in_flight=self._dispatcher.in_flight)
+        return reason
 
-    def _start_next(self) -> bool:
-        """Dispatch one candidate, or answer it from the record; return whether it was answered."""
+    def _start_next(self) -> None:
+        """Dispatch one candidate, or answer it from the record."""
         candidate = self._waiting.popleft() if self._waiting else self._ask()
         equal = self._by_recipe.get(candidate.recipe_digest)
         if equal is not None and equal != candidate.number:
             self._answer(candidate, self.candidates[equal])
-            return True
+            return
         race = self._referee.race() if self._referee and candidate.origin != "seed" else None
         self._dispatcher.send(Task(candidate, "search", self.problem.splits.search, race))
-        return False
 
     def _make_referee(self) -> Referee | None:
         settings = self.problem.file.evaluation.racing
@@ -159,7 +160,6 @@ class Search:
         return Evaluation(evaluation.documents_digest, scores, ties, stopped=evaluation.stopped)
 
     def _finish(self, candidate: CandidateRecord, outcome: Outcome) -> None:
-        self._progress.spent += 1
         self._progress.failed += isinstance(outcome, Failure)
         self._record_and_tell(candidate, outcome)
         self._check_failure_budget()
@@ -177,8 +177,12 @@ class Search:
             answered_from=answered_from,
         )
         self._keep(candidate)
-        self._optimizer.tell([self._observation(candidate)])
+        self._tell(candidate)
         self._listener.evaluated(candidate, "search")
+
+    def _tell(self, candidate: CandidateRecord) -> None:
+        self._stopping.add(candidate)
+        self._optimizer.tell([self._observation(candidate)])
 
     def _observation(self, candidate: CandidateRecord) -> Observation:
         """What the optimizer learns: every objective maximised, and the weighted mean of their tie-breaks."""
@@ -209,7 +213,7 @@ class Search:
         return tuple(o.sign * self.record.document_scores(evaluation, o.name) for o in self.problem.file.objectives)
 
     def _check_failure_budget(self) -> None:
-        failed, spent = self._progress.failed, self._progress.spent
+        failed, spent = self._progress.failed, self._stopping.evaluations
         share = self.problem.file.budget.failures
         if spent < FEWEST_FOR_FAILURE_BUDGET or failed <= share * spent:
             return
@@ -272,7 +276,6 @@ class Search:
             if evaluation and evaluation.told_at is not None:
                 events.append((evaluation.told_at, "tell", candidate))
                 fresh = evaluation.answered_from is None
-                self._progress.spent += fresh
                 self._progress.failed += fresh and evaluation.failure is not None
             elif candidate.origin != "baseline":
                 self._waiting.append(candidate)
@@ -286,7 +289,7 @@ class Search:
 
     def _repeat(self, event: str, candidate: CandidateRecord) -> None:
         if event == "tell":
-            self._optimizer.tell([self._observation(candidate)])
+            self._tell(candidate)
             return
         genome = self._optimizer.ask(1)[0]
         if genome != candidate.genome:

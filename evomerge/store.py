@@ -238,14 +238,16 @@ class SearchRecord:
         return unpack_scores(data)
 
     def _evaluations(self, connection: sa.Connection) -> dict[int, dict[Split, EvaluationRecord]]:
+        # Evaluations before scores: a driver may commit both in between, and an evaluation must not lack its scores.
         mine = evaluations.c.search_id == self.row.id
+        rows = connection.execute(sa.select(evaluations).where(mine).order_by(evaluations.c.id)).mappings().all()
         columns = [c for c in scores.c if c.name != "documents"]
         joined = scores.join(evaluations, scores.c.evaluation_id == evaluations.c.id)
         measured: dict[int, dict[str, Measured]] = {}
         for row in connection.execute(sa.select(*columns).select_from(joined).where(mine)).mappings():
             measured.setdefault(row["evaluation_id"], {})[row["objective"]] = _measured(row)
         found: dict[int, dict[Split, EvaluationRecord]] = {}
-        for row in connection.execute(sa.select(evaluations).where(mine).order_by(evaluations.c.id)).mappings():
+        for row in rows:
             record = _evaluation_record(row, measured.get(row["id"], {}))
             found.setdefault(row["candidate_id"], {})[record.split] = record
         return found

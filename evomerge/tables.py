@@ -79,6 +79,7 @@ def status_lines(results: Results) -> list[str]:
     lines = [
         f"search      {results.record.name}: {results.state}",
         f"evaluations {results.spent} of {file.budget.evaluations} ({results.record.row.seconds:.0f} s)",
+        f"stopped     {results.stop_reason or 'no'}",
         f"candidates  {len(results.candidates)}, {len(results.front)} on the front",
         f"failures    {', '.join(f'{k}: {v}' for k, v in results.failures.items()) or 'none'}",
         f"storage     {masked(results.record.store.storage)}",
@@ -109,6 +110,7 @@ def status_json(results: Results) -> dict[str, Any]:
         "state": results.state,
         "evaluations": results.spent,
         "budget": results.file.budget.evaluations,
+        "stop_reason": results.stop_reason,
         "seconds": results.record.row.seconds,
         "candidates": len(results.candidates),
         "front": [candidate.number for candidate in results.front],

@@ -95,7 +95,8 @@ class Worker:
         if race is None:
             outcome = self._evaluator.evaluate(model, documents)
         else:
-            outcome = self._blockwise.evaluate(model, documents, race)
+            with self._evaluator.same_model():
+                outcome = self._blockwise.evaluate(model, documents, race)
         return replace(
             outcome,
             cost=replace(

@@ -1,5 +1,6 @@
 """Fakes of the world around a search: a worker whose scores follow from the recipe, and a problem for it."""
 
+import heapq
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.pool import Finished, Returned
 from evaluators.blockwise import BlockwiseEvaluator
 from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureKind, Score
 from evaluators.objective import Objective
@@ -124,3 +126,38 @@ def problem(file: SearchFile) -> Problem:
         splits=Splits(**documents),
         suite_digest="s" * 64,
     )
+
+
+class UnequalWorkers:
+    """A pool in simulated time: worker i takes 10^(i/workers) times as long as the first; calls run when they return.
+
+    `busy_when_waiting` holds how many workers had a call each time that the driver waited; `order` the tickets in the
+    order in which they came back.
+    """
+
+    def __init__(self, worker, workers):
+        self.worker, self.workers = worker, workers
+        self.idle = list(range(workers))
+        self.out = []  # heap of (end, ticket, worker, call)
+        self.now, self.submitted = 0.0, 0
+        self.busy_when_waiting, self.order = [], []
+
+    @property
+    def free(self):
+        return len(self.idle)
+
+    def submit(self, call):
+        worker = self.idle.pop(0)
+        heapq.heappush(self.out, (self.now + 10.0 ** (worker / self.workers), self.submitted, worker, call))
+        self.submitted += 1
+        return self.submitted - 1
+
+    def wait(self, timeout_seconds=None):
+        self.busy_when_waiting.append(len(self.out))
+        self.now, ticket, worker, call = heapq.heappop(self.out)
+        self.idle.append(worker)
+        self.order.append(ticket)
+        return [Finished(ticket, Returned(getattr(self.worker, call.method)(*call.arguments)))]
+
+    def close(self):
+        self.out.clear()

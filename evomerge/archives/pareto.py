@@ -84,3 +84,35 @@ def crowding(values: Matrix) -> npt.NDArray[np.float64]:
         distances[order[1:-1]] += (sorted_column[2:] - sorted_column[:-2]) / spread
         distances[order[[0, -1]]] = np.inf
     return distances
+
+
+class Front:
+    """A Pareto front that grows one point at a time; adding costs one comparison with each of its points."""
+
+    def __init__(self, objectives: int) -> None:
+        self._columns = np.empty((objectives, 64))
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def values(self) -> Matrix:
+        """(front, objectives) float64, in the order in which they came."""
+        return np.ascontiguousarray(self._columns[:, : self._count].T)
+
+    def add(self, values: npt.NDArray[np.float64]) -> bool:
+        """Add (objectives,) ``values``, more is better; return whether they extend the front (equals do not)."""
+        mine, point = self._columns[:, : self._count], values[:, None]
+        if (mine >= point).all(axis=0).any():
+            return False
+        beaten = (mine <= point).all(axis=0)
+        if beaten.any():
+            kept = mine[:, ~beaten]
+            self._count = kept.shape[1]
+            self._columns[:, : self._count] = kept
+        if self._count == self._columns.shape[1]:
+            self._columns = np.concatenate([self._columns, np.empty_like(self._columns)], axis=1)
+        self._columns[:, self._count] = values
+        self._count += 1
+        return True

@@ -28,6 +28,7 @@ from search_spaces.genes import Vector
 
 AUGMENTATION = 0.01  # share of the weighted mean in the Chebyshev number
 TIE_BREAK_SHARE = 1e-6  # far below one document in ten thousand, so a tie-break never outweighs a document
+BEHIND = 1e-9  # by how much the best estimate stays behind; only the order matters
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,22 @@ def nudge(tie_break: float) -> float:
 
 
 def ranked_values(observations: list[Observation], preference: Preference) -> list[float]:
-    """Return one number per observation, more is better; a failure gets less than the worst success.
+    """Return one number per observation, more is better.
+
+    Estimates come behind every point that was measured in full, in their own order: racing stopped them because they
+    are worse than the best with high probability, which the others were not shown to be. Failures come last.
 
     Raises:
         ValueError: every observation is a failure, so there is nothing to learn from.
     """
-    numbers = [None if o.values is None else preference.scalar(o.values, o.tie_break) for o in observations]
-    worst = min((n for n in numbers if n is not None), default=None)
-    if worst is None:
+    numbers = [-np.inf if o.values is None else preference.scalar(o.values, o.tie_break) for o in observations]
+    estimated = [o.estimated and o.values is not None for o in observations]
+    full = [n for n, e in zip(numbers, estimated, strict=True) if not e and n > -np.inf]
+    estimates = [n for n, e in zip(numbers, estimated, strict=True) if e]
+    if not full and not estimates:
         raise ValueError("all observations failed")
-    return [worst - 1.0 if n is None else n for n in numbers]
+    if full and estimates:
+        lowered = max(max(estimates) - min(full) + BEHIND, 0.0)
+        numbers = [n - lowered if e else n for n, e in zip(numbers, estimated, strict=True)]
+    worst = min(n for n in numbers if n > -np.inf)
+    return [worst - 1.0 if n == -np.inf else n for n in numbers]

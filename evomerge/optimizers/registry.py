@@ -24,6 +24,7 @@ from evomerge.optimizers.settings import (
     RandomSettings,
     SobolSettings,
     TpeSettings,
+    TwoStageSettings,
 )
 from evomerge.optimizers.suitability import Setting, check_suits
 
@@ -42,10 +43,22 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:  # noqa
     if setting.mosaics is not None and algorithm.kind not in BREEDERS:
         raise ValueError(f"optimizer {algorithm.kind} cannot search mosaics; use {' or '.join(BREEDERS)}")
     match algorithm:
-        case CmaEsSettings(sigma=sigma, population=population):
+        case CmaEsSettings():
             from evomerge.optimizers.cma_es import CmaEs
 
-            return CmaEs(genes, weights=weights, aim=setting.aim, seed=seed, sigma=sigma, population=population)
+            return CmaEs(
+                genes,
+                weights=weights,
+                aim=setting.aim,
+                seed=seed,
+                sigma=algorithm.sigma,
+                population=algorithm.population,
+                separable=algorithm.separable,
+            )
+        case TwoStageSettings(first_stage=first_stage, penalty=penalty):
+            from evomerge.optimizers.two_stage import TwoStage
+
+            return TwoStage(genes, weights=weights, seed=seed, first_stage=first_stage, penalty=penalty)
         case Nsga2Settings(population=population):
             from evomerge.optimizers.nsga2 import Nsga2
 
@@ -90,24 +103,30 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:  # noqa
             from evomerge.optimizers.sobol import SobolSearch
 
             return SobolSearch(genes, seed=seed)
-        case NaturalNichesSettings(archive=archive, alpha=alpha, attraction=attraction, warm_up=warm_up):
-            from evomerge.optimizers.natural_niches import NaturalNiches
-
-            return NaturalNiches(
-                _breeder(setting, split=algorithm.split),
-                weights=weights,
-                seed=seed,
-                archive=archive,
-                alpha=alpha,
-                attraction=attraction,
-                warm_up=warm_up,
-            )
-        case MapElitesSettings(cells=cells, warm_up=warm_up):
-            from evomerge.optimizers.map_elites import MapElites
-
-            breeder = _breeder(setting, split=algorithm.split)
-            return MapElites(breeder, weights=weights, seed=seed, cells=cells, warm_up=warm_up)
+        case NaturalNichesSettings() | MapElitesSettings():
+            return _make_breeding(algorithm, setting)
     assert_never(algorithm)
+
+
+def _make_breeding(algorithm: NaturalNichesSettings | MapElitesSettings, setting: Setting) -> Optimizer:
+    """Return an optimizer that breeds an archive."""
+    weights, seed, warm_up = setting.weights, algorithm.seed, algorithm.warm_up
+    breeder = _breeder(setting, split=algorithm.split)
+    if isinstance(algorithm, MapElitesSettings):
+        from evomerge.optimizers.map_elites import MapElites
+
+        return MapElites(breeder, weights=weights, seed=seed, cells=algorithm.cells, warm_up=warm_up)
+    from evomerge.optimizers.natural_niches import NaturalNiches
+
+    return NaturalNiches(
+        breeder,
+        weights=weights,
+        seed=seed,
+        archive=algorithm.archive,
+        alpha=algorithm.alpha,
+        attraction=algorithm.attraction,
+        warm_up=warm_up,
+    )
 
 
 def _breeder(setting: Setting, *, split: bool) -> Breeder:

@@ -25,8 +25,9 @@ class CmaEsSettings(_Settings):
     """CMA-ES on the weighted mean of the objectives."""
 
     kind: Literal["cma_es"] = "cma_es"
-    sigma: float = Field(default=0.2, gt=0.0, le=1.0, description="first step, as a share of each gene's range")
+    sigma: float = Field(default=0.1, gt=0.0, le=1.0, description="first step, as a share of each gene's range")
     population: int | None = Field(default=None, ge=4, description="4 + 3 ln(genes) by default")
+    separable: bool | None = Field(default=None, description="no correlations of genes; from 100 genes on by default")
 
 
 class Nsga2Settings(_Settings):
@@ -41,6 +42,14 @@ class Nsga3Settings(_Settings):
 
     kind: Literal["nsga3"] = "nsga3"
     population: int | None = Field(default=None, ge=4, description="30 by default")
+
+
+class TwoStageSettings(_Settings):
+    """CMA-ES on densities, then on weights with a penalty on their size; for pools of dozens of experts."""
+
+    kind: Literal["two_stage"] = "two_stage"
+    first_stage: int | None = Field(default=None, ge=1, description="evaluations; 5 populations by default")
+    penalty: float = Field(default=0.01, ge=0.0, description="what a mean weight of 1 costs in the second stage")
 
 
 class TpeSettings(_Settings):
@@ -127,6 +136,7 @@ class CatCmaSettings(_Settings):
 
 Algorithm: TypeAlias = (
     CmaEsSettings
+    | TwoStageSettings
     | Nsga2Settings
     | Nsga3Settings
     | TpeSettings
@@ -142,7 +152,7 @@ Algorithm: TypeAlias = (
     | MapElitesSettings
 )
 AlgorithmKind = Literal[
-    "cma_es", "nsga2", "nsga3", "tpe", "gp", "random", "sobol",
+    "cma_es", "two_stage", "nsga2", "nsga3", "tpe", "gp", "random", "sobol",
     "map", "bayesian_map", "nested_map", "cycle_qd", "cat_cma",
     "natural_niches", "map_elites",
 ]  # fmt: skip

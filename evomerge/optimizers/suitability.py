@@ -10,7 +10,7 @@ from search_spaces.genes import Genes, Vector
 from search_spaces.mosaic import MosaicAlgebra
 
 REAL_ONLY: tuple[AlgorithmKind, ...] = (
-    "cma_es", "map", "bayesian_map", "nested_map", "cycle_qd", "natural_niches", "map_elites",
+    "cma_es", "two_stage", "map", "bayesian_map", "nested_map", "cycle_qd", "natural_niches", "map_elites",
 )  # fmt: skip
 MOST_GENES_OF_BINS = 6  # the angles of bayesian_map have 2^(genes - 1) bins
 
@@ -56,6 +56,8 @@ def check_suits(algorithm: Algorithm, setting: Setting) -> None:
             f"optimizer bayesian_map expects at most {MOST_GENES_OF_BINS} genes, got {len(genes)}; use map, or fewer "
             "layer and tensor groups"
         )
+    if kind == "two_stage" and setting.aim != WEIGHTED_MEAN:
+        raise ValueError("optimizer two_stage climbs the weighted mean only; leave out preference, or use cma_es")
     if isinstance(algorithm, MapSettings | BayesianMapSettings):
         _check_coefficients(kind, len(genes), evaluations)
     if isinstance(algorithm, NestedMapSettings):

@@ -2,11 +2,14 @@
 
 import pytest
 from fake_search import DieAfter, Stop, finish, genomes, started
-from fakes import FakeSpec, search_file
+from fakes import FakeSpec, UnequalWorkers, problem, search_file
 
 from cluster.pool import Finished, Lost, Returned
 from evomerge.dispatch import ATTEMPTS
 from evomerge.errors import BadSearch
+from evomerge.optimizers.settings import algorithm
+from evomerge.problem import check_optimizer
+from evomerge.runner import random_variant
 
 
 def test_spends_exactly_the_budget_and_measures_seeds_first(tmp_path):
@@ -177,3 +180,71 @@ def test_a_lost_worker_is_tried_again_and_then_recorded(tmp_path):
     failure = search.candidates[2].evaluations["search"].failure
     assert failure.kind == "worker_lost"
     assert "killed by signal 9" in failure.message
+
+
+def test_an_optimizer_that_cannot_search_the_space_is_refused_before_anything_is_spent(tmp_path):
+    with pytest.raises(BadSearch, match="^optimizer two_stage needs genes for densities and weights"):
+        check_optimizer(problem(search_file(tmp_path, optimizer={"kind": "two_stage"})))
+    check_optimizer(problem(search_file(tmp_path, optimizer={"kind": "two_stage"}, space={"operator": "ties"})))
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def test_plateau_ends_a_search_and_the_record_says_why(tmp_path):
+    results = finish(search_file(tmp_path, budget={"evaluations": 2000, "plateau": 25}))
+    assert results.spent < 2000
+    assert results.stop_reason == "no better joint score in 25 evaluations"
+    assert results.state == "finished"
+    numbers = [results.chooser.number(c, "search") for c in told(results)]
+    assert max(numbers[-25:]) <= max(numbers[:-25])
+
+
+def test_documents_end_a_search_with_less_than_a_candidate_too_many(tmp_path):
+    results = finish(search_file(tmp_path, budget={"documents": 1000}))
+    assert 1000 <= results.costs["search"].documents < 1080
+    assert results.stop_reason == "the budget of 1,000 documents is spent"
+
+
+def test_a_search_that_was_killed_stops_at_the_same_evaluation(tmp_path):
+    budget = {"evaluations": 2000, "stall": 20}
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole = finish(search_file(tmp_path / "whole", budget=budget))
+    file = search_file(tmp_path / "killed", budget=budget)
+    with pytest.raises(Stop), started(file, watcher=DieAfter(17)) as search:
+        search.run()
+    assert genomes(finish(file)) == genomes(whole)
+
+
+def test_a_larger_budget_lets_a_stopped_search_go_on(tmp_path):
+    first = finish(search_file(tmp_path, budget={"evaluations": 2000, "plateau": 15}))
+    more = finish(search_file(tmp_path, budget={"evaluations": 2000, "plateau": 40}))
+    assert more.spent > first.spent
+
+
+def test_random_variant_searches_at_random(tmp_path):
+    variant = random_variant(search_file(tmp_path, optimizer={"kind": "cma_es", "sigma": 0.1, "seed": 5}))
+    assert variant.optimizer == algorithm("random", seed=5)
+
+
+def told(results):
+    return sorted(
+        (c for c in results.candidates if "search" in c.evaluations and c.evaluations["search"].told_at is not None),
+        key=lambda c: c.evaluations["search"].told_at,
+    )
+
+
+# ---------------------------------------------------------------- workers of unequal speed
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8, 64])
+def test_no_worker_waits_while_budget_is_left(tmp_path, workers):
+    evaluations = 150
+    pool = UnequalWorkers(FakeSpec()(), workers)
+    file = search_file(tmp_path, budget={"evaluations": evaluations}, cluster={"backend": "in_process"})
+    with started(file, pool=pool) as search:
+        search.run()
+    assert pool.submitted == evaluations
+    assert pool.busy_when_waiting[: evaluations - workers] == [workers] * (evaluations - workers)
+    assert workers == 1 or pool.order != sorted(pool.order)  # some did overtake others

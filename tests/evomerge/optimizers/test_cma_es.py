@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evomerge.optimizers.cma_es import CmaEs
+from evomerge.optimizers.cma_es import MOST_MOVES, CmaEs
 from evomerge.optimizers.contract import Observation
 from evomerge.optimizers.preference import Preference, ranked_values
 from search_spaces.genes import Gene, Genes, Genome
@@ -60,6 +60,11 @@ def test_plateaus_do_not_end_the_search():
     assert coarse >= -0.1
 
 
+def test_separable_from_a_hundred_genes_on_unless_told_otherwise():
+    for count, asked_for, expected in ((99, None, False), (100, None, True), (100, False, False), (5, True, True)):
+        assert CmaEs(genes(count), weights=ONE, seed=0, separable=asked_for)._separable is expected
+
+
 def test_two_thousand_genes_are_searched_with_a_diagonal():
     """No matrix of 2,000 x 2,000 numbers is kept or drawn from, and it climbs all the same."""
     optimizer = CmaEs(genes(2000), weights=ONE, seed=0)
@@ -108,6 +113,71 @@ def test_a_failure_ranks_behind_every_success():
     assert numbers[1] < numbers[0] < numbers[2]
     with pytest.raises(ValueError, match="all observations failed"):
         ranked_values([Observation(Genome([0.0]), None)], Preference(ONE))
+
+
+def test_estimates_rank_behind_what_was_measured_and_before_failures():
+    given = [(0.9, True), (0.2, False), (0.5, True), (None, False), (0.6, False)]
+    observations = [Observation(Genome([0.0]), None if v is None else np.array([v]), estimated=e) for v, e in given]
+    numbers = ranked_values(observations, Preference(ONE))
+    assert sorted(range(5), key=lambda i: -numbers[i]) == [4, 1, 0, 2, 3]
+    only_estimates = ranked_values([observations[0], observations[2]], Preference(ONE))
+    assert only_estimates[0] > only_estimates[1]
+
+
+def test_racing_finds_more_with_the_same_documents():
+    """Candidates are stopped against the best so far after batches of documents; their estimates are noisy."""
+    gained = [raced(seed, racing=True) - raced(seed, racing=False) for seed in range(6)]
+    assert np.median(gained) > 0.0
+
+
+def raced(seed, *, racing, documents=256, batch=32, budget=100 * 256):
+    """Return the true quality of the best measured candidate after ``budget`` documents of a ten-gene bowl."""
+    rng = np.random.default_rng(seed)
+    target, thresholds = rng.uniform(0.2, 1.3, 10), rng.uniform(0.0, 1.0, documents)
+    optimizer = CmaEs(genes(10), weights=ONE, seed=seed)
+    best, quality, spent = None, 0.0, 0
+    while spent < budget:
+        genome = optimizer.ask(1)[0]
+        true = float(np.exp(-np.square(genome.values - target).sum()))
+        solved = (thresholds + rng.normal(0.0, 0.15, documents) < true).astype(float)
+        used = documents
+        if racing and best is not None:
+            used = next((k for k in range(batch, documents, batch) if is_worse(solved[:k], best[:k])), documents)
+        spent += used
+        estimated = used < documents
+        value = best.mean() + (solved - best)[:used].mean() if estimated else solved.mean()
+        optimizer.tell([Observation(genome, np.array([value]), estimated=estimated)])
+        if not estimated and (best is None or value > best.mean()):
+            best, quality = solved, true
+    return quality
+
+
+def is_worse(solved, best):
+    difference = solved - best
+    return difference.mean() + 2.5 * max(difference.std(ddof=1), 0.02) / np.sqrt(len(solved)) < 0.0
+
+
+def test_points_of_a_finished_run_are_not_told_to_the_next():
+    optimizer = CmaEs(genes(2), weights=ONE, seed=0, population=4)
+    late = optimizer.ask(1)[0]
+    first = optimizer._run
+    while optimizer._run is first:  # converge on a point, so that pycma ends the run
+        genome = optimizer.ask(1)[0]
+        optimizer.tell([Observation(genome, np.array([-float(np.square(genome.values - 0.4).sum())]))])
+    before = len(optimizer._returned)
+    optimizer.tell([Observation(late, np.array([1.0]))])
+    assert len(optimizer._returned) == before
+
+
+def test_a_point_that_was_out_for_many_moves_tells_nothing():
+    optimizer = CmaEs(genes(5), weights=ONE, seed=0)
+    late = optimizer.ask(1)[0]
+    while optimizer._moves <= MOST_MOVES:
+        recent = optimizer.ask(1)[0]
+        optimizer.tell([Observation(recent, np.array([float(recent.values.sum())]))])
+    recent = optimizer.ask(1)[0]
+    optimizer.tell([Observation(late, np.array([9.0])), Observation(recent, np.array([1.0]))])
+    assert [observation.genome for observation in optimizer._returned] == [recent]
 
 
 def test_weights_must_be_positive():

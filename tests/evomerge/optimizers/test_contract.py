@@ -13,6 +13,7 @@ from search_spaces.mosaic import Mosaic, MosaicAlgebra, read_genome
 from search_spaces.mosaic_space import mean_names, shown_genes
 from search_spaces.tiles import TileGrid
 
+NAMES = ("density/a", "density/b", "weight/a", "weight/b", "other")
 WEIGHTS = np.array([1.0, 2.0])
 TARGET = np.array([0.3, 0.8, -0.2, 1.1, 0.0])
 DOCUMENTS = np.linspace(0.1, 2.0, 8)
@@ -21,7 +22,7 @@ DOCUMENTS = np.linspace(0.1, 2.0, 8)
 class GeneCase:
     """Vectors of genes."""
 
-    genes = Genes(tuple(Gene(f"g{i}", -1.0, 2.0, 0.5) for i in range(5)))
+    genes = Genes(tuple(Gene(name, -1.0, 2.0, 0.5) for name in NAMES))
     mosaics = None
     target = Genome(TARGET)
 

@@ -1,0 +1,226 @@
+"""How good a search finds how soon, on the foundry's experts: every algorithm here and the search of mergekit-evolve.
+
+Question: what do the recipes that each algorithm has found after so many evaluations score on test documents, and how
+much hypervolume do they cover? Does the default reach mergekit-evolve's final test score with a third of its
+evaluations?
+
+Set-up: base, four experts and the three joint skills of the demo; task arithmetic with a weight for each expert in
+each of six layer groups (24 genes); 64 search documents a skill, one worker of this process, one evaluation after
+another, 300 evaluations. Everything runs on the same engine: mergekit-evolve takes part with its genome and its
+settings of CMA-ES (`mergekit_search.py`), not with its own evaluator. The searches of evomerge begin with their nine
+seeds (base, experts, averages), which count. A run's seed chooses the optimizer's draws and the documents: seeds 10 to
+19, each with its own split. At each checkpoint the recipe with the best joint search score so far is measured on 256
+test documents a skill; hypervolume is that of all points on search documents above 0. Seconds are CPU seconds of
+evaluations and of ask and tell.
+
+Slower than one sitting: every finished run is a row of the results file, and running it again does what is missing,
+ordered by seed, so that what is there is always comparable. Evaluations are remembered in the benchmarks' cache too.
+
+Run: `.venv/bin/python benchmarks/search_quality.py [--seeds N] [--only SEARCH ...] [--tune] [--draw]`: about 40 CPU
+seconds a run, 40 CPU minutes in all. Writes results/search_quality.json, prints the table that docs/search-quality.md
+shows and draws docs/figures/search_quality_*.svg. With --tune it compares variants of the default on seeds 0 to 9.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import search_quality_table
+from common import RESULTS, ROOT, experts, machine, save
+from mergekit_search import MergekitSearch
+
+from evaluators.evaluation import Evaluation
+from evomerge import demo
+from evomerge.archives.pareto import hypervolume
+from evomerge.config import parse
+from evomerge.optimizers.contract import Observation, Optimizer
+from evomerge.optimizers.registry import make_optimizer
+from evomerge.optimizers.settings import Algorithm, algorithm
+from evomerge.problem import Problem, prepare
+from evomerge.worker import Worker
+from search_spaces.genes import Genome
+from search_spaces.parameter_space import ParameterSpace
+from search_spaces.recipe import Recipe
+from search_spaces.seeds import Seed, seeds
+
+NAME = "search_quality"
+MERGEKIT = "mergekit-evolve"
+SEARCHES: dict[str, Algorithm | None] = {
+    MERGEKIT: None,
+    "cma_es": algorithm("cma_es"),  # what `auto` picks here
+    **{kind: algorithm(kind) for kind in ("random", "nsga2", "tpe", "sobol")},
+}
+VARIANTS: dict[str, Algorithm | None] = {  # for choosing defaults, on other seeds than those reported
+    "cma_es": algorithm("cma_es"),
+    "cma_es, sigma 0.2": algorithm("cma_es", sigma=0.2),
+    "cma_es, separable": algorithm("cma_es", separable=True),
+    "cma_es, sigma 0.05": algorithm("cma_es", sigma=0.05),
+}
+REPORTED, TUNING = range(10, 20), range(10)
+EVALUATIONS = 300
+CHECKPOINTS = (25, 50, 75, 100, 150, 200, 250, 300)
+ANY_WEIGHT = (0.0, 1000.0)  # mergekit-evolve has no upper bound
+
+
+class Measurer:
+    """Measures recipes of one split, and remembers what it measured."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self._problem = problem
+        self._worker: Worker | None = None
+        self._path = ROOT / ".cache" / NAME / f"evaluations_{seed}_{problem.suite_digest[:12]}.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        self._known = {tuple(row["key"]): row for row in map(json.loads, lines)}
+
+    def measure(self, recipe: Recipe, split: str) -> tuple[np.ndarray | None, float]:
+        """Return the (objectives,) scores, None for a failure, and the CPU seconds that they took."""
+        row = self._known.get((recipe.digest, split)) or self._new(recipe, split)
+        return None if row["values"] is None else np.array(row["values"]), row["cpu_seconds"]
+
+    def _new(self, recipe: Recipe, split: str) -> dict[str, Any]:
+        if self._worker is None:
+            self._worker = self._problem.worker_spec(device="cpu", threads=1)()
+        outcome = self._worker.evaluate(recipe.model_dump_json(), dict(self._problem.documents(split).ids))
+        values = None
+        if isinstance(outcome, Evaluation):
+            values = [outcome.scores[name].value for name in self._problem.objective_names]
+        row = {"key": [recipe.digest, split], "values": values, "cpu_seconds": outcome.cost.cpu_seconds}
+        self._known[recipe.digest, split] = row
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        return row
+
+
+@dataclass
+class Trace:
+    """What one run has found so far."""
+
+    points: list[np.ndarray] = field(default_factory=list)
+    best: tuple[float, Recipe | None] = (-np.inf, None)
+    seconds: float = 0.0
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, recipe: Recipe, values: np.ndarray | None, seconds: float) -> None:
+        """Take in one evaluation."""
+        self.seconds += seconds
+        if values is not None:
+            self.points.append(values)
+            if values.mean() > self.best[0]:
+                self.best = (float(values.mean()), recipe)
+
+
+def problem_of(seed: int) -> Problem:
+    """The demo's search with documents chosen by ``seed``."""
+    folder = Path.cwd()
+    value: dict[str, Any] = demo.search_file(experts(0), folder, budget=EVALUATIONS, seed=seed)
+    value["evaluation"] |= {"split_seed": seed, "test_documents": 256}
+    return prepare(parse(value, folder=folder, where=NAME))
+
+
+def run(settings: Algorithm | None, problem: Problem, measurer: Measurer, seed: int) -> dict[str, Any]:
+    """Search once, None as mergekit-evolve does; return a row of the result."""
+    trace = Trace()
+    optimizer, space = searcher(settings, problem, seed)
+    given = list(seeds(space)) if settings else []
+    for counted, (recipe, genome) in enumerate(candidates(given, optimizer, space, trace), start=1):
+        values, seconds = measurer.measure(recipe, "search")
+        trace.add(recipe, values, seconds)
+        started = time.process_time()
+        optimizer.tell([Observation(genome, values, seed=counted <= len(given))])
+        trace.seconds += time.process_time() - started
+        if counted in CHECKPOINTS:
+            trace.rows.append(checkpoint(trace, counted, measurer))
+    stopped = getattr(optimizer, "would_have_stopped_at", None)
+    return {"seed": seed, "checkpoints": trace.rows, "would_have_stopped_at": stopped}
+
+
+def searcher(settings: Algorithm | None, problem: Problem, seed: int) -> tuple[Optimizer, ParameterSpace]:
+    """The optimizer and the space whose genomes it proposes."""
+    if settings is not None:
+        return make_optimizer(settings.model_copy(update={"seed": seed}), problem.setting()), problem.space
+    space = problem.space
+    wide = space.settings.model_copy(update={"weight": ANY_WEIGHT})
+    free = ParameterSpace(wide, space.sources, space.expert_names, space.layers, space.dtype)
+    models = len(space.expert_names)
+    return MergekitSearch(genes=len(space.genes), models=models, seed=seed, evaluations=EVALUATIONS), free
+
+
+def candidates(
+    given: list[Seed], optimizer: Optimizer, space: ParameterSpace, trace: Trace
+) -> Iterator[tuple[Recipe, Genome | None]]:
+    """Yield the recipes to measure, the seeds of the space first, with their genomes."""
+    yield from ((seed.recipe, seed.genome) for seed in given)
+    for _ in range(EVALUATIONS - len(given)):
+        started = time.process_time()
+        genome = optimizer.ask(1)[0]
+        trace.seconds += time.process_time() - started
+        yield space.decode(genome), genome
+
+
+def checkpoint(trace: Trace, evaluations: int, measurer: Measurer) -> dict[str, float]:
+    """The state of a run: what its best recipe scores on test documents, and the hypervolume of all points."""
+    score, recipe = trace.best
+    test = measurer.measure(recipe, "test")[0] if recipe else None
+    points = np.array(trace.points).reshape(len(trace.points), -1)
+    return {
+        "evaluations": evaluations,
+        "search": score,
+        "test": 0.0 if test is None else float(test.mean()),
+        "hypervolume": hypervolume(points, np.zeros(points.shape[1])) if len(points) else 0.0,
+        "cpu_seconds": trace.seconds,
+    }
+
+
+def recorded(name: str) -> list[dict[str, Any]]:
+    """Return the rows of the runs that are finished."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+
+
+def campaign(name: str, searches: dict[str, Algorithm | None], numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Do the runs that are missing, all searches of a seed before the next seed; return all rows."""
+    rows = recorded(name)
+    done = {(row["algorithm"], row["seed"]) for row in rows}
+    for seed in numbers:
+        missing = [search for search in searches if (search, seed) not in done]
+        if not missing:
+            continue
+        problem = problem_of(seed)
+        measurer = Measurer(problem, seed)
+        for search in missing:
+            found = run(searches[search], problem, measurer, seed)
+            rows.append({"algorithm": search, **found, "commit": machine()["commit"]})
+            last = rows[-1]["checkpoints"][-1]
+            print(f"seed {seed} {search:30} test {last['test']:.3f} hypervolume {last['hypervolume']:.3f}", flush=True)
+            save(name, {"evaluations": EVALUATIONS, "rows": rows})
+    return rows
+
+
+def main() -> None:
+    """Do what is missing, print the table and draw the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10, help="how many of the ten seeds")
+    parser.add_argument("--only", nargs="+", metavar="SEARCH", help=f"some of {', '.join([*SEARCHES, *VARIANTS])}")
+    parser.add_argument("--tune", action="store_true", help="variants of the default instead, on seeds 0 to 9")
+    parser.add_argument("--draw", action="store_true", help="no runs: only the table and the figures of what is there")
+    chosen = parser.parse_args()
+    name = f"{NAME}_tuning" if chosen.tune else NAME
+    searches, numbers = (VARIANTS, TUNING) if chosen.tune else (SEARCHES, REPORTED)
+    if chosen.only:
+        searches = {search: searches[search] for search in chosen.only}
+    rows = recorded(name) if chosen.draw else campaign(name, searches, numbers[: chosen.seeds])
+    print(search_quality_table.markdown(rows))
+    for path in search_quality_table.draw(rows, ROOT / "docs" / "figures", name):
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The table and the figures of `search_quality.py`, from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from chart import Line, draw_chart
+
+MERGEKIT, DEFAULT = "mergekit-evolve", "cma_es"
+FIGURES = (  # measure, against what, title
+    ("test", "evaluations", "joint score on test documents"),
+    ("hypervolume", "evaluations", "hypervolume on search documents"),
+    ("test", "cpu_seconds", "joint score on test documents"),
+    ("hypervolume", "cpu_seconds", "hypervolume on search documents"),
+)
+
+
+def series(rows: Sequence[dict[str, Any]], name: str, measure: str) -> np.ndarray:
+    """Return (runs, checkpoints) of one measure of the runs of one algorithm."""
+    runs = [row["checkpoints"] for row in rows if row["algorithm"] == name]
+    return np.array([[point[measure] for point in run] for run in runs])
+
+
+def names_in(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Algorithms that have a finished run, in the order of the rows."""
+    return list(dict.fromkeys(row["algorithm"] for row in rows))
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Medians and quartiles of the test score at each checkpoint, the last hypervolume, and the answer."""
+    if not rows:
+        return "no run is finished yet"
+    checkpoints = [point["evaluations"] for point in rows[0]["checkpoints"]]
+    lines = [
+        "| search | runs | " + " | ".join(map(str, checkpoints)) + " | hypervolume at the end |",
+        "|---|---|" + "---|" * (len(checkpoints) + 1),
+    ]
+    for name in names_in(rows):
+        test, volume = series(rows, name, "test"), series(rows, name, "hypervolume")
+        cells = [cell(column) for column in test.T] + [cell(volume[:, -1])]
+        lines.append(f"| `{name}` | {len(test)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", answer(rows, checkpoints)])
+
+
+def cell(values: np.ndarray) -> str:
+    """``0.812 [0.790, 0.833]``: median and quartiles."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return f"{median:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def answer(rows: Sequence[dict[str, Any]], checkpoints: list[int]) -> str:
+    """After how many evaluations the default's median reaches the final median of mergekit-evolve, same seeds only."""
+    both = {row["seed"] for row in rows if row["algorithm"] == MERGEKIT}
+    both &= {row["seed"] for row in rows if row["algorithm"] == DEFAULT}
+    if not both:
+        return f"No seed has runs of both {MERGEKIT} and {DEFAULT} yet."
+    shared = [row for row in rows if row["seed"] in both]
+    goal = float(np.median(series(shared, MERGEKIT, "test")[:, -1]))
+    medians = np.median(series(shared, DEFAULT, "test"), axis=0)
+    reached = [count for count, value in zip(checkpoints, medians, strict=True) if value >= goal]
+    when = f"after {reached[0]} evaluations" if reached else f"not within {checkpoints[-1]} evaluations"
+    return (
+        f"{MERGEKIT} ends at a median of {goal:.3f} on test documents after {checkpoints[-1]} evaluations "
+        f"({len(both)} seeds); {DEFAULT} reaches it {when} (target: {checkpoints[-1] // 3})."
+    )
+
+
+def draw(rows: Sequence[dict[str, Any]], folder: Path, prefix: str) -> list[Path]:
+    """Draw medians and quartiles of every algorithm into ``folder``; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for measure, against, title in FIGURES if rows else ():
+        lines = []
+        for name in names_in(rows):
+            low, median, high = np.quantile(series(rows, name, measure), [0.25, 0.5, 0.75], axis=0)
+            x = np.median(series(rows, name, against), axis=0)
+            lines.append(Line(name, x, low, median, high))
+        paths.append(folder / f"{prefix}_{measure}_{against.removeprefix('cpu_')}.svg")
+        axis = "CPU seconds" if against == "cpu_seconds" else against
+        paths[-1].write_text(draw_chart(lines, title=title, x_label=axis), encoding="utf-8")
+    return paths
