@@ -81,11 +81,11 @@ class Evolution:
     def _sort(self) -> None:
         values = np.array([member.values for member in self._members])
         estimated = np.array([member.estimated for member in self._members])
-        self._fronts = np.zeros(len(values), dtype=np.intp)
+        self._fronts, behind = np.zeros(len(values), dtype=np.intp), 0
         for group in (~estimated, estimated):  # an estimate stands behind everything that was measured in full
             if group.any():
-                behind = self._fronts.max() + 1
                 self._fronts[group] = pareto.ranks(values[group]) + behind
+                behind = self._fronts[group].max() + 1
         self._lonely = self._loneliness(values, self._fronts)
 
     def _propose(self) -> Genome:

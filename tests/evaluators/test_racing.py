@@ -17,6 +17,7 @@ from evaluators.errors import TaskError
 from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureKind, Score
 from evaluators.evaluator import LmEvalEvaluator
 from evaluators.objective import EvaluationSettings, Objective, RacingSettings
+from evaluators.objective_kinds import Likelihood
 from evaluators.raceable import refuse_unraceable
 from evaluators.racing import Par, Race, Rival, blocks, estimated, judge, mean_difference, probability_positive
 from evaluators.tasks import TaskSuite
@@ -263,9 +264,16 @@ def test_blocks_of_a_live_model_add_up_to_its_evaluation(tasks, settings, model,
 
 def test_metrics_that_are_no_mean_are_refused_by_name(tasks, settings):
     tasks.multiple_choice("mc", metric_list=[{"metric": "f1", "aggregation": "f1", "higher_is_better": True}])
-    suite = TaskSuite.load((Objective(task="mc", metric="f1"),), settings())
+    objectives = (Objective(task="mc", metric="f1"),)
     with pytest.raises(TaskError, match="mc/f1 is aggregated by f1_score"):
-        refuse_unraceable(suite)
+        refuse_unraceable(TaskSuite.load(objectives, settings()), objectives)
+
+
+def test_objectives_of_other_kinds_are_refused_by_name(tasks, settings):
+    tasks.multiple_choice("mc")
+    objectives = (Objective(task="mc", metric="acc"), Likelihood(kind="likelihood", task="mc"))
+    with pytest.raises(TaskError, match="metrics of single tasks, got mc/likelihood"):
+        refuse_unraceable(TaskSuite.load(objectives, settings()), objectives)
 
 
 def test_racing_is_off_on_or_set():

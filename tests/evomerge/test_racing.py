@@ -21,6 +21,7 @@ from evomerge.optimizers.cma_es import CmaEs
 from evomerge.optimizers.contract import Observation
 from evomerge.optimizers.nsga2 import Nsga2
 from evomerge.optimizers.optuna_samplers import gp, tpe
+from evomerge.optimizers.preference import Preference
 from evomerge.racing import Referee, refuse_unraceable
 from evomerge.records import CandidateRecord, EvaluationRecord, Measured
 from evomerge.report_facts import facts
@@ -192,7 +193,7 @@ def test_which_optimizers_climb_one_number():
     genes = Genes((Gene("x", 0.0, 1.0, 0.5),))
     weights = np.ones(2)
     assert CmaEs(genes, weights=weights, seed=0).single_number
-    assert gp(genes, weights=weights, seed=0).single_number
+    assert gp(genes, preference=Preference(weights), seed=0).single_number
     assert not tpe(genes, objectives=2, seed=0).single_number
     assert not getattr(Nsga2(genes, seed=0), "single_number", False)
 
