@@ -9,6 +9,7 @@ and everything on validation and test documents, are measured in full.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from evaluators.evaluation import Floats
 from evaluators.objective import Objective, RacingSettings
@@ -20,6 +21,8 @@ from evomerge.optimizers.preference import Preference
 from evomerge.records import CandidateRecord, EvaluationRecord, ReadScores
 from search_spaces.genes import Vector
 
+CONTENDERS = 64  # by joint number; a late seed may change the scales, so more than par are kept
+MOST_KNOWN = 500  # candidates between two clearings
 PAR = 8  # candidates whose mean is par; more candidates, less noise in it, but also less like the best
 
 
@@ -55,6 +58,7 @@ class Referee:
         self._single_number = single_number
         self._read = read_scores
         self._known: dict[int, tuple[EvaluationRecord, Vector]] = {}  # by candidate number; values maximised
+        self._most = MOST_KNOWN
         self._scores: dict[tuple[int, str], Floats] = {}
 
     def see(self, candidate: CandidateRecord) -> None:
@@ -66,15 +70,28 @@ class Referee:
         if candidate.origin == "seed":
             self._preference.see_seed(values * self._signs)
         self._known[candidate.number] = (evaluation, values * self._signs)
+        if len(self._known) > self._most:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Keep only who may set a race: the cost of a race must not grow with the record."""
+        numbers, values, best = self._ranked()
+        kept = {*best[:CONTENDERS].tolist(), *pareto.front(values).tolist()}
+        self._known = {int(numbers[i]): self._known[int(numbers[i])] for i in sorted(kept)}
+        self._most = 2 * len(self._known) + MOST_KNOWN
+
+    def _ranked(self) -> tuple[npt.NDArray[np.intp], Vector, npt.NDArray[np.intp]]:
+        """Return numbers (n,), maximised values (n, objectives), and positions by joint number, the best first."""
+        numbers = np.array(list(self._known), dtype=np.intp)
+        values = np.stack([values for _, values in self._known.values()])
+        joint = self._preference.scaled(values) @ self._preference.weights
+        return numbers, values, np.lexsort((numbers, -joint))
 
     def race(self) -> Race | None:
         """Return the race of the next candidate; None while there is nobody to race against."""
         if not self._known:
             return None
-        numbers = np.array(list(self._known))
-        values = np.stack([values for _, values in self._known.values()])
-        joint = self._preference.scaled(values) @ self._preference.weights
-        best = np.lexsort((numbers, -joint))
+        numbers, values, best = self._ranked()
         rivals = best[:1] if self._single_number else pareto.front(values)
         par_of = tuple(int(numbers[i]) for i in best[:PAR])
         return Race(

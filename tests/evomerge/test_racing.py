@@ -179,6 +179,20 @@ def test_others_race_against_the_front():
     assert race.criteria.tolist() == [[1.0, 0.0], [0.0, -1.0]]
 
 
+@pytest.mark.parametrize("single_number", [True, False])
+def test_a_referee_forgets_who_cannot_set_a_race(single_number):
+    """The cost of a race stays flat as the record grows; par and rivals are those among all."""
+    rows = np.random.default_rng(0).random((2500, 2)).tolist()
+    made = referee_of(rows, single_number=single_number)
+    assert len(made._known) < 1000
+    race, joint = made.race(), [one - 3.0 * other for one, other in rows]
+    assert list(race.par_of) == np.argsort(np.negative(joint), kind="stable")[:8].tolist()
+    front = pareto.front(np.array(rows) * [1.0, -1.0]).tolist()
+    assert sorted(rival.candidate for rival in race.rivals) == (
+        list(race.par_of[:1]) if single_number else sorted(front)
+    )
+
+
 def test_estimates_and_answers_from_the_record_set_no_race():
     made = referee_of([(0.5, 0.5)], single_number=True)
     better = candidate_of(7, ScoreTable(np.ones((8, 2, 10))).evaluate(7, Documents({"0": (0,), "1": (0,)})))
