@@ -55,7 +55,7 @@ class BlockwiseEvaluator:
                 break
             if stop := self._stop(race, documents, _scores(seen)):
                 return _evaluation(documents, estimates(race, _scores(seen)), seen, cost, stop)
-        scores = {name: mean_score(values) for name, values in _scores(seen).items()}
+        scores = {name: Score.mean_of(values) for name, values in _scores(seen).items()}
         return _evaluation(documents, scores, seen, cost, None)
 
     def _stop(self, race: Race, documents: Documents, seen: Mapping[str, Floats]) -> Stop | None:
@@ -65,16 +65,6 @@ class BlockwiseEvaluator:
         rival, chance = lost
         counts = {o.task: len(seen[o.name]) for o in self._objectives}
         return Stop(documents=sum(counts.values()), of=documents.count, rival=rival, chance=chance, par=race.par_of)
-
-
-def mean_score(documents: Floats) -> Score:
-    """Return the mean of (n,) scores with its standard error, to the bit as lm-eval computes both."""
-    values = documents.tolist()
-    mean = sum(values) / len(values)
-    error = None
-    if len(values) > 1:
-        error = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)) / math.sqrt(len(values))
-    return Score(mean, error, documents)
 
 
 def _scores(seen: Sequence[Evaluation]) -> dict[str, Floats]:

@@ -52,6 +52,16 @@ class Score:
     standard_error: float | None
     documents: Floats
 
+    @classmethod
+    def mean_of(cls, documents: Floats) -> Score:
+        """Return the mean of (n,) scores with its standard error, to the bit as lm-eval computes both."""
+        values = documents.tolist()
+        mean, error = sum(values) / len(values), None
+        if len(values) > 1:
+            squares = sum((value - mean) ** 2 for value in values)
+            error = math.sqrt(squares / (len(values) - 1)) / math.sqrt(len(values))
+        return cls(mean, error, documents)
+
 
 @dataclass(frozen=True)
 class Cost:

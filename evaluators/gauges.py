@@ -44,12 +44,6 @@ def make_gauges(loaded: LoadedTask, documents: Sequence[int], asked: Asked) -> t
     return tuple(_make(objective, loaded, documents, asked) for objective in loaded.gauged)
 
 
-def mean_score(documents: Floats) -> Score:
-    """Return the mean of (documents,) scores with its standard error, None for a single document."""
-    error = float(documents.std(ddof=1)) / math.sqrt(len(documents)) if len(documents) > 1 else None
-    return Score(float(documents.mean()), error, documents)
-
-
 def _make(objective: Any, loaded: LoadedTask, documents: Sequence[int], asked: Asked) -> Gauge:
     kind: Likelihood | Perplexity | Length | Language | CostPerAnswer = objective
     match kind:
@@ -83,7 +77,7 @@ class _LikelihoodGauge:
 
     def score(self, answers: Answers, found: Mapping[str, Score]) -> Score:
         values = np.where(self.right, answers.likelihoods.values / self.units, -np.inf)
-        return mean_score(np.maximum.reduceat(values, self.firsts))
+        return Score.mean_of(np.maximum.reduceat(values, self.firsts))
 
 
 @dataclass(frozen=True)
@@ -125,7 +119,7 @@ class _TokensGauge:
         if answers.tokens is None:
             raise TaskError(f"objective {self.name} counts tokens, which needs the model's tokenizer")
         tokens = answers.tokens.astype(np.float64)
-        return mean_score(_means(tokens if self.prompts is None else tokens + self.prompts, self.firsts))
+        return Score.mean_of(_means(tokens if self.prompts is None else tokens + self.prompts, self.firsts))
 
 
 @dataclass(frozen=True)
@@ -136,7 +130,7 @@ class _SecondsGauge:
     def score(self, answers: Answers, found: Mapping[str, Score]) -> Score:
         if answers.seconds is None:
             raise TaskError(f"objective {self.name} cannot be measured here: the time of single answers is not known")
-        return mean_score(_means(answers.seconds, self.firsts))
+        return Score.mean_of(_means(answers.seconds, self.firsts))
 
 
 @dataclass(frozen=True)
@@ -151,7 +145,7 @@ class _LanguageGauge:
     def score(self, answers: Answers, found: Mapping[str, Score]) -> Score:
         spoken = np.array([float(self.is_spoken(text)) for text in answers.texts])
         documents = np.minimum.reduceat(spoken, self.firsts)
-        return mean_score(documents if self.counted is None else documents * found[self.counted].documents)
+        return Score.mean_of(documents if self.counted is None else documents * found[self.counted].documents)
 
 
 def _means(values: Floats, firsts: npt.NDArray[np.int64]) -> Floats:

@@ -22,7 +22,6 @@ from huggingface_hub.constants import HF_HOME
 
 from evaluators.errors import MeasurementFailed, TaskError
 from evaluators.evaluation import FailureKind, Score
-from evaluators.gauges import mean_score
 from evaluators.loaded import LoadedTask
 from evaluators.metrics import is_mean
 from evaluators.objective import EvaluationSettings, Objective
@@ -67,7 +66,7 @@ class SandboxedJudge:
             for name, value in helper.judge(number, answers, generates=self._part.generates).items():
                 found[name].append(value)
             first += count
-        return {name: mean_score(np.array(values)) for name, values in found.items()}
+        return {name: Score.mean_of(np.array(values)) for name, values in found.items()}
 
     def tie_breaks(self, likelihoods: LogLikelihoods) -> dict[str, float]:
         """Return nothing: such tasks have none."""

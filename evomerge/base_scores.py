@@ -99,15 +99,13 @@ class BaseScores:
         return replace(evaluation, scores={o.name: self._score(o, evaluation, documents) for o in asked})
 
     def _score(self, objective: AnyObjective, evaluation: Evaluation, documents: Documents) -> Score:
-        from evaluators.gauges import mean_score
-
         if isinstance(objective, Distance) and self._base is not None:
             return _exact(self._distance(self._base) / self._units[objective.name])
         if isinstance(objective, Forgetting):
             before = self._known[documents.digest]
             name, sign = objective.lost.name, objective.lost.sign
             lost: Floats = sign * (before.scores[name].documents - evaluation.scores[name].documents)
-            return mean_score(lost + 0.0)  # no negative zeros
+            return Score.mean_of(lost + 0.0)  # no negative zeros
         return evaluation.scores[objective.name]
 
     def _distance(self, base: Base) -> float:

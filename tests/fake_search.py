@@ -41,8 +41,9 @@ def started(file, spec=None, watcher=None, pool=None):
         yield Search(this, record, optimizer, Dispatcher(pool, timeout_seconds=30), watcher or Silent())
 
 
-def finish(file, spec=None):
-    with started(file, spec) as search:
+def finish(file, spec=None, watcher=None):
+    """Run or continue the search of ``file`` to its end on a fake worker."""
+    with started(file, spec, watcher) as search:
         search.run()
         conclude(search)
         return Results.of(search.record)

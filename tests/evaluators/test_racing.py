@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lm_eval.api import metrics as lm_eval_metrics
 from scipy import stats
 
-from evaluators.blockwise import BlockwiseEvaluator, mean_score
+from evaluators.blockwise import BlockwiseEvaluator
 from evaluators.errors import TaskError
 from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureKind, Score
 from evaluators.evaluator import LmEvalEvaluator
@@ -198,7 +198,7 @@ def test_a_race_to_the_end_gives_the_scores_of_all_documents():
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40))
 def test_means_and_standard_errors_are_lm_evals(values):
-    score = mean_score(np.array(values))
+    score = Score.mean_of(np.array(values))
     assert score.value == lm_eval_metrics.mean(values)
     assert score.standard_error == lm_eval_metrics.mean_stderr(values)
 

@@ -1,58 +1,22 @@
 """Searches with preferences, surrogates and portfolios, on fakes."""
 
 import json
-from contextlib import closing
 
 import numpy as np
 import pytest
+from fake_search import DieAfter, Stop, finish, genomes
 from fakes import FakeSpec, problem, search_file
 
-from cluster.in_process import InProcessPool
 from evomerge import tables
 from evomerge.archives.portfolio import portfolio
-from evomerge.dispatch import Dispatcher
 from evomerge.errors import BadSearch
 from evomerge.optimizers.random_search import RandomSearch
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.predicted import predict
 from evomerge.problem import check_optimizer
-from evomerge.results import Results
-from evomerge.runner import Silent, random_variant
-from evomerge.search import Search
-from evomerge.selection import conclude
-from evomerge.store import Store
+from evomerge.runner import random_variant
 
 FEW_GENES = {"layer_groups": 1}
-
-
-class Stop(Exception):
-    """Stands for the death of the driver."""
-
-
-class DieAfter(Silent):
-    def __init__(self, count):
-        self.count = count
-
-    def evaluated(self, candidate, split):
-        self.count -= 1
-        if self.count == 0:
-            raise Stop
-
-
-def finish(file, spec=None, watcher=None):
-    """Run or continue the search of ``file`` to its end on a fake worker."""
-    this, store = problem(file), Store(file.storage, create=True)
-    record = store.find(file.name) or store.create(file.name, file=file.model_dump(mode="json"), plan=this.plan())
-    optimizer = make_optimizer(file.optimizer, this.setting())
-    with closing(store), closing(InProcessPool(spec or FakeSpec(), workers=1)) as pool:
-        search = Search(this, record, optimizer, Dispatcher(pool, timeout_seconds=30), watcher or Silent())
-        search.run()
-        conclude(search)
-        return Results.of(record)
-
-
-def genomes(results):
-    return [candidate.genome for candidate in results.candidates if candidate.origin == "optimizer"]
 
 
 def test_the_random_variant_of_any_search_is_a_random_search(tmp_path):
