@@ -25,6 +25,9 @@ def evaluations(driver):
         return connection.execute("select id, candidate_id, split from evaluations order by id").fetchall()
 
 
+LONG = {"evaluations": 10_000}  # no search of a test comes to its end
+
+
 @pytest.fixture(scope="module")
 def unbroken(sketch, tmp_path_factory):
     from integration_driver import Driver
@@ -56,7 +59,7 @@ def test_killed_in_process_it_continues_with_the_same_genomes(driver, sketch, un
 
 
 def test_driver_and_ray_worker_killed(driver, sketch):
-    driver.write(sketch, cluster={"backend": "ray", "workers": 2})
+    driver.write(sketch, cluster={"backend": "ray", "workers": 2}, budget={"evaluations": 200, "finalists": 4})
     process = driver.start("run", "search.yaml")
     driver.wait_until_spent(10, process)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -73,13 +76,13 @@ def test_driver_and_ray_worker_killed(driver, sketch):
     driver.run("run", "search.yaml")
     results = driver.results()
     assert evaluations(driver)[: len(before)] == before
-    assert results.spent == 60
+    assert results.spent == 200
     assert results.failures == {}
     assert results.state == "finished"
 
 
 def test_interrupt_stops_cleanly_and_says_how_to_continue(driver, sketch):
-    driver.write(sketch)
+    driver.write(sketch, budget=LONG)
     process = driver.start("run", "search.yaml")
     driver.wait_until_spent(5, process)
     process.send_signal(signal.SIGINT)
@@ -90,7 +93,7 @@ def test_interrupt_stops_cleanly_and_says_how_to_continue(driver, sketch):
 
 
 def test_a_second_driver_is_refused_and_the_first_goes_on(driver, sketch):
-    driver.write(sketch)
+    driver.write(sketch, budget=LONG)
     first = driver.start("run", "search.yaml")
     driver.wait_until_spent(1, first)
     done = driver.run("run", "search.yaml", status=2)
