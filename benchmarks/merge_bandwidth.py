@@ -51,14 +51,16 @@ EXPERTS = 3
 TURNS = 3
 BESIDE_MERGEKIT = ("linear", "task_arithmetic", "ties", "dare_ties")
 TIMED = """
-import json, resource, sys, time
+import json, sys, time
 {imports}
 folder = sys.argv[2]
 for turn in range(2):
     wall, cpu = time.perf_counter(), time.process_time()
     {merge}
     took = time.perf_counter() - wall, time.process_time() - cpu
-print(json.dumps([*took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+lines = open("/proc/self/status").read().splitlines()
+peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))  # what getrusage says includes the parent
+print(json.dumps([*took, peak / 1024]))
 """
 THEIRS = TIMED.format(
     imports="import yaml\nfrom mergekit.config import MergeConfiguration\nfrom mergekit.merge import run_merge\n"

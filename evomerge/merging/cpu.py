@@ -143,11 +143,11 @@ def count_magnitudes(base: Tensor, others: Sequence[Tensor], *, shift: int, firs
     array, addresses = _array(base), _addresses(others)
 
     def count(span: Span) -> np.ndarray:
-        counts = np.zeros(bins + 2, np.int64)
+        counts = np.zeros((2, bins), np.int64)
         selections.count_magnitudes(array, addresses, shift, first, counts, span)
-        return counts
+        return np.asarray(counts.sum(axis=0))
 
-    return np.asarray(sum(_spread(base.numel(), count))[1:-1])
+    return np.asarray(sum(_spread(base.numel(), count)))
 
 
 def position_of_tie(base: Tensor, others: Sequence[Tensor], limit: float, number: int) -> int:

@@ -12,21 +12,25 @@ from evomerge.merging.compiled.rules import ALL, apply_rules, write_mask, write_
 
 @kernel
 def count_magnitudes(base: Any, others: Any, shift: Any, first: Any, counts: Any, span: Any) -> None:
-    """Add to ``counts``, int64 (bins + 2,), how many magnitudes have the bits ``first + i`` at i + 1.
+    """Add to ``counts``, int64 (2, bins), how many magnitudes have the bits ``first + i`` at i, in either row.
 
-    The bits are those of ``|x|`` shifted right by ``shift``; what lies below or above is counted at the ends.
+    The bits are those of ``|x|`` shifted right by ``shift``; what lies below or above is not counted. Neighbours go to
+    different rows: two of them in one bin would wait for each other.
     """
-    rows, bits = np.empty((others.size + 3, BLOCK), np.float32), np.empty(BLOCK, np.int64)
-    last = counts.size - 1
+    rows, places = np.empty((others.size + 3, BLOCK), np.float32), np.zeros(BLOCK + 1, np.uint32)
+    bins, lowest = np.uint32(counts.shape[1]), np.uint32(first)
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
         values = rows[2, :size]
         _subject(base, others, start, rows, values)
         for i in range(size):
-            place = np.int64((as_bits(values[i]) & MAGNITUDE) >> np.uint32(shift)) - first + 1
-            bits[i] = min(max(place, 0), last)
-        for i in range(size):
-            counts[bits[i]] += 1
+            places[i] = np.uint32(((as_bits(values[i]) & MAGNITUDE) >> np.uint32(shift)) - lowest)
+        places[size] = bins  # beyond the end, where the size is odd
+        for i in range(0, size, 2):
+            if places[i] < bins:
+                counts[0, places[i]] += 1
+            if places[i + 1] < bins:
+                counts[1, places[i + 1]] += 1
 
 
 @kernel
