@@ -58,8 +58,9 @@ for turn in range(2):
     wall, cpu = time.perf_counter(), time.process_time()
     {merge}
     took = time.perf_counter() - wall, time.process_time() - cpu
+# what getrusage calls the peak includes the parent's
 lines = open("/proc/self/status").read().splitlines()
-peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))  # what getrusage says includes the parent
+peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 print(json.dumps([*took, peak / 1024]))
 """
 THEIRS = TIMED.format(
