@@ -80,10 +80,7 @@ def elect(
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
         pivot, total, sign, divisor = rows[0, :size], rows[1, :size], rows[2, :size], rows[3, :size]
-        widen(base[start : start + size], pivot)
-        total[:] = ZERO
-        sign[:] = ZERO
-        divisor[:] = ZERO
+        _begin(base[start : start + size], pivot, total, sign, divisor)
         for k in range(count):
             row, weight = rows[6 + k, :size], weights[k]
             write_deltas(others[k], base, start, pivot, row)
@@ -108,10 +105,7 @@ def fuse(
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
         pivot, total, sign, divisor = rows[0, :size], rows[1, :size], rows[2, :size], rows[3, :size]
-        widen(base[start : start + size], pivot)
-        total[:] = ZERO
-        sign[:] = ZERO
-        divisor[:] = ZERO
+        _begin(base[start : start + size], pivot, total, sign, divisor)
         for k in range(count):
             write_deltas(others[k], base, start, pivot, rows[7 + k, :size])
         if kinds[0, 0] != ALL:
@@ -128,6 +122,15 @@ def fuse(
         _settle(total, divisor, sign, scale, True)
         wrong |= finish(total, pivot, ONE, out[start : start + size])
     return wrong
+
+
+@kernel
+def _begin(base: Any, pivot: Any, total: Any, sign: Any, divisor: Any) -> None:
+    """Read a block of the base, and set to zero what is added up over the task vectors."""
+    widen(base, pivot)
+    total[:] = ZERO
+    sign[:] = ZERO
+    divisor[:] = ZERO
 
 
 @kernel
