@@ -13,17 +13,21 @@ from evaluators.objective import Direction, Objective, ObjectiveBase
 Per: TypeAlias = Literal["token", "word", "byte"]
 
 
-class Likelihood(ObjectiveBase):
-    """Mean log-likelihood in nats of the reference answers of a task: a fitness without plateaus."""
-
-    kind: Literal["likelihood"]
-    task: str = Field(min_length=1, description="lm-eval task")
-    per: Literal["answer", "token", "byte"] = Field(default="answer", description="what an answer is divided by")
+class _OfTask(ObjectiveBase):
+    task: str
 
     @property
     def title(self) -> str:
         """The task."""
         return self.task
+
+
+class Likelihood(_OfTask):
+    """Mean log-likelihood in nats of the reference answers of a task: a fitness without plateaus."""
+
+    kind: Literal["likelihood"]
+    task: str = Field(min_length=1, description="lm-eval task")
+    per: Literal["answer", "token", "byte"] = Field(default="answer", description="what an answer is divided by")
 
     @property
     def detail(self) -> str:
@@ -54,7 +58,7 @@ class Perplexity(_OfFile):
         return f"perplexity per {self.per}"
 
 
-class Length(ObjectiveBase):
+class Length(_OfTask):
     """Mean number of generated tokens per response to a task."""
 
     kind: Literal["length"]
@@ -62,17 +66,12 @@ class Length(ObjectiveBase):
     direction: Direction = "minimize"
 
     @property
-    def title(self) -> str:
-        """The task."""
-        return self.task
-
-    @property
     def detail(self) -> str:
         """What it is."""
         return "length"
 
 
-class Language(ObjectiveBase):
+class Language(_OfTask):
     """A metric that counts only where the response is in one language; without a metric the share of those."""
 
     kind: Literal["language"]
@@ -80,11 +79,6 @@ class Language(ObjectiveBase):
     metric: str | None = Field(default=None, min_length=1, description="metric whose mean over documents counts")
     language: str = Field(pattern=r"^[a-z]{2,3}$", description="ISO 639-1 code, for example ja")
     direction: Literal["maximize"] = "maximize"
-
-    @property
-    def title(self) -> str:
-        """The task."""
-        return self.task
 
     @property
     def detail(self) -> str:
@@ -97,18 +91,13 @@ class Language(ObjectiveBase):
         return Objective(task=self.task, metric=self.metric) if self.metric else None
 
 
-class CostPerAnswer(ObjectiveBase):
+class CostPerAnswer(_OfTask):
     """Tokens or seconds per answer."""
 
     kind: Literal["cost"]
     task: str = Field(min_length=1, description="lm-eval task that generates")
     unit: Literal["tokens", "seconds"] = Field(default="tokens", description="seconds are wall time, and noisy")
     direction: Direction = "minimize"
-
-    @property
-    def title(self) -> str:
-        """The task."""
-        return self.task
 
     @property
     def detail(self) -> str:
