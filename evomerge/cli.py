@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import evomerge
+from evomerge.shares import shares
 
 if TYPE_CHECKING:
     from evomerge.results import Results
@@ -105,11 +106,6 @@ def _progress(label: str) -> Iterator[Any]:
         yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
 
 
-def _share(progress: Any, what: str) -> Callable[[int, int], None]:
-    """Turn a bar of shares into one of bytes done and in all."""
-    return lambda done, total: progress(what, done / max(total, 1))
-
-
 def _print(*things: Any) -> None:
     from evomerge.tables import printer
 
@@ -175,14 +171,18 @@ def init(
 @app.command()
 def check(search_file: SearchPath, as_json: AsJson = False) -> None:
     """Do every check that `run` does before it starts, and estimate memory and time."""
+    from evomerge import tables
     from evomerge.estimate import estimate
 
     with _progress("checking") as progress:
-        found = estimate(evomerge.load_file(search_file), say=lambda what: progress(what, 0.0))
+        found = estimate(evomerge.load_file(search_file), say=lambda what: progress(what, 0.0), progress=progress)
     if as_json:
         _print_json(found.to_json())
     else:
         typer.echo("\n".join(found.lines()))
+        _print(tables.inspection_table(found.inspection))
+        for warning in found.inspection.warnings:
+            typer.echo(f"warning: {warning}", err=True)
 
 
 @app.command()
@@ -312,7 +312,7 @@ def export(
     results = _results(search, storage)
     chosen = exporting.choose(results, candidate=candidate, best=best, prefer=prefer)
     with _progress("exporting") as progress:
-        exporting.export(results, chosen, to, kind=kind, progress=_share(progress, "exporting"))
+        exporting.export(results, chosen, to, kind=kind, progress=shares(progress, "exporting"))
     typer.echo(f"wrote {chosen.label} to {to}")
 
 
@@ -325,7 +325,7 @@ def merge(
     from evomerge import export as exporting
 
     with _progress("merging") as progress:
-        exporting.merge_file(file, to, progress=_share(progress, "merging"))
+        exporting.merge_file(file, to, progress=shares(progress, "merging"))
     typer.echo(f"wrote {to}")
 
 
