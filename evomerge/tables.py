@@ -15,7 +15,7 @@ from evaluators.evaluation import Stop
 from evomerge.optimizers.settings import SURROGATE_KINDS
 from evomerge.records import CandidateRecord, EvaluationRecord, Split
 from evomerge.results import JOINT, Estimate, Results, Row
-from evomerge.schema import masked
+from evomerge.storage_url import masked
 
 if TYPE_CHECKING:
     from evomerge.predicted import Predicted
