@@ -70,7 +70,7 @@ class Search:
         self._listener = listener
         self._progress = _Progress()
         file, documents = problem.file, problem.splits.search.count
-        self._stopping = Stopping(file.budget, file.objectives, documents=documents)
+        self._stopping = Stopping(file.budget, file.objectives, file.preference, documents=documents)
         self._waiting: deque[CandidateRecord] = deque()
         self.candidates: dict[int, CandidateRecord] = {c.number: c for c in record.candidates()}
         self._by_recipe: dict[str, int] = {}
