@@ -11,6 +11,11 @@ from evomerge.errors import BadSearch
 from evomerge.storage_url import SQLITE
 
 SCHEMA_VERSION = 3
+<<<<<<< HEAD
+=======
+ADDED = {1: ("stopped",), 2: ("truncated", "over_limits")}  # text columns of evaluations that came after a version
+BUSY_SECONDS = 30  # another process may be writing another search into the same file
+>>>>>>> main
 
 metadata = MetaData()
 
@@ -67,6 +72,8 @@ evaluations = Table(
     Column("failure_kind", Text),
     Column("failure_message", Text),
     Column("stopped", Text),  # JSON; set where racing ended the evaluation early, so that its scores are estimates
+    Column("truncated", Text),  # JSON: documents per task that lost the beginning of a prompt; null for none
+    Column("over_limits", Text),  # JSON: documents per task whose code ran out of its limits; null for none
     Column("cost", Text, nullable=False),  # JSON
     Column("created", Float, nullable=False),
     Index("evaluations_by_candidate", "candidate_id"),
@@ -104,7 +111,14 @@ def prepare(engine: sa.Engine, place: str, *, create: bool) -> None:
                 raise BadSearch(f"storage {place}: holds no evomerge searches")
             metadata.create_all(connection)
             connection.execute(versions.insert().values(version=SCHEMA_VERSION))
+<<<<<<< HEAD
         elif not 1 <= version <= SCHEMA_VERSION:
+=======
+        elif version in ADDED:
+            _bring_up_to_date(connection, version)
+        elif version != SCHEMA_VERSION:
+            place = masked(str(engine.url))
+>>>>>>> main
             raise BadSearch(f"storage {place}: written with schema {version}, this evomerge reads {SCHEMA_VERSION}")
         else:
             for migrate in MIGRATIONS[version - 1 :]:
@@ -126,6 +140,7 @@ def _alone(connection: sa.Connection) -> None:
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('evomerge schema', 0))"))
 
 
+<<<<<<< HEAD
 def _add_stopped(connection: sa.Connection) -> None:
     """1 to 2: evaluations that racing ended early; all before are complete."""
     if "stopped" not in {column["name"] for column in sa.inspect(connection).get_columns("evaluations")}:
@@ -138,3 +153,13 @@ def _add_drivers(connection: sa.Connection) -> None:
 
 
 MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_add_stopped, _add_drivers)
+=======
+def _bring_up_to_date(connection: sa.Connection, version: int) -> None:
+    """Add the columns that came after ``version``; null says what was true before."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns("evaluations")}
+    for number in range(version, SCHEMA_VERSION):
+        for column in ADDED[number]:
+            if column not in there:
+                connection.execute(sa.text(f"ALTER TABLE evaluations ADD COLUMN {column} TEXT"))
+    connection.execute(versions.update().values(version=SCHEMA_VERSION))
+>>>>>>> main

@@ -70,7 +70,7 @@ class Search:
         self._listener = listener
         self._progress = _Progress()
         file, documents = problem.file, problem.splits.search.count
-        self._stopping = Stopping(file.budget, file.objectives, documents=documents)
+        self._stopping = Stopping(file.budget, file.objectives, file.preference, documents=documents)
         self._waiting: deque[CandidateRecord] = deque()
         self.candidates: dict[int, CandidateRecord] = {c.number: c for c in record.candidates()}
         self._by_recipe: dict[str, int] = {}
@@ -157,7 +157,14 @@ class Search:
             for name, m in evaluation.scores.items()
         }
         ties = {name: m.tie_break for name, m in evaluation.scores.items() if m.tie_break is not None}
-        return Evaluation(evaluation.documents_digest, scores, ties, stopped=evaluation.stopped)
+        return Evaluation(
+            evaluation.documents_digest,
+            scores,
+            ties,
+            truncated=evaluation.truncated,
+            over_limits=evaluation.over_limits,
+            stopped=evaluation.stopped,
+        )
 
     def _finish(self, candidate: CandidateRecord, outcome: Outcome) -> None:
         self._progress.failed += isinstance(outcome, Failure)
