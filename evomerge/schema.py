@@ -10,12 +10,7 @@ from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, M
 from evomerge.errors import BadSearch
 from evomerge.storage_url import SQLITE
 
-SCHEMA_VERSION = 3
-<<<<<<< HEAD
-=======
-ADDED = {1: ("stopped",), 2: ("truncated", "over_limits")}  # text columns of evaluations that came after a version
-BUSY_SECONDS = 30  # another process may be writing another search into the same file
->>>>>>> main
+SCHEMA_VERSION = 4
 
 metadata = MetaData()
 
@@ -111,14 +106,7 @@ def prepare(engine: sa.Engine, place: str, *, create: bool) -> None:
                 raise BadSearch(f"storage {place}: holds no evomerge searches")
             metadata.create_all(connection)
             connection.execute(versions.insert().values(version=SCHEMA_VERSION))
-<<<<<<< HEAD
         elif not 1 <= version <= SCHEMA_VERSION:
-=======
-        elif version in ADDED:
-            _bring_up_to_date(connection, version)
-        elif version != SCHEMA_VERSION:
-            place = masked(str(engine.url))
->>>>>>> main
             raise BadSearch(f"storage {place}: written with schema {version}, this evomerge reads {SCHEMA_VERSION}")
         else:
             for migrate in MIGRATIONS[version - 1 :]:
@@ -140,26 +128,25 @@ def _alone(connection: sa.Connection) -> None:
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('evomerge schema', 0))"))
 
 
-<<<<<<< HEAD
-def _add_stopped(connection: sa.Connection) -> None:
-    """1 to 2: evaluations that racing ended early; all before are complete."""
-    if "stopped" not in {column["name"] for column in sa.inspect(connection).get_columns("evaluations")}:
-        connection.execute(sa.text("ALTER TABLE evaluations ADD COLUMN stopped TEXT"))
+def _add_columns(*names: str) -> Callable[[sa.Connection], None]:
+    """Text columns of evaluations; null says what was true before."""
+
+    def add(connection: sa.Connection) -> None:
+        there = {column["name"] for column in sa.inspect(connection).get_columns("evaluations")}
+        for name in names:
+            if name not in there:
+                connection.execute(sa.text(f"ALTER TABLE evaluations ADD COLUMN {name} TEXT"))
+
+    return add
 
 
 def _add_drivers(connection: sa.Connection) -> None:
-    """2 to 3: who drives a search."""
+    """Who drives a search."""
     drivers.create(connection, checkfirst=True)
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_add_stopped, _add_drivers)
-=======
-def _bring_up_to_date(connection: sa.Connection, version: int) -> None:
-    """Add the columns that came after ``version``; null says what was true before."""
-    there = {column["name"] for column in sa.inspect(connection).get_columns("evaluations")}
-    for number in range(version, SCHEMA_VERSION):
-        for column in ADDED[number]:
-            if column not in there:
-                connection.execute(sa.text(f"ALTER TABLE evaluations ADD COLUMN {column} TEXT"))
-    connection.execute(versions.update().values(version=SCHEMA_VERSION))
->>>>>>> main
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (  # from version 1 to 2, from 2 to 3, ...
+    _add_columns("stopped"),
+    _add_columns("truncated", "over_limits"),
+    _add_drivers,
+)

@@ -175,13 +175,8 @@ class SearchRecord:
             "told_at": told_at,
             "answered_from": answered_from,
             "failure_kind": failure.kind.value if failure else None,
-<<<<<<< HEAD
             "failure_message": _storable(failure.message) if failure else None,
-            "stopped": _stopped_json(outcome),
-=======
-            "failure_message": failure.message if failure else None,
             **_remarks_json(outcome),
->>>>>>> main
             "cost": json.dumps(asdict(outcome.cost)),
             "created": time.time(),
         }

@@ -13,7 +13,8 @@ from search_spaces.seeds import seeds
 
 DOWN = {  # what makes a record of one version out of one of the next
     1: ("ALTER TABLE evaluations DROP COLUMN stopped",),
-    2: ("DROP TABLE drivers",),
+    2: ("ALTER TABLE evaluations DROP COLUMN truncated", "ALTER TABLE evaluations DROP COLUMN over_limits"),
+    3: ("DROP TABLE drivers",),
 }
 
 
