@@ -11,7 +11,8 @@ from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, M
 
 from evomerge.errors import BadSearch
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+ADDED = {1: ("stopped",), 2: ("truncated", "over_limits")}  # text columns of evaluations that came after a version
 BUSY_SECONDS = 30  # another process may be writing another search into the same file
 
 metadata = MetaData()
@@ -60,6 +61,8 @@ evaluations = Table(
     Column("failure_kind", Text),
     Column("failure_message", Text),
     Column("stopped", Text),  # JSON; set where racing ended the evaluation early, so that its scores are estimates
+    Column("truncated", Text),  # JSON: documents per task that lost the beginning of a prompt; null for none
+    Column("over_limits", Text),  # JSON: documents per task whose code ran out of its limits; null for none
     Column("cost", Text, nullable=False),  # JSON
     Column("created", Float, nullable=False),
     Index("evaluations_by_candidate", "candidate_id"),
@@ -149,15 +152,18 @@ def _prepare(engine: sa.Engine, *, create: bool) -> None:
         version = connection.execute(sa.select(versions.c.version)).scalar()
         if version is None and create:
             connection.execute(versions.insert().values(version=SCHEMA_VERSION))
-        elif version == 1:
-            _add_stopped(connection)
+        elif version in ADDED:
+            _bring_up_to_date(connection, version)
         elif version != SCHEMA_VERSION:
             place = masked(str(engine.url))
             raise BadSearch(f"storage {place}: written with schema {version}, this evomerge reads {SCHEMA_VERSION}")
 
 
-def _add_stopped(connection: sa.Connection) -> None:
-    """Bring a database of version 1, whose evaluations are all complete, to version 2."""
-    if "stopped" not in {column["name"] for column in sa.inspect(connection).get_columns("evaluations")}:
-        connection.execute(sa.text("ALTER TABLE evaluations ADD COLUMN stopped TEXT"))
-    connection.execute(versions.update().values(version=2))
+def _bring_up_to_date(connection: sa.Connection, version: int) -> None:
+    """Add the columns that came after ``version``; null says what was true before."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns("evaluations")}
+    for number in range(version, SCHEMA_VERSION):
+        for column in ADDED[number]:
+            if column not in there:
+                connection.execute(sa.text(f"ALTER TABLE evaluations ADD COLUMN {column} TEXT"))
+    connection.execute(versions.update().values(version=SCHEMA_VERSION))

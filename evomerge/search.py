@@ -157,7 +157,14 @@ class Search:
             for name, m in evaluation.scores.items()
         }
         ties = {name: m.tie_break for name, m in evaluation.scores.items() if m.tie_break is not None}
-        return Evaluation(evaluation.documents_digest, scores, ties, stopped=evaluation.stopped)
+        return Evaluation(
+            evaluation.documents_digest,
+            scores,
+            ties,
+            truncated=evaluation.truncated,
+            over_limits=evaluation.over_limits,
+            stopped=evaluation.stopped,
+        )
 
     def _finish(self, candidate: CandidateRecord, outcome: Outcome) -> None:
         self._progress.failed += isinstance(outcome, Failure)

@@ -206,7 +206,7 @@ class SearchRecord:
             "answered_from": answered_from,
             "failure_kind": failure.kind.value if failure else None,
             "failure_message": failure.message if failure else None,
-            "stopped": _stopped_json(outcome),
+            **_remarks_json(outcome),
             "cost": json.dumps(asdict(outcome.cost)),
             "created": time.time(),
         }
@@ -294,6 +294,8 @@ def _evaluation_record(row: Any, measured: dict[str, Measured]) -> EvaluationRec
         answered_from=row["answered_from"],
         created=row["created"],
         stopped=_stop(json.loads(row["stopped"])) if row["stopped"] else None,
+        truncated=json.loads(row["truncated"] or "{}"),
+        over_limits=json.loads(row["over_limits"] or "{}"),
     )
 
 
@@ -301,9 +303,13 @@ def _stop(fields: dict[str, Any]) -> Stop:
     return Stop(**fields | {"par": tuple(fields["par"])})
 
 
-def _stopped_json(outcome: Outcome) -> str | None:
-    stopped = outcome.stopped if isinstance(outcome, Evaluation) else None
-    return json.dumps(asdict(stopped)) if stopped else None
+def _remarks_json(outcome: Outcome) -> dict[str, str | None]:
+    """What is to be known of the scores, by column; None where there is nothing."""
+    remarks: dict[str, Any] = dict.fromkeys(("stopped", "truncated", "over_limits"))
+    if isinstance(outcome, Evaluation):
+        remarks["stopped"] = asdict(outcome.stopped) if outcome.stopped else None
+        remarks["truncated"], remarks["over_limits"] = dict(outcome.truncated), dict(outcome.over_limits)
+    return {name: json.dumps(value) if value else None for name, value in remarks.items()}
 
 
 def _with_evaluation(candidate: CandidateRecord, record: EvaluationRecord) -> CandidateRecord:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,12 +50,15 @@ def test_what_goes_in_comes_out(storage):
     seed = list(seeds(this.space))[1]
     added = record.add_candidate(0, seed.recipe, origin="seed", name=seed.name, genome=seed.genome)
     outcome = FakeSpec()().evaluate(seed.recipe.to_json(), this.splits.search.ids)
+    outcome = replace(outcome, truncated={"first": 3}, over_limits={"second": 2})
     record.add_evaluation(added, "search", outcome, documents_digest=this.splits.search.digest, told_at=0)
     failure = Failure(FailureKind.TIMED_OUT, "too slow")
     record.add_evaluation(added, "validation", failure, documents_digest=this.splits.validation.digest)
     (found,) = Store(storage).search("fake").candidates()
     assert (found.recipe, found.genome, found.name, found.state) == (seed.recipe, seed.genome, seed.name, "measured")
     evaluation = found.evaluations["search"]
+    assert (evaluation.truncated, evaluation.over_limits) == ({"first": 3}, {"second": 2})
+    assert (found.evaluations["validation"].truncated, found.evaluations["validation"].over_limits) == ({}, {})
     for name, score in outcome.scores.items():
         assert evaluation.scores[name].value == score.value
         assert evaluation.scores[name].standard_error == score.standard_error
