@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import NotEnoughRoom, UserMistake
+from evomerge.errors import BadRecipe, NotEnoughRoom, UserMistake
+from evomerge.merging.adapter import open_sources
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, MergeEngine
@@ -62,27 +64,48 @@ def write_checkpoint(
         CandidateFailed: the recipe cannot be merged; nothing is left behind.
     """
     to = Path(to).absolute()
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserMistake(f"{to}: exists already; give a folder that does not exist or is empty")
-    checkpoints = [Checkpoint.open(verify(source)) for source in recipe.sources]
+    _check_free(to)
+    checkpoints = open_sources([verify(source) for source in recipe.sources], recipe.base)
     names = mergeable_names(checkpoints[0])
     check(checkpoints, names)
     engine = MergeEngine(checkpoints, names=names)
     donor = checkpoints[recipe.tokenizer]
+    if donor.home != donor.path:
+        raise BadRecipe(f"{donor.path} is an adapter and has no config: give the base as the recipe's tokenizer")
     to.parent.mkdir(parents=True, exist_ok=True)
     _check_disk(to.parent, recipe, engine, donor)
+    with writing_folder(to) as partial:
+        _write_weights(recipe, partial, engine, donor, max_shard_bytes, progress)
+        _write_rest(recipe, partial, donor, card)
+    return to
+
+
+@contextmanager
+def writing_folder(to: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``to`` that gets its name at the end, synced, or vanishes on any error.
+
+    Raises:
+        UserMistake: ``to`` exists and is not an empty folder.
+        NotEnoughRoom: the disk is full.
+    """
+    to = to.absolute()
+    _check_free(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
     partial = to.parent / f".{to.name}.partial-{uuid.uuid4().hex}"
     partial.mkdir()
     try:
-        _write_weights(recipe, partial, engine, donor, max_shard_bytes, progress)
-        _write_rest(recipe, partial, donor, card)
+        yield partial
         _publish(partial, to)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NotEnoughRoom(f"{to.parent}: the disk is full; nothing was left behind") from error
         raise
-    return to
+
+
+def _check_free(to: Path) -> None:
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserMistake(f"{to}: exists already; give a folder that does not exist or is empty")
 
 
 def _check_disk(parent: Path, recipe: Recipe, engine: MergeEngine, donor: Checkpoint) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from evomerge.errors import BadRecipe
+from evomerge.merging.adapter import is_adapter
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.mergekit_inputs import Piece, Rule, check_expressible, inputs_of, pair_of, slerp_base
@@ -31,17 +32,11 @@ def to_mergekit(recipe: Recipe) -> str:
         BadRecipe: mergekit cannot express the recipe; the text says what.
         BadSource: the source cannot be opened.
     """
-    if isinstance(recipe.body, MosaicBody):
-        raise BadRecipe(
-            "mergekit cannot express a mosaic, whose coefficients change inside tensors; export it as a checkpoint, or "
-            "as a recipe for `evomerge merge`"
-        )
-    if any(block.has_step for block in recipe.body.blocks):
-        raise BadRecipe("mergekit has no length and no lines: export the checkpoint or the recipe")
+    body = _expressible_body(recipe)
     source = recipe.sources[recipe.tokenizer]
     checkpoint = Checkpoint.open(resolve(source.path, source.revision))
     names, layers = mergeable_names(checkpoint), checkpoint.layers
-    pieces = _pieces(recipe.body, names, layers)
+    pieces = _pieces(body, names, layers)
     kinds = sorted({operator.kind for piece in pieces for _, operator in piece.rules})
     if len(kinds) > 1:
         raise BadRecipe(f"mergekit knows one merge_method a config, and the recipe has {', '.join(kinds)}")
@@ -65,6 +60,20 @@ def to_mergekit(recipe: Recipe) -> str:
         value["tokenizer_source"] = _reference(source)
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
     return (_DRAWS if kinds[0].startswith(("dare", "della")) else "") + text
+
+
+def _expressible_body(recipe: Recipe) -> Blocks:
+    if isinstance(recipe.body, MosaicBody):
+        raise BadRecipe(
+            "mergekit cannot express a mosaic, whose coefficients change inside tensors; export it as a checkpoint, or "
+            "as a recipe for `evomerge merge`"
+        )
+    if any(block.has_step for block in recipe.body.blocks):
+        raise BadRecipe("mergekit has no length and no lines: export the checkpoint or the recipe")
+    for each in recipe.sources:
+        if is_adapter(resolve(each.path, each.revision)):
+            raise BadRecipe(f"{each.path} is an adapter: export the merge as a checkpoint, an adapter or a recipe")
+    return recipe.body
 
 
 def _pieces(body: Blocks, names: Sequence[str], layers: int) -> list[Piece]:
