@@ -45,6 +45,7 @@ candidates = Table(
     Column("created", Float, nullable=False),
     Index("candidates_by_number", "search_id", "number", unique=True),
     Index("candidates_by_recipe", "search_id", "recipe_digest"),
+    Index("candidates_by_origin", "search_id", "origin"),
 )
 
 evaluations = Table(

@@ -38,6 +38,8 @@ from search_spaces.genes import Genome
 from search_spaces.mosaic import read_genome
 from search_spaces.recipe import Recipe
 
+MOST_PARAMETERS = 500  # of one statement; databases limit them
+
 
 class Store:
     """All searches of one database."""
@@ -224,8 +226,21 @@ class SearchRecord:
         mine = candidates.c.search_id == self.row.id
         with self.store.reading() as connection:
             rows = connection.execute(sa.select(candidates).where(mine).order_by(candidates.c.number)).mappings().all()
-            found = self._evaluations(connection)
+            found = self._evaluations(connection, evaluations.c.search_id == self.row.id)
         return [_candidate_record(row, found.get(row["id"], {})) for row in rows]
+
+    def some_candidates(self, numbers: Sequence[int], *, until: int) -> list[CandidateRecord]:
+        """Return the candidates with ``numbers``, in any order, as they were after evaluation ``until`` (its id)."""
+        found = []
+        for start in range(0, len(numbers), MOST_PARAMETERS):
+            chosen = candidates.c.number.in_(numbers[start : start + MOST_PARAMETERS])
+            with self.store.reading() as connection:
+                query = sa.select(candidates).where(candidates.c.search_id == self.row.id, chosen)
+                rows = connection.execute(query).mappings().all()
+                known = evaluations.c.candidate_id.in_([row["id"] for row in rows]) & (evaluations.c.id <= until)
+                evaluated = self._evaluations(connection, known)
+            found += [_candidate_record(row, evaluated.get(row["id"], {})) for row in rows]
+        return found
 
     def document_scores(self, evaluation: EvaluationRecord, objective: str) -> Floats:
         """Return (documents,) float64 scores of one objective of one evaluation, in the order of the documents."""
@@ -237,9 +252,21 @@ class SearchRecord:
             raise KeyError(f"evaluation {evaluation.id} has no objective {objective!r}")
         return unpack_scores(data)
 
-    def _evaluations(self, connection: sa.Connection) -> dict[int, dict[Split, EvaluationRecord]]:
+    def some_document_scores(self, evaluation_ids: Sequence[int]) -> dict[int, dict[str, Floats]]:
+        """Return what `document_scores` does, by evaluation and objective; an evaluation that failed is left out."""
+        found: dict[int, dict[str, Floats]] = {}
+        for start in range(0, len(evaluation_ids), MOST_PARAMETERS):
+            chosen = scores.c.evaluation_id.in_(evaluation_ids[start : start + MOST_PARAMETERS])
+            query = sa.select(scores.c.evaluation_id, scores.c.objective, scores.c.documents).where(chosen)
+            with self.store.reading() as connection:
+                for key, objective, data in connection.execute(query):
+                    found.setdefault(key, {})[objective] = unpack_scores(data)
+        return found
+
+    def _evaluations(
+        self, connection: sa.Connection, mine: sa.ColumnElement[bool]
+    ) -> dict[int, dict[Split, EvaluationRecord]]:
         # Evaluations before scores: a driver may commit both in between, and an evaluation must not lack its scores.
-        mine = evaluations.c.search_id == self.row.id
         rows = connection.execute(sa.select(evaluations).where(mine).order_by(evaluations.c.id)).mappings().all()
         columns = [c for c in scores.c if c.name != "documents"]
         joined = scores.join(evaluations, scores.c.evaluation_id == evaluations.c.id)
