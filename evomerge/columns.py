@@ -241,9 +241,11 @@ class Columns(Sequence[CandidateRecord]):
     # ---------------------------------------------------------------- reading
 
     def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
-        with self.record.store.reading() as connection:
+        def read(connection: sa.Connection) -> Sequence[Any]:
             cursor = connection.execute(query).cursor  # its plain tuples take half the time of SQLAlchemy's rows
             return cursor.fetchall() if cursor is not None else []
+
+        return self.record.store.database.read(read)
 
     def _new_evaluations(self, after: int) -> sa.ColumnElement[bool]:
         return (evaluations.c.search_id == self.record.row.id) & (evaluations.c.id > int(after))

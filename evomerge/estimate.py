@@ -9,9 +9,10 @@ from typing import Any
 from evaluators.evaluation import Evaluation, Failure
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
+from evomerge.inspection import Inspection
 from evomerge.optimizers.choice import resolve
 from evomerge.optimizers.registry import make_optimizer
-from evomerge.problem import Problem, prepare
+from evomerge.problem import Problem, Progress, prepare
 from evomerge.racing import refuse_unraceable
 from evomerge.runner import Machine, find_machine, worker_bytes
 from search_spaces.seeds import base_recipe
@@ -37,19 +38,23 @@ class CheckReport:
     evaluations: int
     seconds_of_search: float
     truncated: dict[str, int]
+    inspection: Inspection
+    over_limits: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
-        return asdict(self)
+        return asdict(self) | {"inspection": self.inspection.to_json()}
 
     def lines(self) -> list[str]:
         """Return it in words."""
         documents = ", ".join(f"{count} {split}" for split, count in self.documents.items())
         mebibyte = 2**20
         cut = ", ".join(f"{count} of {task}" for task, count in self.truncated.items())
+        over = ", ".join(f"{count} of {task}" for task, count in self.over_limits.items())
         return [
             f"search     {self.name}: everything is in order",
             f"sources    {', '.join(self.sources)}",
+            f"embeddings {'tied: they are the head, too' if self.inspection.tied else 'apart from the head'}",
             f"space      {self.space}",
             f"optimizer  {self.optimizer}: {self.optimizer_reason}",
             f"documents  {documents}",
@@ -58,6 +63,7 @@ class CheckReport:
                 if cut
                 else []
             ),
+            *([f"limits     {over}: the base's code for them ran out of its limits and scored 0"] if over else []),
             f"memory     model {self.model_bytes / mebibyte:.0f} MiB, at most {self.worker_bytes / mebibyte:.0f} MiB "
             f"private per worker above its imports, {self.workers} workers on {self.device}",
             f"time       {self.seconds_per_evaluation:.2f} s and {self.tokens_per_evaluation} tokens an evaluation "
@@ -66,13 +72,13 @@ class CheckReport:
         ]
 
 
-def estimate(file: SearchFile, *, say: Callable[[str], None]) -> CheckReport:
+def estimate(file: SearchFile, *, say: Callable[[str], None], progress: Progress | None = None) -> CheckReport:
     """Check ``file`` as `run` does, measure the base once on search documents, and extrapolate.
 
     Raises:
         UserMistake, TaskError: what is wrong.
     """
-    problem = prepare(file, say=say)
+    problem = prepare(file, say=say, progress=progress)
     if file.evaluation.racing:
         kind = resolve(file.optimizer, problem.choice())
         refuse_unraceable(make_optimizer(kind, problem.setting()), kind.kind)
@@ -108,4 +114,6 @@ def _report(problem: Problem, measured: Evaluation, machine: Machine) -> CheckRe
         evaluations=evaluations,
         seconds_of_search=measured.cost.seconds * evaluations / machine.workers,
         truncated=dict(measured.truncated),
+        inspection=problem.inspection,
+        over_limits=dict(measured.over_limits),
     )

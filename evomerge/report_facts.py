@@ -17,8 +17,8 @@ from evaluators.objective_kinds import AnyObjective
 from evomerge.columns import NONE, SPLITS
 from evomerge.records import CandidateRecord
 from evomerge.results import JOINT, Results, Row
-from evomerge.schema import masked
 from evomerge.selection import SINGLE
+from evomerge.storage_url import masked
 from evomerge.tables import interval
 from search_spaces.recipe import Recipe
 from search_spaces.tiles import MosaicBody
@@ -56,6 +56,7 @@ def facts(results: Results, others: Sequence[Results]) -> dict[str, Any]:
         "costs": _costs(results),
         "failures": _failures(results),
         "sources": _sources(results),
+        "inspection": results.inspection,
         "suite": results.record.row.plan["suite"],
         "written": time.strftime("%Y-%m-%d %H:%M %Z"),
         "versions": _versions(),

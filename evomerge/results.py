@@ -19,6 +19,7 @@ from evomerge.archives import portfolio as portfolios
 from evomerge.columns import COSTS, FAILURES, SPLITS, Columns, Ints
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
+from evomerge.inspection import INSPECTION, Inspection
 from evomerge.records import CandidateRecord, Split
 from evomerge.selection import Chooser, Finalist, best_single_coefficient, finalists, references
 from evomerge.stopping import Stopping
@@ -83,6 +84,12 @@ class Results:
         return f"{chosen['kind']} (auto)" if chosen else self.file.optimizer.kind
 
     @cached_property
+    def inspection(self) -> Inspection | None:
+        """How far the experts are from the base; None in records of versions that did not look."""
+        found = self.record.row.plan.get(INSPECTION)
+        return Inspection.restore(found) if found else None
+
+    @cached_property
     def chooser(self) -> Chooser:
         """The scale on which objectives are added up."""
         return Chooser.of(self.objectives, self.candidates.of_origin("seed"), self.file.preference)
@@ -139,7 +146,9 @@ class Results:
     def stopping(self) -> Stopping:
         """What the search has spent, and whether it goes on."""
         documents = sum(map(len, self.record.row.plan["documents"]["search"].values()))
-        return Stopping.of_columns(self.file.budget, self.objectives, self.candidates, documents=documents)
+        return Stopping.of_columns(
+            self.file.budget, self.objectives, self.candidates, self.file.preference, documents=documents
+        )
 
     @property
     def spent(self) -> int:

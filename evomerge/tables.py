@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.evaluation import Stop
+from evomerge.inspection import PARTS, Distance, Inspection
 from evomerge.optimizers.settings import SURROGATE_KINDS
 from evomerge.records import CandidateRecord, EvaluationRecord, Split
 from evomerge.results import JOINT, Estimate, Results, Row
-from evomerge.schema import masked
+from evomerge.storage_url import masked
 
 if TYPE_CHECKING:
     from evomerge.predicted import Predicted
@@ -54,6 +55,25 @@ def _two_lines(estimate: Estimate | None) -> str:
     if estimate is None or estimate.low is None or estimate.high is None:
         return interval(estimate)
     return f"{estimate.value:.3f}\n{estimate.low:.3f}–{estimate.high:.3f}"
+
+
+def inspection_table(inspection: Inspection) -> Table:
+    """How far every expert is from the base: relative distance and cosine, of everything and of the parts."""
+    title = "Experts beside the base: distance of the weights in units of the base's norm, and cosine"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("expert", overflow="fold")
+    for column in ("all", *PARTS):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for expert, name in enumerate(inspection.experts):
+        parts = [inspection.part(expert, part) for part in range(len(PARTS))]
+        cells = [_distance(distance) for distance in (inspection.whole(expert), *parts)]
+        table.add_row(Text(name), *cells, Text("\n".join(inspection.findings(expert))))
+    return table
+
+
+def _distance(distance: Distance | None) -> str:
+    return "-" if distance is None else f"{distance.relative:.2g}\n{distance.cosine:.4f}"
 
 
 def front_table(results: Results, members: Sequence[CandidateRecord], what: str = "Pareto front") -> Table:
@@ -165,6 +185,8 @@ def candidate_json(results: Results, candidate: CandidateRecord) -> dict[str, An
         "recipe_digest": candidate.recipe_digest,
         "parents": list(candidate.parents),
         "evaluations": evaluations,
+        "truncated": {split: dict(e.truncated) for split, e in candidate.evaluations.items() if e.truncated},
+        "over_limits": {split: dict(e.over_limits) for split, e in candidate.evaluations.items() if e.over_limits},
     }
 
 
@@ -177,12 +199,21 @@ def candidate_table(results: Results, candidate: CandidateRecord) -> Table:
     estimates = {split: results.estimate(candidate, split) for split in candidate.evaluations}
     for name in (*results.chooser.names, JOINT):
         table.add_row(Text(name), *[interval(of.get(name)) for of in estimates.values()])
-    for split, evaluation in candidate.evaluations.items():
-        if evaluation.failure:
-            table.caption = Text(f"{split}: {evaluation.failure.kind.value}: {evaluation.failure.message}")
-        if evaluation.stopped:
-            table.caption = Text(f"{split}: {in_words(evaluation.stopped)}: {_estimated(evaluation)}")
+    remarks = [f"{split}: {text}" for split, e in candidate.evaluations.items() for text in _remarks(e)]
+    table.caption = Text("\n".join(remarks)) if remarks else None
     return table
+
+
+def _remarks(evaluation: EvaluationRecord) -> Iterator[str]:
+    """What is to be known of the scores, or why there are none."""
+    if evaluation.failure:
+        yield f"{evaluation.failure.kind.value}: {evaluation.failure.message}"
+    if evaluation.stopped:
+        yield f"{in_words(evaluation.stopped)}: {_estimated(evaluation)}"
+    for task, count in evaluation.truncated.items():
+        yield f"{count} documents of {task} lost their beginning to the model's context"
+    for task, count in evaluation.over_limits.items():
+        yield f"the code of {count} documents of {task} ran out of its limits and scored 0"
 
 
 def in_words(stop: Stop) -> str:
