@@ -1,0 +1,1 @@
+"""The commands of `evomerge`, grouped by what they work on; `evomerge.cli` puts them together."""

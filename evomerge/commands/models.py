@@ -1,0 +1,107 @@
+"""Commands about models: export, merge, evaluate."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import evomerge
+from evomerge.commands.common import AsJson, SearchName, Storage, To, bytes_of, open_search, print_json, progress_bar
+
+
+def export(
+    search: SearchName,
+    to: To,
+    candidate: Annotated[int | None, typer.Option(help="number of the candidate")] = None,
+    best: Annotated[bool, typer.Option("--best", help="the winner (the default)")] = False,
+    prefer: Annotated[
+        str | None, typer.Option(help="choose from the front: task=weight,... or task>=least,... or chebyshev")
+    ] = None,
+    kind: Annotated[str, typer.Option("--format", help="checkpoint, mergekit or recipe")] = "checkpoint",
+    storage: Storage = evomerge.DEFAULT_STORAGE,
+) -> None:
+    """Write a candidate as a checkpoint, a mergekit config or a recipe."""
+    from evomerge import export as exporting
+
+    results = open_search(search, storage)
+    chosen = exporting.choose(results, candidate=candidate, best=best, prefer=prefer)
+    with progress_bar("exporting") as progress:
+        exporting.export(results, chosen, to, kind=kind, progress=bytes_of(progress, "exporting"))
+    typer.echo(f"wrote {chosen.label} to {to}")
+
+
+def merge(
+    file: Annotated[Path, typer.Argument(help="recipe (JSON) or mergekit config (YAML)")],
+    to: To,
+) -> None:
+    """Materialise a recipe or a mergekit config as a checkpoint."""
+    from evomerge import export as exporting
+
+    with progress_bar("merging") as progress:
+        exporting.merge_file(file, to, progress=bytes_of(progress, "merging"))
+    typer.echo(f"wrote {to}")
+
+
+def evaluate(
+    model_or_recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL_OR_RECIPE", help="folder, Hub id, recipe (JSON) or mergekit config (YAML)"),
+    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="lm-eval task, or task/metric (repeat)")] = None,
+    objectives: Annotated[Path | None, typer.Option(help="YAML file with a list `objectives`, of any kind")] = None,
+    base: Annotated[str | None, typer.Option(help="base of objectives that are relative to one")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="address ending in /completions or /chat/completions")] = None,
+    model: Annotated[str | None, typer.Option(help="name of the endpoint's model")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="of the endpoint's model: folder or Hub id")] = None,
+    include_path: Annotated[list[str] | None, typer.Option(help="folder with task files of your own (repeat)")] = None,
+    trusted_path: Annotated[list[str] | None, typer.Option(help="task folder whose Python may run (repeat)")] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="run code that the model writes, under limits")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="documents per task, the first ones", min=1)] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0)] = None,
+    apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's own by default")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure any model, or one behind an OpenAI-compatible API, with the evaluator that searches use."""
+    from evaluators.objective import EvaluationSettings
+    from evomerge import measure
+    from evomerge.config import absolute_folders
+
+    if (model_or_recipe is None) == (endpoint is None) or (endpoint is None) != (model is None):
+        raise typer.BadParameter("name a model or recipe, or else both --endpoint and --model")
+    settings = EvaluationSettings(
+        include_path=absolute_folders(include_path or [], Path.cwd()),
+        trusted_paths=absolute_folders(trusted_path or [], Path.cwd()),
+        allow_code_execution=allow_code_execution,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+    )
+    asked = measure.read_objectives(tasks or [], objectives, settings)
+    if endpoint is not None and model is not None:
+        from evaluators.endpoint import EndpointSettings
+
+        called = EndpointSettings(endpoint, model, tokenizer)
+        estimates = measure.measure_endpoint(called, objectives=asked, settings=settings, limit=limit)
+    else:
+        assert model_or_recipe is not None
+        estimates = measure.measure(
+            model_or_recipe,
+            objectives=asked,
+            settings=settings,
+            limit=limit,
+            dtype=dtype,
+            base=base,
+            say=partial(typer.echo, err=True),
+        )
+    if as_json:
+        print_json({name: {"value": e.value, "low": e.low, "high": e.high} for name, e in estimates.items()})
+        return
+    from evomerge.tables import interval
+
+    for name, value in estimates.items():
+        typer.echo(f"{name}  {interval(value)}")
