@@ -56,6 +56,7 @@ def facts(results: Results, others: Sequence[Results]) -> dict[str, Any]:
         "costs": _costs(results),
         "failures": _failures(results),
         "sources": _sources(results),
+        "inspection": results.inspection,
         "suite": results.record.row.plan["suite"],
         "written": time.strftime("%Y-%m-%d %H:%M %Z"),
         "versions": _versions(),
