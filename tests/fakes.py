@@ -45,7 +45,7 @@ class FakeWorker:
         self.spec = spec
         self.calls = 0
 
-    def evaluate(self, recipe_json, ids, race=None):
+    def evaluate(self, recipe_json, ids, race=None, as_exported=False):
         self.calls += 1
         time.sleep(self.spec.seconds)
         if self.calls == self.spec.kill_after:
