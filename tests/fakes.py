@@ -3,6 +3,7 @@
 import heapq
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class FakeSpec:
     raise_above: float = np.inf
     seconds: float = 0.0
     kill_after: int | None = None  # calls after which the worker's process kills itself
+    hang: str | None = None  # a worker that finds this file takes it away and never returns
 
     def __call__(self):
         return FakeWorker(self)
@@ -49,6 +51,8 @@ class FakeWorker:
         time.sleep(self.spec.seconds)
         if self.calls == self.spec.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.spec.hang and take_away(Path(self.spec.hang)):
+            threading.Event().wait()
         weights = mean_weights(Recipe.model_validate_json(recipe_json))
         if weights[0] > self.spec.raise_above:
             raise ZeroDivisionError("the worker stumbled")
@@ -59,6 +63,15 @@ class FakeWorker:
             return FakeEvaluator().evaluate(weights, documents)
         blockwise = BlockwiseEvaluator(FakeEvaluator(), OBJECTIVES)
         return blockwise.evaluate(weights, documents, race)
+
+
+def take_away(file):
+    """Whether there was such a file; only one of many workers is told so."""
+    try:
+        file.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class FakeEvaluator:
