@@ -3,21 +3,22 @@
 Question: of more than 200 faults, after how many was a finished evaluation lost or counted twice, a half-written record
 read, the final front another than that of a fault-free run, or a process left behind?
 
-Set-up: searches on simulated evaluations (tests/fakes.py) in driver processes of their own: on the in-process pool, on a
-private Ray cluster, and on a cluster of two raylets, in network namespaces of their own where that is allowed. A trial
-is one search; each fault (tests/faults/trial.py) strikes a working driver a random number of evaluations after the last
-one, and the same command continues. Then the record is compared with a fault-free search of the same seed
+Set-up: searches on simulated evaluations (tests/fakes.py) in driver processes of their own: on the in-process pool, on
+a private Ray cluster, and on a cluster of two raylets, in network namespaces of their own where that is allowed. A
+trial is one search; each fault (tests/faults/trial.py) strikes a working driver a random number of evaluations after
+the last one, and the same command continues. Then the record is compared with a fault-free search of the same seed
 (tests/faults/checks.py), while somebody reads it all the time. Seeded: trial n of a seed is always the same plan. What
 is done is kept in .cache/chaos, so the command goes on where it was stopped.
 
-Run: `.venv/bin/python benchmarks/chaos.py [--trials 40] [--seed 0] [--only PLATFORM]` (about an hour; as root all faults
-are real, otherwise a full disk and a partition are imitated). Writes results/chaos.json.
+Run: `.venv/bin/python benchmarks/chaos.py [--trials 25] [--seed 0] [--only PLATFORM]` (about an hour; as root all
+faults are real, otherwise a full disk and a partition are imitated). Writes results/chaos.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections import Counter
 from contextlib import closing
@@ -76,10 +77,11 @@ def finished(path: Path) -> dict[int, dict[str, Any]]:
 def main() -> None:
     """Run the trials that are missing, save the table, exit with 1 if anything was wrong."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="trials of this platform only")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing behind
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"seed-{arguments.seed}.jsonl"
     done, graveyard, orphans = finished(path), Graveyard(), []

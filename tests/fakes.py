@@ -34,6 +34,7 @@ class FakeSpec:
     fail_above: float = np.inf  # first weight above which a candidate fails
     raise_above: float = np.inf
     seconds: float = 0.0
+    brake: str | None = None  # evaluations take `seconds` only while this file is there
     kill_after: int | None = None  # calls after which the worker's process kills itself
     hang: str | None = None  # a worker that finds this file takes it away and never returns
 
@@ -48,7 +49,8 @@ class FakeWorker:
 
     def evaluate(self, recipe_json, ids, race=None):
         self.calls += 1
-        time.sleep(self.spec.seconds)
+        if self.spec.brake is None or Path(self.spec.brake).exists():
+            time.sleep(self.spec.seconds)
         if self.calls == self.spec.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.spec.hang and take_away(Path(self.spec.hang)):

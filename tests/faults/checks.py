@@ -26,9 +26,11 @@ ALL_GO_WITHIN_SECONDS = 90.0  # two of Ray's own helpers look for their driver o
 @lru_cache(maxsize=64)
 def fault_free(optimizer: tuple, evaluations: int) -> Results:
     """The results of a search that nothing struck, in this process on one worker."""
-    folder = Path(tempfile.mkdtemp(prefix="evof-reference-"))
     budget = {"evaluations": evaluations, "finalists": 5}
-    return finish(search_file(folder, optimizer=dict(optimizer), budget=budget))
+    with tempfile.TemporaryDirectory() as folder:
+        results = finish(search_file(Path(folder), optimizer=dict(optimizer), budget=budget))
+        assert results.winner is not None  # read while its record is there
+    return results
 
 
 def committed(storage: str) -> dict[int, tuple]:
@@ -56,7 +58,7 @@ def lost(before: dict[int, tuple], storage: str) -> list[str]:
 class Reader:
     """Somebody who reads the record all the time; `faults` are what should never be seen."""
 
-    EVERY_SECONDS = 0.25
+    EVERY_SECONDS = 0.5
 
     def __init__(self, storage: str, name: str) -> None:
         self.faults: list[str] = []

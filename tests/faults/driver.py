@@ -31,7 +31,7 @@ class Options:
         folder: where the search's files are.
         file: changes to the search file of the fakes.
         journal: file that gets a line for every evaluation that came back, after its commit.
-        seconds: how long an evaluation takes.
+        seconds: how long an evaluation takes while the file `brake` is there.
         hang: a worker that finds this file takes it away and never returns.
         jumps: seconds by which the wall clock jumps, one after another.
         pages: most pages that the database may have.
@@ -41,6 +41,7 @@ class Options:
     file: dict[str, Any]
     journal: str
     seconds: float = 0.0
+    brake: str | None = None
     hang: str | None = None
     jumps: list[float] = field(default_factory=list)
     pages: int | None = None
@@ -101,7 +102,8 @@ def run(options: Options) -> None:
     with store.driving(file.name):
         this = problem(file)
         record = runner.open_record(store, this)
-        with contextlib.closing(open_pool(file, FakeSpec(seconds=options.seconds, hang=options.hang))) as pool:
+        spec = FakeSpec(seconds=options.seconds, brake=options.brake, hang=options.hang)
+        with contextlib.closing(open_pool(file, spec)) as pool:
             runner.drive(this, record, pool, watcher)
 
 

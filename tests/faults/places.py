@@ -207,6 +207,10 @@ class Cluster:
         self._wait_for(self.second)
         return self.second
 
+    def workers(self) -> list[psutil.Process]:
+        """The processes of actors on both nodes."""
+        return self.head.processes(WORKER) + self.second.processes(WORKER)
+
     @contextlib.contextmanager
     def partition(self) -> Iterator[None]:
         """Let nothing pass between the second node and the first."""

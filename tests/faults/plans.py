@@ -10,8 +10,8 @@ KINDS = {
     "ray": ("driver", "worker", "stop", "clock"),
     "cluster": ("driver", "worker", "stop", "clock", "node", "raylet", "blink", "partition"),
 }
-FAULTS = {"in_process": 8, "ray": 4, "cluster": 6}
-EVALUATIONS = {"in_process": 300, "ray": 300, "cluster": 1000}
+FAULTS = {"in_process": 12, "ray": 6, "cluster": 8}
+EVALUATIONS = {"in_process": 400, "ray": 400, "cluster": 1000}
 WORKERS = {"in_process": (1, 1, 3, 8), "ray": (2,), "cluster": (4,)}
 CYCLE = ("in_process", "ray", "in_process", "cluster", "in_process")
 ANY_ORDER = ("sobol", "random")  # their asks do not depend on what they are told
@@ -33,7 +33,7 @@ def make_plan(seed: int, number: int, *, disk_is_real: bool) -> Plan:
     in_order = workers == 1 and "hang" not in kinds
     optimizer = rng.choice(ONE_ORDER if in_order else ANY_ORDER)
     faults = tuple(
-        Fault(str(kind), int(rng.integers(1, 25)), float(rng.uniform(0.0, LONGEST_DELAY_SECONDS))) for kind in kinds
+        Fault(str(kind), int(rng.integers(1, 13)), float(rng.uniform(0.0, LONGEST_DELAY_SECONDS))) for kind in kinds
     )
     jumps = tuple(rng.uniform(-FARTHEST_JUMP_SECONDS, FARTHEST_JUMP_SECONDS, len(kinds)).tolist())
     settings = (("kind", str(optimizer)), ("seed", int(rng.integers(4))))

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .checks import Graveyard, Reader, broken, committed, fault_free, lost
+from .checks import WORKERS_GO_WITHIN_SECONDS, Graveyard, Reader, broken, committed, fault_free, lost
 from .driver import Options
-from .places import TESTS, Cluster, Disk, environment, marked, new_mark, send, signal, until, within
+from .places import RAYLET, TESTS, WORKER, Cluster, Disk, environment, marked, new_mark, send, signal, until, within
 
 STUCK_SECONDS = 120.0
-EVALUATION_SECONDS = {"in_process": 0.02, "ray": 0.08, "cluster": 0.25}
-TIMEOUT_SECONDS = 5.0
+PER_SECOND = 8.0  # evaluations, all workers together, until the last fault has struck
+TIMEOUT_SECONDS = 15.0  # longer than a cluster takes to give up a node
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class Trial:
         self.journal.touch()
         self.namespace = cluster.head.namespace if cluster else None
         self.ray_variables = {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled"} if cluster else {}
-        self.hang = self.folder / "hang"
+        self.hang, self.brake = self.folder / "hang", self.folder / "brake"
+        self.brake.touch()
         self.driver: Driver | None = None
 
     def options(self, pages: int | None) -> Options:
@@ -123,13 +124,31 @@ class Trial:
             "evaluation": {"timeout_seconds": TIMEOUT_SECONDS},
             "storage": self.storage,
         }
-        seconds = EVALUATION_SECONDS[plan.platform]
-        return Options(str(self.folder), file, str(self.journal), seconds, str(self.hang), list(plan.jumps), pages)
+        return Options(
+            folder=str(self.folder),
+            file=file,
+            journal=str(self.journal),
+            seconds=plan.workers / PER_SECOND,
+            brake=str(self.brake),
+            hang=str(self.hang),
+            jumps=list(plan.jumps),
+            pages=pages,
+        )
 
     def run(self) -> Report:
         """Strike, continue, check."""
         started = time.monotonic()
         fault_free(self.plan.optimizer, self.plan.evaluations)
+        try:
+            self._strike_all()
+            if not self.report.wrong:
+                self.report.wrong += self._check()
+        finally:
+            self._close()
+        self.report.seconds = time.monotonic() - started
+        return self.report
+
+    def _strike_all(self) -> None:
         reader = Reader(self.storage, "fake")
         try:
             for fault in self.plan.faults:
@@ -139,14 +158,12 @@ class Trial:
             self.report.wrong.append(str(error))
         finally:
             reader.close()
-            self._clean()
+            if self.driver is not None:
+                self.driver.kill()
+                self.graveyard.bury(self.driver.mark)
+            self.disk.empty()
         self.report.wrong += reader.faults
         self.report.reads, self.report.refused_reads = reader.reads, reader.refused
-        if not self.report.wrong:
-            self.report.wrong += self._check()
-        self.report.seconds = time.monotonic() - started
-        self._close()
-        return self.report
 
     # ------------------------------------------------------------ one fault
 
@@ -205,17 +222,16 @@ class Trial:
         self._end_driver({-9})
 
     def _strike_worker(self) -> None:
-        self._strike_one("WorkerHost", signal.SIGKILL)
+        self._strike_one(signal.SIGKILL)
         self._goes_on()
 
     def _strike_stop(self) -> None:
         """A worker's process stands still: its call ends with the time-out."""
-        self._strike_one("WorkerHost", signal.SIGSTOP)
+        self._strike_one(signal.SIGSTOP)
         self._goes_on()
 
-    def _strike_one(self, name: str, number: signal.Signals) -> None:
-        marks = [self.cluster.head.mark, self.cluster.second.mark] if self.cluster else [self.driver.mark]
-        found = [process for mark in marks for process in marked(mark, name)]
+    def _strike_one(self, number: signal.Signals) -> None:
+        found = self.cluster.workers() if self.cluster else marked(self.driver.mark, WORKER)
         send(found[:1], number)
 
     def _strike_hang(self) -> None:
@@ -227,10 +243,10 @@ class Trial:
 
     def _strike_raylet(self) -> None:
         if self.cluster is None:  # everything of a private cluster hangs on it
-            send(marked(self.driver.mark, "raylet"), signal.SIGKILL)
+            send(marked(self.driver.mark, RAYLET), signal.SIGKILL)
             self._end_driver({0, 1, 2, -6, -15})
             return
-        send(self.cluster.second.processes("raylet"), signal.SIGKILL)
+        send(self.cluster.second.processes(RAYLET), signal.SIGKILL)
         self._goes_on()
         self.cluster.second.kill()
         self.cluster.start_second()
@@ -252,7 +268,7 @@ class Trial:
             time.sleep(8.0)
             self._goes_on()
         node = self.cluster.second
-        if not until(lambda: not node.processes("WorkerHost"), 30):
+        if not until(lambda: not node.processes(WORKER), 30):
             self.report.wrong.append("workers of a node that was given up live on")
         node.kill()
         self.cluster.start_second()
@@ -307,6 +323,7 @@ class Trial:
     # ------------------------------------------------------------ the end
 
     def _finish(self) -> None:
+        self.brake.unlink()
         self._start()
         self._until(lambda: False, "did not finish")
         self._end_driver({0})
@@ -314,15 +331,12 @@ class Trial:
     def _check(self) -> list[str]:
         plan = self.plan
         hangs = sum(self.report.struck.get(kind, 0) for kind in ("hang", "stop"))
-        return broken(
+        wrong = broken(
             self.storage, self.journal, plan.optimizer, plan.evaluations, in_order=plan.in_order, hangs=hangs
         )
-
-    def _clean(self) -> None:
-        if self.driver is not None:
-            self.driver.kill()
-            self.graveyard.bury(self.driver.mark)
-        self.disk.empty()
+        if self.cluster and not until(lambda: not self.cluster.workers(), WORKERS_GO_WITHIN_SECONDS):
+            wrong.append(f"{len(self.cluster.workers())} actors outlived the search on the cluster")
+        return wrong
 
     def _close(self) -> None:
         if self.report.wrong:  # keep what can be looked at
