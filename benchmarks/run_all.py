@@ -19,7 +19,6 @@ NAMES = (
     "objectives",
     "optimizers",
     "map_pareto",
-    "optimizer_cost",
     "racing",
     "item_response",
     "natural_niches_digits",

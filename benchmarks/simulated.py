@@ -27,11 +27,18 @@ def genes(count: int) -> Genes:
 
 @dataclass(frozen=True)
 class Problem:
-    """A function to maximise, and how far some (points, objectives) values stay below what is possible."""
+    """A function to maximise.
+
+    Attributes:
+        function: (genes,) to (objectives,) values.
+        documents: (genes,) to what plays the part of documents: one score at least 0 for each gene, of each objective.
+        gap: how far some (points, objectives) values stay below what is possible.
+    """
 
     genes: Genes
     objectives: int
     function: Callable[[Values], Values]
+    documents: Callable[[Values], tuple[Values, ...]]
     gap: Callable[[Values], float]
 
 
@@ -41,10 +48,15 @@ def ellipsoid(seed: int, dimensions: int = 10) -> Problem:
     target = rng.uniform(0.2, 1.3, dimensions)
     rotation = np.linalg.qr(rng.standard_normal((dimensions, dimensions)))[0]
     stretch = np.logspace(0, 2, dimensions)
+
+    def terms(x: Values) -> Values:
+        return stretch * np.square(rotation @ (x - target))
+
     return Problem(
         genes=genes(dimensions),
         objectives=1,
-        function=lambda x: np.array([-float(stretch @ np.square(rotation @ (x - target)))]),
+        function=lambda x: np.array([-float(terms(x).sum())]),
+        documents=lambda x: (1.0 / (1.0 + terms(x)),),
         gap=lambda values: -float(values.max()),
     )
 
@@ -63,6 +75,7 @@ def two_bowls(seed: int, dimensions: int = 10) -> Problem:
         genes=genes(dimensions),
         objectives=2,
         function=function,
+        documents=lambda x: (HIGH**2 - np.square(x - one), HIGH**2 - np.square(x - other)),
         gap=lambda values: 1.0 - hypervolume(values, reference) / ideal,
     )
 
@@ -85,6 +98,12 @@ class Run:
     makespan: float
     idle: float
     cpu_seconds: float
+
+
+def observe(optimizer: Optimizer, problem: Problem, genome: Genome, values: Values) -> Observation:
+    """Return what ``optimizer`` is told of a point: its values, and its documents if it lives on them."""
+    documents = problem.documents(genome.values) if getattr(optimizer, "needs_documents", False) else None
+    return Observation(genome, values, documents=documents)
 
 
 def search(
@@ -113,7 +132,7 @@ def search(
         now, _, worker, genome = heapq.heappop(running)
         found.append(problem.function(genome.values))
         started = time.process_time()
-        optimizer.tell([Observation(genome, found[-1])])
+        optimizer.tell([observe(optimizer, problem, genome, found[-1])])
         spent += time.process_time() - started
         free_since[worker] = now
     return Run(np.array(found), now, idle / max(workers * last_start, 1e-9), spent)

@@ -77,7 +77,10 @@ def _evaluation(
     documents: Documents, scores: Mapping[str, Score], seen: Sequence[Evaluation], cost: Cost, stopped: Stop | None
 ) -> Evaluation:
     truncated = sum((Counter(evaluation.truncated) for evaluation in seen), Counter())
-    return Evaluation(documents.digest, dict(scores), _tie_breaks(seen), cost, truncated=truncated, stopped=stopped)
+    over_limits = sum((Counter(evaluation.over_limits) for evaluation in seen), Counter())
+    return Evaluation(
+        documents.digest, dict(scores), _tie_breaks(seen), cost, dict(truncated), dict(over_limits), stopped
+    )
 
 
 def _tie_breaks(seen: Sequence[Evaluation]) -> dict[str, float]:

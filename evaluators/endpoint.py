@@ -91,14 +91,14 @@ class EndpointEvaluator:
         parts = self._parts(self._suite.split_into_parts(documents))
         panel = Panel(self._suite, parts, self._asked)
         try:
-            scores, tie_breaks = panel.judge(self._answers(parts))
+            scores, tie_breaks, over_limits = panel.judge(self._answers(parts))
         except MeasurementFailed as failed:
             return Failure(failed.kind, str(failed))
         except Exception as error:  # whatever the network, aiohttp, requests and the endpoint's answers make of it
             text = _SECRETS.sub(r"\1***", " ".join(str(error).split())).replace(self._endpoint.url, "")
             return Failure(FailureKind.EXCEPTION, f"endpoint {self._endpoint.shown}: {type(error).__name__}: {text}")
         cost = Cost(seconds=time.perf_counter() - start, documents=documents.count)
-        return Evaluation(documents.digest, scores, tie_breaks, cost)
+        return Evaluation(documents.digest, scores, tie_breaks, cost, over_limits=over_limits)
 
     def _parts(self, documents: Documents) -> list[TaskPart]:
         parts: list[TaskPart] = []

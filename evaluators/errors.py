@@ -19,3 +19,7 @@ class MeasurementFailed(Exception):
     def __init__(self, kind: FailureKind, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class OverLimits(MeasurementFailed):
+    """The code that a model wrote for one document ran out of its limits, or ended the process that judged it."""

@@ -108,6 +108,8 @@ class Evaluation:
             nats per document); used inside optimizers only, never reported as a score.
         truncated: documents per task that lost the beginning of a prompt to the model's context; tasks without are
             left out.
+        over_limits: documents per task whose code ran out of its limits and therefore scored 0; tasks without are
+            left out.
     """
 
     documents_digest: str
@@ -115,6 +117,7 @@ class Evaluation:
     tie_breaks: Mapping[str, float] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     truncated: Mapping[str, int] = field(default_factory=dict)
+    over_limits: Mapping[str, int] = field(default_factory=dict)
     stopped: Stop | None = None
 
     def __post_init__(self) -> None:

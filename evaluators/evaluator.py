@@ -137,9 +137,9 @@ class LmEvalEvaluator:
                 room=self._generation_room,
             )
             answers = Answers(likelihoods, *generated)
-        scores, tie_breaks = prepared.panel.judge(answers)
+        scores, tie_breaks, over_limits = prepared.panel.judge(answers)
         cost = meter.cost(documents=documents.count)
-        return Evaluation(prepared.digest, scores, tie_breaks, cost, prepared.truncated)
+        return Evaluation(prepared.digest, scores, tie_breaks, cost, prepared.truncated, over_limits)
 
     def _for(self, documents: Documents, model: Any) -> _Prepared:
         digest, branching, tokens = documents.digest, can_branch(model), tokens_per_batch(self._settings, model)

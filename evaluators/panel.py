@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from evaluators.answers import Answers, Asked
 from evaluators.evaluation import Score
@@ -11,6 +12,15 @@ from evaluators.judging import Judge
 from evaluators.plan import TaskPart
 from evaluators.sandbox import SandboxedJudge
 from evaluators.tasks import TaskSuite
+
+
+class Verdict(NamedTuple):
+    """What the answers are worth: `scores` and `tie_breaks` by objective name, and how many documents of each task ran
+    out of the limits of executed code."""
+
+    scores: Mapping[str, Score]
+    tie_breaks: Mapping[str, float]
+    over_limits: Mapping[str, int]
 
 
 class Panel:
@@ -30,18 +40,23 @@ class Panel:
             judge = SandboxedJudge(loaded, part, suite.settings) if loaded.runs_code else Judge(loaded, part)
             self._benches.append((part, judge, make_gauges(loaded, part.documents, asked(part))))
 
-    def judge(self, answers: Answers) -> tuple[dict[str, Score], dict[str, float]]:
-        """Return the score of every objective, in the suite's order, and the tie-breaks.
+    def judge(self, answers: Answers) -> Verdict:
+        """Return the score of every objective, in the suite's order, and what goes with it.
 
         Raises:
-            MeasurementFailed: a filter, a metric or its aggregation raised, code ran out of its limits, or a score is
-                not finite.
+            MeasurementFailed: a filter, a metric or its aggregation raised, or a score is not finite.
         """
         scores: dict[str, Score] = {}
         tie_breaks: dict[str, float] = {}
+        over_limits: dict[str, int] = {}
         for part, judge, gauges in self._benches:
-            scores |= judge.scores(likelihoods=answers.likelihoods, texts=answers.texts)
-            tie_breaks |= judge.tie_breaks(answers.likelihoods)
+            if isinstance(judge, SandboxedJudge):
+                own_scores, over = judge.judge(likelihoods=answers.likelihoods, texts=answers.texts)
+                scores |= own_scores
+                over_limits |= {part.task: over} if over else {}
+            else:
+                scores |= judge.scores(likelihoods=answers.likelihoods, texts=answers.texts)
+                tie_breaks |= judge.tie_breaks(answers.likelihoods)
             own = answers.of(part)
             scores |= {gauge.name: gauge.score(own, scores) for gauge in gauges}
         for measure in self._measures:
@@ -50,4 +65,5 @@ class Panel:
             if (margin := measure.tie_break(tie_breaks, scores)) is not None:
                 tie_breaks[measure.name] = margin
         ordered = {name: scores[name] for name in self._names if name in scores}
-        return ordered, {name: value for name, value in tie_breaks.items() if name in ordered}
+        kept = {name: value for name, value in tie_breaks.items() if name in ordered}
+        return Verdict(ordered, kept, over_limits)

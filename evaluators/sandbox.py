@@ -20,7 +20,7 @@ import datasets
 import numpy as np
 from huggingface_hub.constants import HF_HOME
 
-from evaluators.errors import MeasurementFailed, TaskError
+from evaluators.errors import MeasurementFailed, OverLimits, TaskError
 from evaluators.evaluation import FailureKind, Score
 from evaluators.loaded import LoadedTask
 from evaluators.metrics import is_mean
@@ -49,28 +49,34 @@ class SandboxedJudge:
         self._part, self._settings = part, settings
         self._objectives = tuple(measure.objective for measure in loaded.measures)
 
-    def scores(self, *, likelihoods: LogLikelihoods, texts: Sequence[str]) -> dict[str, Score]:
-        """Return the score of each of the task's metrics; arguments hold the answers of the whole plan.
+    def judge(self, *, likelihoods: LogLikelihoods, texts: Sequence[str]) -> tuple[dict[str, Score], int]:
+        """Return the score of each of the task's metrics, and how many documents ran out of their limits and score 0.
+
+        Arguments hold the answers of the whole plan.
 
         Raises:
-            MeasurementFailed: a document ran out of its limits, its metric raised, or the helper died.
+            MeasurementFailed: a metric raised, the helper died, or a document ran out of its limits and a metric that
+                is minimised has no score for that.
         """
         if not self._objectives:
-            return {}
+            return {}, 0
         helper = _helper(self._objectives, self._settings)
         mine, first = self._part.requests, 0
         given: Any = list(texts[mine]) if self._part.generates else _pairs(likelihoods, mine)
         found: dict[str, list[float]] = {objective.name: [] for objective in self._objectives}
+        over_limits = 0
         for number, count in zip(self._part.documents, self._part.counts.tolist(), strict=True):
             answers = given[first : first + count]
-            for name, value in helper.judge(number, answers, generates=self._part.generates).items():
+            try:
+                scores = helper.judge(number, answers, generates=self._part.generates)
+            except OverLimits:
+                if any(objective.direction == "minimize" for objective in self._objectives):
+                    raise
+                scores, over_limits = dict.fromkeys(found, 0.0), over_limits + 1
+            for name, value in scores.items():
                 found[name].append(value)
             first += count
-        return {name: Score.mean_of(np.array(values)) for name, values in found.items()}
-
-    def tie_breaks(self, likelihoods: LogLikelihoods) -> dict[str, float]:
-        """Return nothing: such tasks have none."""
-        return {}
+        return {name: Score.mean_of(np.array(values)) for name, values in found.items()}, over_limits
 
 
 def _pairs(likelihoods: LogLikelihoods, mine: slice) -> list[list[Any]]:
@@ -113,7 +119,8 @@ class _Helper:
         """Return the score of ``document`` for each objective.
 
         Raises:
-            MeasurementFailed: see `SandboxedJudge.scores`.
+            OverLimits: it ran out of its limits, or ended the process that judged it.
+            MeasurementFailed: its metric raised, or the helper died.
         """
         scores = self._ask({"document": document, "answers": list(answers), "generates": generates})["scores"]
         return {str(name): float(value) for name, value in scores.items()}
@@ -141,7 +148,8 @@ class _Helper:
             raise MeasurementFailed(FailureKind.METRIC_ERROR, "the process that judges executed code has died")
         answer: dict[str, Any] = json.loads(line)
         if failure := answer.get("failure"):
-            raise MeasurementFailed(FailureKind(failure["kind"]), str(failure["message"]))
+            kind = OverLimits if failure["over_limits"] else MeasurementFailed
+            raise kind(FailureKind(failure["kind"]), str(failure["message"]))
         return answer
 
 

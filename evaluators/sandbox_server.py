@@ -24,7 +24,7 @@ from typing import Any, TextIO
 import numpy as np
 import psutil
 
-from evaluators.errors import MeasurementFailed
+from evaluators.errors import MeasurementFailed, OverLimits
 from evaluators.evaluation import FailureKind
 from evaluators.judging import Judge
 from evaluators.objective import EvaluationSettings, Objective
@@ -56,7 +56,7 @@ def main() -> None:
             else:
                 answer = server.judge(message)
         except MeasurementFailed as failed:
-            answer = _failure(failed.kind, str(failed))
+            answer = _failure(failed.kind, str(failed), over_limits=isinstance(failed, OverLimits))
         except Exception as error:
             answer = _failure(FailureKind.METRIC_ERROR, f"{type(error).__name__}: {' '.join(str(error).split())}")
         _send(replies, answer)
@@ -74,7 +74,7 @@ class _Server:
         """Judge one document in a child under limits.
 
         Raises:
-            MeasurementFailed: it ran out of them, or died.
+            OverLimits: it ran out of them, or died.
         """
         reading, writing = os.pipe()
         with tempfile.TemporaryDirectory(prefix="document-", ignore_cleanup_errors=True) as folder:
@@ -123,7 +123,7 @@ class _Server:
         """Return what the child wrote before it ended.
 
         Raises:
-            MeasurementFailed: its time is over, it started too many processes, or a signal ended it.
+            OverLimits: its time is over, it started too many processes, or a signal ended it.
         """
         where = f"task {self._loaded.name}, document {document}"
         seconds = self._settings.code_seconds_per_document
@@ -136,18 +136,18 @@ class _Server:
             if done:
                 break
             if time.monotonic() > end:
-                raise MeasurementFailed(FailureKind.TIMED_OUT, f"{where}: judging took more than {seconds:g} s")
+                raise OverLimits(FailureKind.TIMED_OUT, f"{where}: judging took more than {seconds:g} s")
             if len(psutil.Process().children(recursive=True)) > MOST_PROCESSES:
-                raise MeasurementFailed(
+                raise OverLimits(
                     FailureKind.METRIC_ERROR, f"{where}: the code started more than {MOST_PROCESSES} processes"
                 )
             if not open_:
                 time.sleep(_POLL_SECONDS)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-            raise MeasurementFailed(FailureKind.TIMED_OUT, f"{where}: judging took more than {seconds:g} s of CPU time")
+            raise OverLimits(FailureKind.TIMED_OUT, f"{where}: judging took more than {seconds:g} s of CPU time")
         if os.WIFSIGNALED(status):
             name = signal.Signals(os.WTERMSIG(status)).name
-            raise MeasurementFailed(FailureKind.METRIC_ERROR, f"{where}: {name} ended the judging process")
+            raise OverLimits(FailureKind.METRIC_ERROR, f"{where}: {name} ended the judging process")
         while open_ and select.select([reading], [], [], 0)[0] and (piece := os.read(reading, 1 << 16)):
             found += piece
         return found
@@ -169,17 +169,17 @@ def _answer(written: bytes, document: int) -> dict[str, Any]:
     if not isinstance(scores, dict) or not all(
         isinstance(v, float | int) and math.isfinite(v) for v in scores.values()
     ):
-        raise MeasurementFailed(FailureKind.METRIC_ERROR, f"document {document}: the judging process gave no scores")
+        raise OverLimits(FailureKind.METRIC_ERROR, f"document {document}: the judging process gave no scores")
     return {"scores": scores}
 
 
-def _failure(kind: FailureKind, message: str) -> dict[str, Any]:
-    return {"failure": {"kind": kind.value, "message": message}}
+def _failure(kind: FailureKind, message: str, *, over_limits: bool = False) -> dict[str, Any]:
+    return {"failure": {"kind": kind.value, "message": message, "over_limits": over_limits}}
 
 
 def _out_of_memory(settings: EvaluationSettings, document: int) -> dict[str, Any]:
     text = f"document {document}: the code wanted more than {settings.code_memory_mib} MiB of memory"
-    return _failure(FailureKind.OUT_OF_MEMORY, text)
+    return _failure(FailureKind.OUT_OF_MEMORY, text, over_limits=True)
 
 
 def _limit(settings: EvaluationSettings, folder: str) -> None:

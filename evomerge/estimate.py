@@ -37,6 +37,7 @@ class CheckReport:
     evaluations: int
     seconds_of_search: float
     truncated: dict[str, int]
+    over_limits: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -47,6 +48,7 @@ class CheckReport:
         documents = ", ".join(f"{count} {split}" for split, count in self.documents.items())
         mebibyte = 2**20
         cut = ", ".join(f"{count} of {task}" for task, count in self.truncated.items())
+        over = ", ".join(f"{count} of {task}" for task, count in self.over_limits.items())
         return [
             f"search     {self.name}: everything is in order",
             f"sources    {', '.join(self.sources)}",
@@ -58,6 +60,7 @@ class CheckReport:
                 if cut
                 else []
             ),
+            *([f"limits     {over}: the base's code for them ran out of its limits and scored 0"] if over else []),
             f"memory     model {self.model_bytes / mebibyte:.0f} MiB, at most {self.worker_bytes / mebibyte:.0f} MiB "
             f"private per worker above its imports, {self.workers} workers on {self.device}",
             f"time       {self.seconds_per_evaluation:.2f} s and {self.tokens_per_evaluation} tokens an evaluation "
@@ -108,4 +111,5 @@ def _report(problem: Problem, measured: Evaluation, machine: Machine) -> CheckRe
         evaluations=evaluations,
         seconds_of_search=measured.cost.seconds * evaluations / machine.workers,
         truncated=dict(measured.truncated),
+        over_limits=dict(measured.over_limits),
     )

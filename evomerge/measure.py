@@ -44,7 +44,7 @@ def measure(
         model: a folder, a Hub id, a recipe (.json) or a mergekit config (.yaml).
         limit: the first documents of each task only.
         base: a folder or a Hub id that objectives relative to a base mean; a recipe names its own.
-        say: hears of documents that do not fit the model's context.
+        say: hears of documents that do not fit the model's context, and of code that ran out of its limits.
 
     Raises:
         UserMistake, TaskError: what is wrong.
@@ -73,6 +73,8 @@ def measure(
     for task, cut in outcome.truncated.items():
         count = len(documents.ids[task])
         say(f"{task}: {cut} of {count} documents are longer than the model's context; their beginning is cut")
+    for task, over in outcome.over_limits.items():
+        say(f"{task}: the code of {over} of {len(documents.ids[task])} documents ran out of its limits and scores 0")
     return _estimates(objectives, outcome.scores)
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
@@ -28,7 +27,7 @@ from evomerge.errors import BadSearch
 from evomerge.optimizers.optuna_quiet import quiet
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
-from evomerge.schema import masked
+from evomerge.storage_url import masked, parse
 from search_spaces.genes import Gene, Genes
 from search_spaces.mosaic_space import MosaicSpaceSettings, shown_genes
 from search_spaces.parameter_space import ParameterSpace
@@ -47,7 +46,7 @@ def journal_path(storage: str) -> Path:
     Raises:
         BadSearch: the database has no name of its own (SQLite in memory).
     """
-    database = sa.make_url(storage).database
+    database = parse(storage).database
     if not database or database == ":memory:":
         raise BadSearch(f"storage {masked(storage)}: an Optuna view needs a database with a name")
     path = Path(database)

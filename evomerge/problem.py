@@ -67,9 +67,7 @@ class Problem:
         A search keeps the choice it began with, which its record holds: the budget may grow."""
         if self.file.optimizer.kind != "auto":
             return None
-        return choose(
-            genes=len(self.space.genes), objectives=len(self.file.objectives), budget=self.file.budget.evaluations
-        )
+        return choose(self.setting())
 
     def setting(self) -> Setting:
         """What an optimizer is told of the search when it is made."""

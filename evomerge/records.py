@@ -34,6 +34,7 @@ class EvaluationRecord:
 
     Attributes:
         stopped: why racing ended it early: `scores` are estimates then; None for an evaluation on all documents.
+        truncated, over_limits: documents per task, as in `Evaluation`.
     """
 
     id: int
@@ -46,6 +47,8 @@ class EvaluationRecord:
     answered_from: int | None
     created: float
     stopped: Stop | None = None
+    truncated: Mapping[str, int] = field(default_factory=dict)
+    over_limits: Mapping[str, int] = field(default_factory=dict)
 
     def values(self, objectives: tuple[str, ...]) -> Floats | None:
         """Return (objectives,) values, estimates if the evaluation was stopped; None after a failure."""

@@ -16,8 +16,8 @@ import evomerge
 from evaluators.objective_kinds import AnyObjective
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import JOINT, Results, Row
-from evomerge.schema import masked
 from evomerge.selection import SINGLE
+from evomerge.storage_url import masked
 from evomerge.tables import interval
 from search_spaces.recipe import Recipe
 from search_spaces.tiles import MosaicBody

@@ -104,7 +104,9 @@ class Results:
     def stopping(self) -> Stopping:
         """What the search has spent, and whether it goes on."""
         documents = sum(map(len, self.record.row.plan["documents"]["search"].values()))
-        return Stopping.of(self.file.budget, self.objectives, self.candidates, documents=documents)
+        return Stopping.of(
+            self.file.budget, self.objectives, self.candidates, self.file.preference, documents=documents
+        )
 
     @property
     def spent(self) -> int:

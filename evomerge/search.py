@@ -70,7 +70,7 @@ class Search:
         self._listener = listener
         self._progress = _Progress()
         file, documents = problem.file, problem.splits.search.count
-        self._stopping = Stopping(file.budget, file.objectives, documents=documents)
+        self._stopping = Stopping(file.budget, file.objectives, file.preference, documents=documents)
         self._waiting: deque[CandidateRecord] = deque()
         self.candidates: dict[int, CandidateRecord] = {c.number: c for c in record.candidates()}
         self._by_recipe: dict[str, int] = {}
@@ -157,7 +157,14 @@ class Search:
             for name, m in evaluation.scores.items()
         }
         ties = {name: m.tie_break for name, m in evaluation.scores.items() if m.tie_break is not None}
-        return Evaluation(evaluation.documents_digest, scores, ties, stopped=evaluation.stopped)
+        return Evaluation(
+            evaluation.documents_digest,
+            scores,
+            ties,
+            truncated=evaluation.truncated,
+            over_limits=evaluation.over_limits,
+            stopped=evaluation.stopped,
+        )
 
     def _finish(self, candidate: CandidateRecord, outcome: Outcome) -> None:
         self._progress.failed += isinstance(outcome, Failure)
@@ -347,8 +354,8 @@ class _Clock:
         return self._before + time.monotonic() - self._started
 
     def save(self, *, force: bool = False) -> None:
-        """Add the time since the last save to the record, if that is long enough ago."""
+        """Record the time spent, if the last time is long enough ago."""
         now = time.monotonic()
         if force or now - self._saved > self.SAVE_EVERY_SECONDS:
-            self._record.add_seconds(now - self._saved)
+            self._record.set_seconds(self.seconds)
             self._saved = now

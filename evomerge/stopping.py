@@ -15,7 +15,7 @@ import numpy as np
 from evaluators.objective_kinds import AnyObjective
 from evomerge.archives.pareto import Front, hypervolume
 from evomerge.config import BudgetSettings
-from evomerge.optimizers.preference import Preference
+from evomerge.preferences import PreferenceSettings, make_preference
 from evomerge.records import CandidateRecord
 from search_spaces.genes import Vector
 
@@ -25,12 +25,19 @@ MOST_ANSWERS_IN_A_ROW = 1000  # an optimizer that only repeats itself has conver
 class Stopping:
     """Follows the evaluations of a search in the order in which its optimizer is told of them."""
 
-    def __init__(self, budget: BudgetSettings, objectives: Sequence[AnyObjective], *, documents: int) -> None:
-        """``documents``: how many search documents a candidate is measured on at most."""
+    def __init__(
+        self,
+        budget: BudgetSettings,
+        objectives: Sequence[AnyObjective],
+        preference: PreferenceSettings | None = None,
+        *,
+        documents: int,
+    ) -> None:
+        """``preference``: what is a better score; ``documents``: on how many a candidate is measured at most."""
         self._budget = budget
         self._names = tuple(objective.name for objective in objectives)
         self._signs = np.array([objective.sign for objective in objectives])
-        self._preference = Preference(np.array([objective.weight for objective in objectives]))
+        self._preference = make_preference(objectives, preference)
         self._documents_each = documents
         self._best: Vector | None = None
         self._front = Front(len(self._names))
@@ -46,11 +53,12 @@ class Stopping:
         budget: BudgetSettings,
         objectives: Sequence[AnyObjective],
         candidates: Iterable[CandidateRecord],
+        preference: PreferenceSettings | None = None,
         *,
         documents: int,
     ) -> Stopping:
         """Make one that has followed what is recorded of ``candidates``."""
-        stopping = cls(budget, objectives, documents=documents)
+        stopping = cls(budget, objectives, preference, documents=documents)
         told = [c for c in candidates if "search" in c.evaluations and c.evaluations["search"].told_at is not None]
         for candidate in sorted(told, key=lambda c: c.evaluations["search"].told_at or 0):
             stopping.add(candidate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from evaluators.evaluation import Stop
 from evomerge.optimizers.settings import SURROGATE_KINDS
 from evomerge.records import CandidateRecord, EvaluationRecord, Split
 from evomerge.results import JOINT, Estimate, Results, Row
-from evomerge.schema import masked
+from evomerge.storage_url import masked
 
 if TYPE_CHECKING:
     from evomerge.predicted import Predicted
@@ -165,6 +165,8 @@ def candidate_json(results: Results, candidate: CandidateRecord) -> dict[str, An
         "recipe_digest": candidate.recipe_digest,
         "parents": list(candidate.parents),
         "evaluations": evaluations,
+        "truncated": {split: dict(e.truncated) for split, e in candidate.evaluations.items() if e.truncated},
+        "over_limits": {split: dict(e.over_limits) for split, e in candidate.evaluations.items() if e.over_limits},
     }
 
 
@@ -177,12 +179,21 @@ def candidate_table(results: Results, candidate: CandidateRecord) -> Table:
     estimates = {split: results.estimate(candidate, split) for split in candidate.evaluations}
     for name in (*results.chooser.names, JOINT):
         table.add_row(Text(name), *[interval(of.get(name)) for of in estimates.values()])
-    for split, evaluation in candidate.evaluations.items():
-        if evaluation.failure:
-            table.caption = Text(f"{split}: {evaluation.failure.kind.value}: {evaluation.failure.message}")
-        if evaluation.stopped:
-            table.caption = Text(f"{split}: {in_words(evaluation.stopped)}: {_estimated(evaluation)}")
+    remarks = [f"{split}: {text}" for split, e in candidate.evaluations.items() for text in _remarks(e)]
+    table.caption = Text("\n".join(remarks)) if remarks else None
     return table
+
+
+def _remarks(evaluation: EvaluationRecord) -> Iterator[str]:
+    """What is to be known of the scores, or why there are none."""
+    if evaluation.failure:
+        yield f"{evaluation.failure.kind.value}: {evaluation.failure.message}"
+    if evaluation.stopped:
+        yield f"{in_words(evaluation.stopped)}: {_estimated(evaluation)}"
+    for task, count in evaluation.truncated.items():
+        yield f"{count} documents of {task} lost their beginning to the model's context"
+    for task, count in evaluation.over_limits.items():
+        yield f"the code of {count} documents of {task} ran out of its limits and scored 0"
 
 
 def in_words(stop: Stop) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from evomerge.optimizers.settings import Algorithm, AlgorithmKind, AutoSettings, algorithm
+from evomerge.optimizers.suitability import Setting
 
 FEW_EVALUATIONS = 100  # a Gaussian process is still cheap, and a population has hardly moved
 MOST_GENES_OF_A_PROCESS = 20
@@ -21,29 +22,50 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(*, genes: int, objectives: int, budget: int) -> Choice:
-    """Return the algorithm for a space of ``genes``, so many ``objectives`` and a ``budget`` of evaluations."""
-    if budget <= FEW_EVALUATIONS and genes <= MOST_GENES_OF_A_PROCESS:
+def choose(setting: Setting) -> Choice:
+    """Return the algorithm for a search of ``setting``."""
+    genes, budget = setting.genes, setting.evaluations
+    if setting.mosaics is not None:
+        return Choice("natural_niches", f"mosaics are bred, whatever the budget (here {budget} evaluations).")
+    whole = sum(gene.kind != "real" for gene in genes.genes)
+    if budget <= FEW_EVALUATIONS and len(genes) <= MOST_GENES_OF_A_PROCESS and not whole:
         return Choice(
             "gp",
-            f"{budget} evaluations are few (at most {FEW_EVALUATIONS}) and {genes} genes are within the "
+            f"{budget} evaluations are few (at most {FEW_EVALUATIONS}) and {len(genes)} genes are within the "
             f"{MOST_GENES_OF_A_PROCESS} that a Gaussian process can model.",
         )
+    front = _of_the_front(len(genes), len(setting.weights), budget)
+    if front is not None and front.kind == "nsga2":
+        return front
+    if whole:
+        return Choice(
+            "cat_cma",
+            f"{whole} of {len(genes)} genes are whole numbers or categories, and {budget} evaluations go to one best.",
+        )
+    return front or Choice("cma_es", f"CMA-ES suits {_aim(setting)}, {len(genes)} genes and {budget} evaluations.")
+
+
+def _of_the_front(genes: int, objectives: int, budget: int) -> Choice | None:
+    """Return whether two to four objectives are better served by a front or by their weighted mean."""
+    if not 1 < objectives <= MOST_OBJECTIVES_OF_A_FRONT:
+        return None
     enough = EVALUATIONS_PER_GENE_OF_A_FRONT * genes
-    if 1 < objectives <= MOST_OBJECTIVES_OF_A_FRONT and budget >= enough:
+    if budget >= enough:
         return Choice(
             "nsga2",
             f"{objectives} objectives have a front to spread over, and {budget} evaluations suffice for it with "
             f"{genes} genes (at least {enough}).",
         )
-    if 1 < objectives <= MOST_OBJECTIVES_OF_A_FRONT:
-        return Choice(
-            "cma_es",
-            f"{budget} evaluations are too few to spread over the front of {objectives} objectives with {genes} genes "
-            f"(fewer than {enough}), so their weighted mean is searched.",
-        )
-    aim = "one objective" if objectives == 1 else f"the weighted mean of {objectives} objectives"
-    return Choice("cma_es", f"CMA-ES suits {aim}, {genes} genes and {budget} evaluations.")
+    return Choice(
+        "cma_es",
+        f"{budget} evaluations are too few to spread over the front of {objectives} objectives with {genes} genes "
+        f"(fewer than {enough}), so their weighted mean is searched.",
+    )
+
+
+def _aim(setting: Setting) -> str:
+    objectives = len(setting.weights)
+    return "one objective" if objectives == 1 else f"the weighted mean of {objectives} objectives"
 
 
 def resolve(settings: AutoSettings | Algorithm, choice: Choice | None) -> Algorithm:

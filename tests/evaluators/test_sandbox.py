@@ -15,7 +15,7 @@ import pytest
 
 from evaluators.answers import Answers, Asked
 from evaluators.encoding import Encoder
-from evaluators.errors import MeasurementFailed, TaskError
+from evaluators.errors import MeasurementFailed, OverLimits, TaskError
 from evaluators.evaluation import Documents, FailureKind
 from evaluators.judging import Judge
 from evaluators.objective import EvaluationSettings, Objective
@@ -34,8 +34,9 @@ def run(doc, results):
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
-        return {"passed": 0.0}
-    return {"passed": float(space.get("answer") == 42)}
+        return {"passed": 0.0, "wrong": 1.0}
+    passed = float(space.get("answer") == 42) / (not space.get("raise_in_metric"))
+    return {"passed": passed, "wrong": 1.0 - passed}
 """
 TASK = """
 task: code
@@ -48,7 +49,9 @@ doc_to_target: "{{{{question}}}}"
 unsafe_code: {unsafe}
 process_results: !function judge.run
 generation_kwargs: {{until: ["END"], max_gen_toks: 8, do_sample: false}}
-metric_list: [{{metric: passed, aggregation: mean, higher_is_better: true}}]
+metric_list:
+  - {{metric: passed, aggregation: mean, higher_is_better: true}}
+  - {{metric: wrong, aggregation: mean, higher_is_better: false}}
 """
 OBJECTIVE = Objective(task="code", metric="passed")
 
@@ -90,7 +93,8 @@ def test_pass_at_k_is_called_as_lm_eval_reports_it(tmp_path: Any) -> None:
     write(tmp_path)
     (tmp_path / "judge.py").write_text("def pass_at_k(references, predictions, k): return {'pass@1': 0.25}")
     text = (tmp_path / "code.yaml").read_text().replace("process_results: !function judge.run\n", "")
-    metric = "metric: !function judge.pass_at_k, k: [1]"
+    metric, wrong = "metric: !function judge.pass_at_k, k: [1]", "  - {metric: wrong,"
+    text = "\n".join(line for line in text.splitlines() if not line.startswith(wrong))
     (tmp_path / "code.yaml").write_text(text.replace("metric: passed", metric))
     chosen = settings_for(tmp_path)
     (objective,) = default_objectives("code", chosen)
@@ -110,24 +114,27 @@ def code_folder(tmp_path_factory: Any) -> Any:
 
 
 @pytest.fixture
-def judged(code_folder: Any, tokenizer: Any) -> Iterator[Any]:
-    """Judges texts as answers to the first documents; all tests share one helper."""
+def verdict(code_folder: Any, tokenizer: Any) -> Iterator[Any]:
+    """Judges texts as answers to the first documents: their scores, and how many ran out of limits.
+
+    All tests share one helper.
+    """
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     limits = settings_for(code_folder, code_seconds_per_document=2.0, code_memory_mib=256)
-    suite = TaskSuite.load([OBJECTIVE], limits)
 
-    def judge(*texts: str) -> list[float]:
+    def judge(*texts: str, objective: Objective = OBJECTIVE) -> tuple[list[float], int]:
+        suite = TaskSuite.load([objective], limits)
         book = RequestBook(suite, Encoder(tokenizer, max_length=200))
         asked = suite.split_into_parts(Documents({"code": tuple(range(len(texts)))}))
         plan = make_plan(book, asked, Limits(512, 512, 200), branching=False)
         nothing = LogLikelihoods(np.array([]), np.array([], dtype=bool))
-        scores, _ = Panel(suite, plan.parts, lambda part: Asked.of(part, book)).judge(Answers(nothing, texts))
-        documents: list[float] = scores["code/passed"].documents.tolist()
-        return documents
+        found = Panel(suite, plan.parts, lambda part: Asked.of(part, book)).judge(Answers(nothing, texts))
+        documents: list[float] = found.scores[objective.name].documents.tolist()
+        return documents, found.over_limits.get("code", 0)
 
     yield judge
     left = {child.pid for child in psutil.Process().children(recursive=True)} - before
-    assert len(left) <= 1, "only the helper itself outlives a judgement"
+    assert len(left) <= 2, "only the helpers themselves outlive a judgement"
 
 
 def network_can_be_taken_away() -> bool:
@@ -135,59 +142,60 @@ def network_can_be_taken_away() -> bool:
     return subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def failure(judged: Any, kind: FailureKind, *texts: str) -> str:
-    with pytest.raises(MeasurementFailed) as raised:
-        judged(*texts)
-    assert raised.value.kind is kind, str(raised.value)
-    return str(raised.value)
+@pytest.mark.slow
+def test_code_runs_and_is_scored_document_by_document(verdict: Any) -> None:
+    answers = "answer = 6 * 7", "answer = 41", "answer = ", "import math; answer = math.factorial(4) + 18"
+    assert verdict(*answers) == ([1.0, 0.0, 0.0, 1.0], 0)
 
 
 @pytest.mark.slow
-def test_code_runs_and_is_scored_document_by_document(judged: Any) -> None:
-    assert judged("answer = 6 * 7", "answer = 41", "answer = ", "import math; answer = math.factorial(4) + 18") == [
-        1.0,
-        0.0,
-        0.0,
-        1.0,
-    ]
+def test_code_that_runs_out_of_its_limits_costs_its_document_and_no_other(verdict: Any) -> None:
+    loops, sleeps = "while True: pass", "import time; time.sleep(1000)"
+    allocates = "blocks = []\nwhile True: blocks.append(bytearray(1 << 24))"
+    assert verdict(loops, "answer = 42", sleeps, allocates) == ([0.0, 1.0, 0.0, 0.0], 3)
 
 
 @pytest.mark.slow
-def test_code_that_loops_for_ever_is_a_failure_that_says_so(judged: Any) -> None:
-    assert "document 1: judging took more than 2 s" in failure(
-        judged, FailureKind.TIMED_OUT, "answer = 42", "while True: pass"
-    )
-    assert "took more than 2 s" in failure(judged, FailureKind.TIMED_OUT, "import time; time.sleep(1000)")
-    assert judged("answer = 42") == [1.0], "the helper goes on"
-
-
-@pytest.mark.slow
-def test_code_that_allocates_without_bound_is_a_failure(judged: Any) -> None:
-    code = "blocks = []\nwhile True: blocks.append(bytearray(1 << 24))"
-    assert "more than 256 MiB of memory" in failure(judged, FailureKind.OUT_OF_MEMORY, code)
-
-
-@pytest.mark.slow
-def test_code_that_forks_leaves_nothing_behind(judged: Any) -> None:
+def test_code_that_forks_leaves_nothing_behind(verdict: Any) -> None:
     escapes = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)\nanswer = 42"
-    assert judged(escapes) == [1.0]
+    assert verdict(escapes) == ([1.0], 0)
     bomb = "import os, time\nwhile True:\n    os.fork()\n    time.sleep(0.02)"
-    kinds = (FailureKind.METRIC_ERROR, FailureKind.TIMED_OUT)
-    with pytest.raises(MeasurementFailed) as raised:
-        judged(bomb)
-    assert raised.value.kind in kinds
-    assert judged("answer = 42") == [1.0]
+    assert verdict(bomb, "answer = 42") == ([0.0, 1.0], 1)
 
 
 @pytest.mark.slow
-def test_code_sees_no_secrets_and_ends_only_itself(judged: Any, monkeypatch: Any) -> None:
+def test_code_sees_no_secrets_and_ends_only_itself(verdict: Any, monkeypatch: Any) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    assert judged("import os; answer = 42 if 'OPENAI_API_KEY' not in os.environ else 0") == [1.0]
-    assert "gave no scores" in failure(judged, FailureKind.METRIC_ERROR, "import os; os._exit(0)")
-    assert "SIGKILL" in failure(judged, FailureKind.METRIC_ERROR, "import os; os.kill(os.getpid(), 9)")
+    assert verdict("import os; answer = 42 if 'OPENAI_API_KEY' not in os.environ else 0") == ([1.0], 0)
+    assert verdict("import os; os._exit(0)", "import os; os.kill(os.getpid(), 9)") == ([0.0, 0.0], 2)
     connects = f"import socket\nsocket.create_connection(('127.0.0.1', {port}))\nanswer = 42"
-    assert judged(connects) == [0.0 if network_can_be_taken_away() else 1.0]
-    assert judged("open('mine', 'w').write('x'); answer = 42") == [1.0]
+    assert verdict(connects) == ([0.0 if network_can_be_taken_away() else 1.0], 0)
+    assert verdict("open('mine', 'w').write('x'); answer = 42") == ([1.0], 0)
     assert not os.path.exists("mine")  # noqa: PTH110
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "kind", "text"),
+    [
+        ("import time; time.sleep(1000)", FailureKind.TIMED_OUT, "document 0: judging took more than 2 s"),
+        ("blocks = [bytearray(1 << 30)]", FailureKind.OUT_OF_MEMORY, "more than 256 MiB of memory"),
+        ("import os; os._exit(0)", FailureKind.METRIC_ERROR, "gave no scores"),
+    ],
+)
+def test_a_minimised_metric_has_no_score_for_exceeded_limits(
+    verdict: Any, code: str, kind: FailureKind, text: str
+) -> None:
+    with pytest.raises(MeasurementFailed, match=text) as raised:
+        verdict(code, objective=Objective(task="code", metric="wrong", direction="minimize"))
+    assert raised.value.kind is kind
+
+
+@pytest.mark.slow
+def test_a_metric_that_raises_fails_the_candidate(verdict: Any) -> None:
+    with pytest.raises(MeasurementFailed, match="document 0: ZeroDivisionError") as raised:
+        verdict("raise_in_metric = True")
+    assert raised.value.kind is FailureKind.METRIC_ERROR
+    assert not isinstance(raised.value, OverLimits)

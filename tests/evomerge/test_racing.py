@@ -315,7 +315,8 @@ def test_a_record_of_the_first_schema_is_brought_up_to_date(tmp_path):
     finish(search_file(tmp_path))
     engine = sa.create_engine(f"sqlite:///{tmp_path}/evomerge.db")
     with engine.begin() as connection:
-        connection.execute(sa.text("alter table evaluations drop column stopped"))
+        for column in ("stopped", "truncated", "over_limits"):
+            connection.execute(sa.text(f"alter table evaluations drop column {column}"))
         connection.execute(sa.text("update evomerge_schema set version = 1"))
     engine.dispose()
     record = Store(f"sqlite:///{tmp_path}/evomerge.db").search("fake")

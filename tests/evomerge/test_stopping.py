@@ -6,6 +6,7 @@ import pytest
 from evaluators.evaluation import Cost, Failure, FailureKind
 from evaluators.objective import Objective
 from evomerge.config import BudgetSettings
+from evomerge.preferences import ChebyshevSettings, ConstraintSettings
 from evomerge.records import CandidateRecord, EvaluationRecord, Measured
 from evomerge.stopping import MOST_ANSWERS_IN_A_ROW, Stopping
 
@@ -99,6 +100,21 @@ def test_order_is_that_of_the_tells_not_of_the_candidates():
 def test_rules_are_off_unless_asked_for(rule):
     assert getattr(BudgetSettings(), rule) is None
     assert stopping({}, [candidate(i, 0.5) for i in range(900)]).reason() is None
+
+
+def test_plateau_is_one_of_the_number_that_is_preferred():
+    """The mean rises with the stronger objective alone; the one that falls shortest stays."""
+    lopsided = [candidate(i, 0.5 + i / 100, 0.4, told_at=i) for i in range(6)]
+    budget = BudgetSettings(plateau=5)
+    assert Stopping.of(budget, TWO, lopsided, documents=10).reason() is None
+    limits = ConstraintSettings(limits={"second": 0.3})
+    assert Stopping.of(budget, TWO, lopsided, limits, documents=10).reason() is None
+    shortest = Stopping.of(budget, TWO, lopsided, ChebyshevSettings(), documents=10)
+    assert shortest.reason() is None  # the mean that is mixed in still grows
+    tolerant = BudgetSettings(plateau=5, plateau_tolerance=0.005)
+    assert Stopping.of(tolerant, TWO, lopsided, documents=10).reason() is None
+    shortest = Stopping.of(tolerant, TWO, lopsided, ChebyshevSettings(), documents=10)
+    assert shortest.reason() == "no better joint score in 5 evaluations"
 
 
 def test_minimised_objectives_are_turned():

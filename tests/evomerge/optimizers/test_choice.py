@@ -1,5 +1,6 @@
 """`auto`: explicit rules, recorded once."""
 
+import numpy as np
 import pytest
 from fakes import problem, search_file
 
@@ -7,10 +8,14 @@ from evaluators.evaluation import Cost, Evaluation
 from evomerge.estimate import _report
 from evomerge.optimizers.choice import Choice, choose, resolve
 from evomerge.optimizers.settings import AutoSettings, GpSettings, Nsga2Settings, TpeSettings
+from evomerge.optimizers.suitability import Setting
 from evomerge.problem import check_unchanged
 from evomerge.results import Results
 from evomerge.runner import Machine, optimizer_settings, plan_to_record
 from evomerge.store import Store
+from search_spaces.genes import Gene, Genes
+from search_spaces.mosaic import MosaicAlgebra
+from search_spaces.tiles import TileGrid
 
 
 @pytest.mark.parametrize(
@@ -29,11 +34,30 @@ from evomerge.store import Store
     ],
 )
 def test_rules(genes, objectives, budget, kind):
-    choice = choose(genes=genes, objectives=objectives, budget=budget)
+    choice = choose(setting_of([Gene(f"g{i}", 0.0, 1.0, 0.5) for i in range(genes)], objectives, budget))
     assert choice.kind == kind
     assert choice.reason.endswith(".")
     assert str(genes) in choice.reason
     assert str(budget) in choice.reason
+
+
+def setting_of(genes, objectives, budget, **more):
+    return Setting(Genes(tuple(genes)), np.ones(objectives), evaluations=budget, **more)
+
+
+@pytest.mark.parametrize(("budget", "kind"), [(60, "cat_cma"), (599, "cat_cma"), (600, "nsga2")])
+def test_whole_numbers_and_categories(budget, kind):
+    genes = [Gene(f"g{i}", 0.0, 1.0, 0.5) for i in range(8)] + [Gene.integer("n", 0, 3, 1), Gene.categorical("c", 3)]
+    choice = choose(setting_of(genes, 2, budget))
+    assert choice.kind == kind
+    if kind == "cat_cma":
+        assert "2 of 10 genes are whole numbers or categories" in choice.reason
+
+
+def test_mosaics_are_bred():
+    mosaics = MosaicAlgebra(TileGrid.of({"weight": 8}, 8, (("all", ("*",)),)), np.eye(3)[None])
+    choice = choose(setting_of([Gene("piece", 0.0, 1.0, 0.5)], 1, 40, mosaics=mosaics))
+    assert choice.kind == "natural_niches"
 
 
 def test_auto_must_be_resolved():
