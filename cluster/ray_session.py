@@ -81,6 +81,12 @@ class RaySession:
         """Return how many workers of ``cpus`` CPUs and ``gpus`` GPUs each fit on the nodes that are there now."""
         return sum(room_on_node(node["Resources"], cpus=cpus, gpus=gpus) for node in self.ray.nodes() if node["Alive"])
 
+    def node_is_alive(self) -> bool:
+        """Whether Ray's process on this machine lives. Without it no worker can be started; the cluster notices its
+        death after about 15 s."""
+        mine = self.ray.get_runtime_context().get_node_id()
+        return any(node["NodeID"] == mine and node["Alive"] for node in self.ray.nodes())
+
     def close(self) -> None:
         """End the connection if this session opened it, and with it a private cluster. Safe to call twice."""
         if self.owned:

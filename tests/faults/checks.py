@@ -3,6 +3,7 @@
 import tempfile
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -35,18 +36,22 @@ def fault_free(optimizer: tuple, evaluations: int) -> Results:
 
 def committed(storage: str) -> dict[int, tuple]:
     """Everything that the record holds of evaluations, by their ids; empty before there is a record."""
+    e, s = schema.evaluations, schema.scores
     try:
-        store = Store(storage)
+        rows = {row.id: tuple(row) for row in rows_of(storage, sa.select(e))}
+        scores = rows_of(storage, sa.select(s).order_by(s.c.evaluation_id, s.c.objective))
     except BadSearch:
         return {}
-    e, s = schema.evaluations, schema.scores
-    with store.reading() as connection:
-        rows = {row.id: tuple(row) for row in connection.execute(sa.select(e))}
-        for row in connection.execute(sa.select(s).order_by(s.c.evaluation_id, s.c.objective)):
-            if row.evaluation_id in rows:  # else it was committed between the two queries
-                rows[row.evaluation_id] += (*row[:-1], sha256(row.documents).hexdigest())
-    store.close()
+    for row in scores:
+        if row.evaluation_id in rows:  # else it was committed between the two queries
+            rows[row.evaluation_id] += (*row[:-1], sha256(row.documents).hexdigest())
     return rows
+
+
+def rows_of(storage: str, query: sa.Select | sa.TextClause) -> list:
+    """The rows that ``query`` finds."""
+    with closing(Store(storage)) as store:
+        return store.database.read(lambda connection: connection.execute(query).all())
 
 
 def lost(before: dict[int, tuple], storage: str) -> list[str]:
@@ -84,9 +89,9 @@ class Reader:
                 self.faults.append(f"a reader saw {type(error).__name__}: {error}")
 
     def _read(self) -> None:
-        store = Store(self._storage)
-        results = Results.of(store.search(self._name))
-        store.close()
+        with closing(Store(self._storage)) as store:
+            results = Results.of(store.search(self._name))
+            _ = results.front, results.state
         names = {objective.name for objective in results.objectives}
         every = [e for c in results.candidates for e in c.evaluations.values()]
         half = [e.id for e in every if not e.failure and set(e.scores) != names]
@@ -94,7 +99,6 @@ class Reader:
         if len(every) < self._seen:
             self.faults.append(f"a reader saw {len(every)} evaluations after {self._seen}")
         self._seen = len(every)
-        _ = results.front, results.state
 
 
 @dataclass
@@ -139,15 +143,13 @@ def broken(storage: str, journal: Path, optimizer: tuple, evaluations: int, *, i
         in_order: one worker did everything, so that the order is that of the fault-free run too.
         hangs: how many candidates may have failed because their worker hung.
     """
-    store = Store(storage)
-    results = Results.of(store.search("fake"))
-    wrong = [*_uncounted(results, evaluations), *_unlike_journal(results, store, journal)]
-    wrong += _unlike_fault_free(results, fault_free(optimizer, evaluations), in_order=in_order, hangs=hangs)
+    with closing(Store(storage)) as store:
+        results = Results.of(store.search("fake"))
+        wrong = [*_uncounted(results, evaluations), *_unlike_journal(results, storage, journal)]
+        wrong += _unlike_fault_free(results, fault_free(optimizer, evaluations), in_order=in_order, hangs=hangs)
     if storage.startswith("sqlite"):
-        with store.reading() as connection:
-            wrong += [row[0] for row in connection.execute(sa.text("PRAGMA integrity_check")) if row[0] != "ok"]
-            wrong += [str(row) for row in connection.execute(sa.text("PRAGMA foreign_key_check"))]
-    store.close()
+        wrong += [row[0] for row in rows_of(storage, sa.text("PRAGMA integrity_check")) if row[0] != "ok"]
+        wrong += [str(row) for row in rows_of(storage, sa.text("PRAGMA foreign_key_check"))]
     return wrong
 
 
@@ -168,12 +170,10 @@ def _uncounted(results: Results, evaluations: int) -> list[str]:
     return wrong
 
 
-def _unlike_journal(results: Results, store: Store, journal: Path) -> list[str]:
-    e = schema.evaluations
-    with store.reading() as connection:
-        rows = [(row.id, row.candidate_id, row.split) for row in connection.execute(sa.select(e))]
+def _unlike_journal(results: Results, storage: str, journal: Path) -> list[str]:
+    rows = rows_of(storage, sa.select(schema.evaluations))
     wrong = []
-    if len({row[1:] for row in rows}) != len(rows):
+    if len({(row.candidate_id, row.split) for row in rows}) != len(rows):
         wrong.append("a candidate was measured twice on the same documents")
     recorded = {(c.number, split, e.id) for c in results.candidates for split, e in c.evaluations.items()}
     told = [line.split() for line in journal.read_text().splitlines()]

@@ -41,6 +41,7 @@ def environment(mark: str, **more: str) -> dict[str, str]:
         "PYTHONPATH": f"{ROOT}:{TESTS}",
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "120",  # of a machine that is busy
         **more,
     }
 
@@ -74,6 +75,10 @@ def until(true: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.02)
     return value
+
+
+class NotStarted(Exception):
+    """This machine could not start a node: nothing to do with what is tested."""
 
 
 class Disk:
@@ -197,15 +202,24 @@ class Cluster:
         self.places = [self.wires.add() for _ in range(2)] if self.wires else [(None, "127.0.0.1")] * 2
         self.port = 6379 if self.wires else 20_000 + os.getpid() % 10_000
         self.address = f"{self.places[0][1]}:{self.port}"
-        self.head = Node(self, *self.places[0], head=True)
-        self._wait_for(self.head)
-        self.second = self.start_second()
+        self.nodes: list[Node] = []
+        try:
+            self.head = self._start(*self.places[0], head=True)
+            self.second = self.start_second()
+        except BaseException:
+            self.close()
+            raise
 
     def start_second(self) -> Node:
         """Start the second node, again if it is gone."""
-        self.second = Node(self, *self.places[1], head=False)
-        self._wait_for(self.second)
+        self.second = self._start(*self.places[1], head=False)
         return self.second
+
+    def _start(self, namespace: str | None, address: str, *, head: bool) -> Node:
+        node = Node(self, namespace, address, head=head)
+        self.nodes.append(node)
+        self._wait_for(node)
+        return node
 
     def workers(self) -> list[psutil.Process]:
         """The processes of actors on both nodes."""
@@ -229,7 +243,7 @@ class Cluster:
 
     def close(self) -> None:
         """End both nodes."""
-        for node in (self.second, self.head):
+        for node in self.nodes:
             node.kill()
         if self.wires:
             self.wires.close()
@@ -237,11 +251,11 @@ class Cluster:
 
     def _wait_for(self, node: Node) -> None:
         log = Path(node.log.name)
-        if not until(lambda: "--block" in log.read_text() or node.process.poll() is not None, 90) or (
+        if not until(lambda: "--block" in log.read_text() or node.process.poll() is not None, 150) or (
             node.process.poll() is not None
         ):
             text = log.read_text()[-2000:]
-            raise RuntimeError(f"a node did not start: {text}")
+            raise NotStarted(f"a node did not start: {text}")
 
 
 def within(namespace: str | None) -> list[str]:

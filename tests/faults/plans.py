@@ -7,13 +7,14 @@ from .trial import Fault, Plan
 # What can strike where, as often as it is named.
 KINDS = {
     "in_process": ("driver", "driver", "driver", "twice", "race", "disk", "disk", "clock", "hang"),
+    "postgresql": ("driver", "twice", "race", "server", "server", "server", "clock"),
     "ray": ("driver", "worker", "stop", "clock"),
     "cluster": ("driver", "worker", "stop", "clock", "node", "raylet", "blink", "partition"),
 }
-FAULTS = {"in_process": 12, "ray": 6, "cluster": 8}
-EVALUATIONS = {"in_process": 400, "ray": 400, "cluster": 1000}
-WORKERS = {"in_process": (1, 1, 3, 8), "ray": (2,), "cluster": (4,)}
-CYCLE = ("in_process", "ray", "in_process", "cluster", "in_process")
+FAULTS = {"in_process": 12, "postgresql": 10, "ray": 6, "cluster": 8}
+EVALUATIONS = {"in_process": 400, "postgresql": 400, "ray": 400, "cluster": 1000}
+WORKERS = {"in_process": (1, 1, 3, 8), "postgresql": (1, 3), "ray": (2,), "cluster": (4,)}
+CYCLE = ("in_process", "ray", "postgresql", "cluster", "in_process")
 ANY_ORDER = ("sobol", "random")  # their asks do not depend on what they are told
 ONE_ORDER = (*ANY_ORDER, "cma_es", "nsga2")
 FARTHEST_JUMP_SECONDS = 1e7

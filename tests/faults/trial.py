@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from postgres_server import PostgresServer
+
 from .checks import WORKERS_GO_WITHIN_SECONDS, Graveyard, Reader, broken, committed, fault_free, lost
 from .driver import Options
 from .places import RAYLET, TESTS, WORKER, Cluster, Disk, environment, marked, new_mark, send, signal, until, within
@@ -29,7 +31,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Plan:
-    """One trial: a platform (in_process, ray or cluster), a search, and when what strikes it."""
+    """One trial: a platform (in_process, postgresql, ray or cluster), a search, and when what strikes it."""
 
     platform: str
     optimizer: tuple
@@ -99,12 +101,19 @@ class Driver:
 class Trial:
     """Runs one plan in a folder of its own."""
 
-    def __init__(self, plan: Plan, graveyard: Graveyard, cluster: Cluster | None = None) -> None:
-        self.plan, self.graveyard, self.cluster = plan, graveyard, cluster
+    def __init__(
+        self,
+        plan: Plan,
+        graveyard: Graveyard,
+        *,
+        cluster: Cluster | None = None,
+        server: PostgresServer | None = None,
+    ) -> None:
+        self.plan, self.graveyard, self.cluster, self.server = plan, graveyard, cluster, server
         self.report = Report()
         self.folder = Path(tempfile.mkdtemp(prefix="evof-trial-"))
         self.disk = Disk(self.folder / "disk")
-        self.storage = f"sqlite:///{self.disk.folder}/evomerge.db"
+        self.storage = server.new_database() if server else f"sqlite:///{self.disk.folder}/evomerge.db"
         self.journal = self.folder / "journal"
         self.journal.touch()
         self.namespace = cluster.head.namespace if cluster else None
@@ -116,7 +125,7 @@ class Trial:
     def options(self, pages: int | None) -> Options:
         """What the next driver is told."""
         plan = self.plan
-        backend = "in_process" if plan.platform == "in_process" else "ray"
+        backend = "ray" if plan.platform in ("ray", "cluster") else "in_process"
         file = {
             "optimizer": dict(plan.optimizer),
             "budget": {"evaluations": plan.evaluations, "finalists": 5},
@@ -291,6 +300,11 @@ class Trial:
         self._end_driver({-9})
         self.driver = Driver(self, pages=1)
         self._end_driver({0, 2})
+
+    def _strike_server(self) -> None:
+        """The database server dies and is back seconds later."""
+        self.server.restart(away_seconds=1.5)
+        self._goes_on()
 
     def _strike_clock(self) -> None:
         send(self.driver.main(), signal.SIGUSR1)
