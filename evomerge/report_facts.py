@@ -19,7 +19,7 @@ from evomerge.results import JOINT, Results, Row
 from evomerge.selection import SINGLE
 from evomerge.storage_url import masked
 from evomerge.tables import interval
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import PathBody, Recipe
 from search_spaces.tiles import MosaicBody
 
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
@@ -56,6 +56,7 @@ def facts(results: Results, others: Sequence[Results]) -> dict[str, Any]:
         "costs": _costs(results),
         "failures": _failures(results),
         "sources": _sources(results),
+        "inspection": results.inspection,
         "suite": results.record.row.plan["suite"],
         "written": time.strftime("%Y-%m-%d %H:%M %Z"),
         "versions": _versions(),
@@ -198,10 +199,24 @@ def _body_in_words(results: Results, recipe: Recipe) -> str:
             f"coefficient of one source in one segment; positions count tiles of {recipe.body.tile:,} elements, with "
             "the tensors in the order of their names."
         )
+    if isinstance(recipe.body, PathBody):
+        return _path_in_words(recipe.body)
     kinds = sorted({block.operator.kind for block in recipe.body.blocks})
     return (
         f"Operator {', '.join(kinds)}. Each cell is one model in a range of {results.record.row.plan['layers']} "
         "layers; embeddings count as the first layer, final norm and head as the last."
+    )
+
+
+def _path_in_words(body: PathBody) -> str:
+    merges = len(body.merged_slots)
+    made = (
+        f" {merges} of these models {'is a merge' if merges == 1 else 'are merges'} (see the recipe)." if merges else ""
+    )
+    return (
+        f"A path of {len(body.hops)} layers through {len(body.slots)} model{'s' if len(body.slots) > 1 else ''}.{made} "
+        "Embeddings, final norm and head are those of the first. A scale multiplies the residual stream before the "
+        "layer; export folds it into the weights."
     )
 
 

@@ -18,6 +18,7 @@ from evaluators.objective_kinds import AnyObjective
 from evomerge.archives import portfolio as portfolios
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
+from evomerge.inspection import INSPECTION, Inspection
 from evomerge.records import CandidateRecord, Split
 from evomerge.selection import Chooser, Finalist, best_single_coefficient, finalists, references
 from evomerge.stopping import Stopping
@@ -69,6 +70,12 @@ class Results:
         """The algorithm that searches; beside it `auto` if it was not the search file that named it."""
         chosen = self.record.row.plan.get("optimizer")
         return f"{chosen['kind']} (auto)" if chosen else self.file.optimizer.kind
+
+    @cached_property
+    def inspection(self) -> Inspection | None:
+        """How far the experts are from the base; None in records of versions that did not look."""
+        found = self.record.row.plan.get(INSPECTION)
+        return Inspection.restore(found) if found else None
 
     @cached_property
     def chooser(self) -> Chooser:

@@ -16,6 +16,7 @@ from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureK
 from evaluators.objective import Objective
 from evaluators.splits import Splits
 from evomerge.config import SearchFile
+from evomerge.inspection import Inspection
 from evomerge.problem import Problem, make_space
 from search_spaces.mosaic import MosaicAlgebra
 from search_spaces.mosaic_space import MosaicSpace
@@ -47,7 +48,7 @@ class FakeWorker:
         self.spec = spec
         self.calls = 0
 
-    def evaluate(self, recipe_json, ids, race=None):
+    def evaluate(self, recipe_json, ids, race=None, as_exported=False):
         self.calls += 1
         if self.spec.seconds and (self.spec.brake is None or Path(self.spec.brake).exists()):
             time.sleep(self.spec.seconds)
@@ -140,6 +141,7 @@ def problem(file: SearchFile) -> Problem:
         model_bytes=1000,
         splits=Splits(**documents),
         suite_digest="s" * 64,
+        inspection=Inspection(("one", "two"), False, 10, (0, 1), np.ones((2, 3, 6, 3))),
     )
 
 

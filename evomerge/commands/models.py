@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 import evomerge
-from evomerge.commands.common import AsJson, SearchName, Storage, To, bytes_of, open_search, print_json, progress_bar
+from evomerge.commands.common import AsJson, SearchName, Storage, To, open_search, print_json, progress_bar
+from evomerge.shares import shares
 
 
 def export(
@@ -29,7 +30,7 @@ def export(
     results = open_search(search, storage)
     chosen = exporting.choose(results, candidate=candidate, best=best, prefer=prefer)
     with progress_bar("exporting") as progress:
-        exporting.export(results, chosen, to, kind=kind, progress=bytes_of(progress, "exporting"))
+        exporting.export(results, chosen, to, kind=kind, progress=shares(progress, "exporting"))
     typer.echo(f"wrote {chosen.label} to {to}")
 
 
@@ -41,7 +42,7 @@ def merge(
     from evomerge import export as exporting
 
     with progress_bar("merging") as progress:
-        exporting.merge_file(file, to, progress=bytes_of(progress, "merging"))
+        exporting.merge_file(file, to, progress=shares(progress, "merging"))
     typer.echo(f"wrote {to}")
 
 

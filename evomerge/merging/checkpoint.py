@@ -19,7 +19,7 @@ from torch import Tensor
 from evomerge.errors import BadSource
 
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Tables that older versions of transformers stored and every model computes for itself.
 _ROTARY_TABLE = re.compile(r"rotary_emb\.inv_freq$")
@@ -159,7 +159,7 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _layers(path: Path, config: dict[str, Any]) -> int:
     for part in (text_config(config), config):
-        for key in _LAYER_COUNTS:
+        for key in LAYER_COUNTS:
             if isinstance(part.get(key), int) and part[key] > 0:
                 return int(part[key])
     raise BadSource(f"{path}: config.json does not say how many layers there are (num_hidden_layers)")

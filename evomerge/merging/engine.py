@@ -18,7 +18,7 @@ from evomerge.merging.operators import for_tensor, whole_run
 from evomerge.merging.selection import CACHE_BYTES, Selector
 from evomerge.merging.step import stepped
 from search_spaces.operators import Linear, TaskArithmetic
-from search_spaces.recipe import Block, Blocks, Recipe
+from search_spaces.recipe import Block, Blocks, PathBody, Recipe
 from search_spaces.tensors import block_for
 from search_spaces.tiles import MosaicBody
 
@@ -104,10 +104,11 @@ class MergeEngine:
         """
         target = out if isinstance(out, Destination) else Destination(out)
         self._check_recipe(recipe)
-        if isinstance(recipe.body, MosaicBody):
-            scratch = self._merge_mosaic(recipe, recipe.body, target)
+        body = _merge_in(recipe)
+        if isinstance(body, MosaicBody):
+            scratch = self._merge_mosaic(recipe, body, target)
         else:
-            scratch = self._merge_blocks(recipe, recipe.body, target)
+            scratch = self._merge_blocks(recipe, body, target)
         if not scratch.healthy():
             for name in self.order:
                 _check_finite(recipe, name, target[name])
@@ -148,11 +149,12 @@ class MergeEngine:
             raise BadRecipe(f"tensor {name!r} is not one of the {len(self.order)} that are merged")
         out = torch.empty(self._checkpoints[0].info(name).shape, dtype=DTYPES[recipe.dtype])
         scratch = self._scratch_on(out.device)
-        if isinstance(recipe.body, MosaicBody):
-            self._mosaic_tensor(recipe.body, name, out.view(-1), scratch)
+        body = _merge_in(recipe)
+        if isinstance(body, MosaicBody):
+            self._mosaic_tensor(body, name, out.view(-1), scratch)
         else:
-            keys = mask_keys(recipe.body.mask_seed, recipe.sources)
-            block = recipe.body.blocks[self._block_index(recipe.body, name)]
+            keys = mask_keys(body.mask_seed, recipe.sources)
+            block = body.blocks[self._block_index(body, name)]
             kernel = self._kernel(recipe, block, name, keys)
             kernel.run([flat[name] for flat in self._flat], out.view(-1), scratch)
         if not scratch.healthy():
@@ -227,6 +229,12 @@ class MergeEngine:
         if name not in target or tuple(target[name].shape) != shape:
             found = list(target[name].shape) if name in target else "no such tensor"
             raise BadRecipe(f"out: tensor {name!r} should have shape {list(shape)}, got {found}")
+
+
+def _merge_in(recipe: Recipe) -> Blocks | MosaicBody:
+    if isinstance(recipe.body, PathBody):
+        raise BadRecipe("a path is not one merge: its slots are merged, each by itself")
+    return recipe.body
 
 
 def _alike(block: Block) -> bool:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 
+from evomerge.atomic import replacing
 from evomerge.errors import BadSource
 from search_spaces.recipe import Source
 
@@ -144,12 +144,8 @@ def _file_digest(file: Path, cache: Path) -> str:
 
 
 def _remember(remembered: Path, value: str, real: Path) -> None:
-    """Write the digest by rename, so that a reader sees all of it or nothing."""
     try:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=remembered.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump({"sha256": value, "path": str(real)}, stream)
-        Path(name).replace(remembered)
+        with replacing(remembered) as temporary:
+            temporary.write_text(json.dumps({"sha256": value, "path": str(real)}), encoding="utf-8")
     except OSError:
         return  # a read-only cache costs time, not correctness

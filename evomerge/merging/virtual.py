@@ -5,8 +5,6 @@ A candidate is then ``theta_0 + sum_i w_i E_i``: it costs what task arithmetic d
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from evomerge.atomic import replacing
 from evomerge.errors import NotEnoughRoom
 from evomerge.merging import spectral
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
@@ -128,11 +127,8 @@ def _mapped(file: Path) -> Tensor:
 def _write(file: Path, vectors: Tensor) -> None:
     """Write by rename, so that another worker sees all of it or nothing."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent)
-        os.close(handle)
-        save_file({_VECTORS: vectors}, name)
-        Path(name).replace(file)
+        with replacing(file) as temporary:
+            save_file({_VECTORS: vectors}, temporary)
     except OSError as error:
         raise NotEnoughRoom(
             f"{file.parent}: prepared task vectors cannot be written ({error}); let {CACHE_VARIABLE} name a folder "
