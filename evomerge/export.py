@@ -37,7 +37,7 @@ def _preferred(results: Results, prefer: str) -> CandidateRecord:
     """Return the front's best candidate under another preference, on validation documents as far as they were
     measured."""
     objectives, preference = parse_prefer(prefer, results.objectives)
-    chooser = Chooser.of(objectives, results.candidates, preference)
+    chooser = Chooser.of(objectives, results.candidates.of_origin("seed"), preference)
     measured = [c for c in results.front if c.values("validation", chooser.names) is not None]
     split: Split = "validation" if measured else "search"
     chosen = chooser.best(measured or results.front, split)
