@@ -117,7 +117,7 @@ def main() -> None:
     status = 0
     try:
         run(options)
-    except (UserMistake, WorkersFailed) as error:
+    except (UserMistake, WorkersFailed, ConnectionError) as error:
         status = 2 if isinstance(error, UserMistake) else 1
         sys.stderr.write(f"evomerge: {error}\n")
         sys.stderr.flush()

@@ -23,6 +23,7 @@ TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
 MARK = "EVOMERGE_FAULTS"
 DISK_BYTES = 48 * 2**20
+TRIES = 4
 WORKER, RAYLET = "WorkerHost", "raylet"
 _numbers = itertools.count()
 
@@ -41,7 +42,6 @@ def environment(mark: str, **more: str) -> dict[str, str]:
         "PYTHONPATH": f"{ROOT}:{TESTS}",
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_raylet_start_wait_time_s": "120",  # of a machine that is busy
         **more,
     }
 
@@ -216,10 +216,13 @@ class Cluster:
         return self.second
 
     def _start(self, namespace: str | None, address: str, *, head: bool) -> Node:
-        node = Node(self, namespace, address, head=head)
-        self.nodes.append(node)
-        self._wait_for(node)
-        return node
+        for _ in range(TRIES):  # Ray gives a node half a minute to start, too little on a busy machine
+            node = Node(self, namespace, address, head=head)
+            self.nodes.append(node)
+            if self._is_up(node):
+                return node
+            node.kill()
+        raise NotStarted(f"a node did not start {TRIES} times: {Path(node.log.name).read_text()[-1000:]}")
 
     def workers(self) -> list[psutil.Process]:
         """The processes of actors on both nodes."""
@@ -249,13 +252,11 @@ class Cluster:
             self.wires.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _wait_for(self, node: Node) -> None:
+    @staticmethod
+    def _is_up(node: Node) -> bool:
         log = Path(node.log.name)
-        if not until(lambda: "--block" in log.read_text() or node.process.poll() is not None, 150) or (
-            node.process.poll() is not None
-        ):
-            text = log.read_text()[-2000:]
-            raise NotStarted(f"a node did not start: {text}")
+        until(lambda: "--block" in log.read_text() or node.process.poll() is not None, 150)
+        return "--block" in log.read_text() and node.process.poll() is None
 
 
 def within(namespace: str | None) -> list[str]:

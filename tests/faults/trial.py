@@ -11,6 +11,8 @@ from pathlib import Path
 
 from postgres_server import PostgresServer
 
+from cluster.ray_session import NOT_STARTED
+
 from .checks import WORKERS_GO_WITHIN_SECONDS, Graveyard, Reader, broken, committed, fault_free, lost
 from .driver import Options
 from .places import RAYLET, TESTS, WORKER, Cluster, Disk, environment, marked, new_mark, send, signal, until, within
@@ -200,12 +202,15 @@ class Trial:
 
     def _until(self, true: Callable[[], bool], what: str) -> None:
         """Wait until ``true()`` or the driver's end, as long as it makes progress."""
-        driver, before = self.driver, -1
-        while not until(lambda: true() or driver.status is not None, STUCK_SECONDS):
+        before = -1
+        while not until(lambda: true() or self.driver.status is not None, STUCK_SECONDS):
             if before == (before := self.done()):
-                raise Stuck(f"a driver {what} in {STUCK_SECONDS:.0f} s: {driver.text[-1000:]}")
-        if driver.status not in (None, 0):
-            raise Stuck(f"a driver ended with {driver.status}: {driver.text[-1500:]}")
+                raise Stuck(f"a driver {what} in {STUCK_SECONDS:.0f} s: {self.driver.text[-1000:]}")
+        if self.driver.status == 1 and NOT_STARTED in self.driver.text:
+            self.driver = Driver(self)  # a busy machine: nothing to do with the fault
+            self._until(true, what)
+        elif self.driver.status not in (None, 0):
+            raise Stuck(f"a driver ended with {self.driver.status}: {self.driver.text[-1500:]}")
 
     def _goes_on(self) -> None:
         """The driver must survive and measure more."""
