@@ -124,13 +124,13 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None, progress: Progress |
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
-    from evomerge.merging.checkpoint import Checkpoint
+    from evomerge.merging.adapter import open_sources
     from evomerge.merging.inspection import cached_inspection
 
     models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
     folders = tuple(source_files.resolve(source.path, source.revision) for source in models)
-    checkpoints = [Checkpoint.open(folder) for folder in folders]
+    checkpoints = open_sources(folders, base=0)
     compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
