@@ -86,11 +86,11 @@ def run(file: SearchFile, *, watcher: Watcher | None = None) -> Results:
             stack.enter_context(store.driving(each.name))
         problem = prepare(file, say=watcher.say, first=first)
         machine = find_machine(file.cluster, problem)
-        records = [_open_record(store, replace(problem, file=each)) for each in files]
+        records = [open_record(store, replace(problem, file=each)) for each in files]
         watcher.say(f"starting {machine.workers} worker{'s' if machine.workers > 1 else ''}")
         pool = stack.enter_context(open_pool(file.cluster, problem, machine))
         for each, record in zip(files, records, strict=True):
-            _drive(replace(problem, file=each), record, pool, watcher)
+            drive(replace(problem, file=each), record, pool, watcher)
     return Results.of(store.search(file.name))
 
 
@@ -118,7 +118,12 @@ def random_variant(file: SearchFile) -> SearchFile:
     )
 
 
-def _open_record(store: Store, problem: Problem) -> SearchRecord:
+def open_record(store: Store, problem: Problem) -> SearchRecord:
+    """Return the record of the search of ``problem``: a new one, or one that can be continued.
+
+    Raises:
+        BadSearch: what is recorded is another search.
+    """
     record = store.find(problem.file.name)
     if record is None:
         return store.create(problem.file.name, file=problem.file.model_dump(mode="json"), plan=plan_to_record(problem))
@@ -140,7 +145,8 @@ def optimizer_settings(record: SearchRecord, file: SearchFile) -> Algorithm:
     return resolve(file.optimizer, Choice(**chosen) if chosen else None)
 
 
-def _drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) -> None:
+def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) -> None:
+    """Run or continue one search on the workers of ``pool`` until its winner is measured."""
     from evomerge import optuna_view
 
     optimizer = make_optimizer(optimizer_settings(record, problem.file), problem.setting())

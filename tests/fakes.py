@@ -3,6 +3,7 @@
 import heapq
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,9 @@ class FakeSpec:
     fail_above: float = np.inf  # first weight above which a candidate fails
     raise_above: float = np.inf
     seconds: float = 0.0
+    brake: str | None = None  # evaluations take `seconds` only while this file is there
     kill_after: int | None = None  # calls after which the worker's process kills itself
+    hang: str | None = None  # a worker that finds this file takes it away and never returns
 
     def __call__(self):
         return FakeWorker(self)
@@ -48,9 +51,12 @@ class FakeWorker:
 
     def evaluate(self, recipe_json, ids, race=None, as_exported=False):
         self.calls += 1
-        time.sleep(self.spec.seconds)
+        if self.spec.seconds and (self.spec.brake is None or Path(self.spec.brake).exists()):
+            time.sleep(self.spec.seconds)
         if self.calls == self.spec.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.spec.hang and take_away(Path(self.spec.hang)):
+            threading.Event().wait()
         weights = mean_weights(Recipe.model_validate_json(recipe_json))
         if weights[0] > self.spec.raise_above:
             raise ZeroDivisionError("the worker stumbled")
@@ -61,6 +67,15 @@ class FakeWorker:
             return FakeEvaluator().evaluate(weights, documents)
         blockwise = BlockwiseEvaluator(FakeEvaluator(), OBJECTIVES)
         return blockwise.evaluate(weights, documents, race)
+
+
+def take_away(file):
+    """Whether there was such a file; only one of many workers is told so."""
+    try:
+        file.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class FakeEvaluator:
