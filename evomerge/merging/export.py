@@ -90,7 +90,7 @@ def write_checkpoint(
     with writing_folder(to) as partial:
         _write_weights(weights, DTYPES[recipe.dtype], partial, max_shard_bytes, progress)
         sentence = rounding.sentence if rounding is not None else None
-        _write_rest(recipe, partial, donor, f"{card}\n{sentence}\n" if card is not None and sentence else card)
+        _write_rest(recipe, partial, donor, f"{card}\n\n{sentence}\n" if card is not None and sentence else card)
         if isinstance(recipe.body, PathBody):
             verify_path(recipe, checkpoints, partial)
     if warn is not None and rounding is not None and rounding.warning:
