@@ -138,15 +138,17 @@ def _recipe(model: str, dtype: str | None, base: str | None) -> Recipe:
             raise BadRecipe(f"--base: {model} names its own base; leave --base out")
         recipe = read_recipe(Path(model))
         return recipe.model_copy(update={"dtype": dtype}) if dtype else recipe
-    from evomerge.merging.checkpoint import Checkpoint
+    from evomerge.merging.adapter import is_adapter, open_sources
     from evomerge.merging.sources import resolve
 
-    checkpoint = Checkpoint.open(resolve(model, None))
     paths = (model,) if base is None else (model, base)
+    folders = [resolve(path, None) for path in paths]
+    checkpoint = open_sources(folders, len(paths) - 1)[-1]
     return Recipe.model_validate(
         {
             "sources": tuple(Source(path=path) for path in paths),
             "base": len(paths) - 1,
+            "tokenizer": len(paths) - 1 if is_adapter(folders[0]) else 0,
             "dtype": dtype or str(checkpoint.info(checkpoint.names[0]).dtype).removeprefix("torch."),
             "body": alone(0, len(paths)),
         }

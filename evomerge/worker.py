@@ -52,12 +52,12 @@ class Worker:
         from evaluators.evaluator import LmEvalEvaluator
         from evaluators.tasks import TaskSuite
         from evomerge.base_scores import Base, BaseScores
-        from evomerge.merging.checkpoint import Checkpoint
+        from evomerge.merging.adapter import open_sources
         from evomerge.merging.resident import ResidentModel
         from evomerge.merging.sources import cache_folder
 
         torch.set_num_threads(spec.threads)
-        checkpoints = [Checkpoint.open(Path(folder)) for folder in spec.folders]
+        checkpoints = open_sources([Path(folder) for folder in spec.folders], spec.base, keep=True)
         self._resident = ResidentModel(checkpoints, tokenizer=spec.tokenizer, dtype=spec.dtype, device=spec.device)
         tokenizer = AutoTokenizer.from_pretrained(spec.folders[spec.tokenizer], trust_remote_code=False)
         suite = TaskSuite.load(spec.objectives, spec.evaluation)

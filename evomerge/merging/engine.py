@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,12 +83,10 @@ class MergeEngine:
         wanted = set(names)
         first = self._checkpoints[0]
         self.order = tuple(name for name in first.order if name in wanted)
-        self._flat = [
-            {name: checkpoint.tensor(name).view(-1) for name in self.order} for checkpoint in self._checkpoints
-        ]
+        self._flat = [_flat(checkpoint, self.order) for checkpoint in self._checkpoints]
         self._scratch: dict[torch.device, Scratch] = {}
         self._selectors: dict[int, Selector] = {}
-        self._mosaics = Mosaics({name: self._flat[0][name].numel() for name in self.order})
+        self._mosaics = Mosaics({name: math.prod(first.info(name).shape) for name in self.order})
 
     @property
     def private_bytes_needed(self) -> int:
@@ -153,13 +152,22 @@ class MergeEngine:
         if isinstance(body, MosaicBody):
             self._mosaic_tensor(body, name, out.view(-1), scratch)
         else:
-            keys = mask_keys(body.mask_seed, recipe.sources)
-            block = body.blocks[self._block_index(body, name)]
-            kernel = self._kernel(recipe, block, name, keys)
+            kernel = self.kernel(recipe, name)
             kernel.run([flat[name] for flat in self._flat], out.view(-1), scratch)
         if not scratch.healthy():
             _check_finite(recipe, name, out)
         return out
+
+    def kernel(self, recipe: Recipe, name: str) -> Kernel:
+        """Return what merges tensor ``name`` of a recipe of blocks.
+
+        Raises:
+            BadRecipe: no block covers it.
+            CandidateFailed: weights that cancel.
+        """
+        assert isinstance(recipe.body, Blocks)
+        keys = mask_keys(recipe.body.mask_seed, recipe.sources)
+        return self._kernel(recipe, recipe.body.blocks[self._block_index(recipe.body, name)], name, keys)
 
     def _kernel(self, recipe: Recipe, block: Block, name: str, keys: Sequence[MaskKey]) -> Kernel:
         selector = self._selector(recipe)
@@ -235,6 +243,27 @@ def _merge_in(recipe: Recipe) -> Blocks | MosaicBody:
     if isinstance(recipe.body, PathBody):
         raise BadRecipe("a path is not one merge: its slots are merged, each by itself")
     return recipe.body
+
+
+class _Streamed(Mapping[str, Tensor]):
+    """Flat tensors that are made when they are asked for, and not kept."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Sequence[str]) -> None:
+        self._checkpoint, self._names = checkpoint, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._checkpoint.tensor(name).view(-1)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _flat(checkpoint: Checkpoint, names: Sequence[str]) -> Mapping[str, Tensor]:
+    streamed = _Streamed(checkpoint, names)
+    return dict(streamed) if checkpoint.mapped else streamed
 
 
 def _alike(block: Block) -> bool:

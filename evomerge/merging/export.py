@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.errors import NotEnoughRoom, UserMistake
+from evomerge.errors import BadRecipe, NotEnoughRoom, UserMistake
+from evomerge.merging.adapter import open_sources
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, MergeEngine
@@ -71,29 +73,50 @@ def write_checkpoint(
         CandidateFailed: the recipe cannot be merged; nothing is left behind.
     """
     to = Path(to).absolute()
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserMistake(f"{to}: exists already; give a folder that does not exist or is empty")
-    checkpoints = [Checkpoint.open(verify(source)) for source in recipe.sources]
+    _check_free(to)
+    checkpoints = open_sources([verify(source) for source in recipe.sources], recipe.base)
     names = mergeable_names(checkpoints[0])
     check(checkpoints, names)
     weights = _weights(recipe, checkpoints, MergeEngine(checkpoints, names=names))
     donor = checkpoints[recipe.tokenizer]
+    if donor.home != donor.path:
+        raise BadRecipe(f"{donor.path} is an adapter and has no config: give the base as the recipe's tokenizer")
     to.parent.mkdir(parents=True, exist_ok=True)
     _check_disk(to.parent, recipe, weights, donor)
-    partial = to.parent / f".{to.name}.partial-{uuid.uuid4().hex}"
-    partial.mkdir()
-    try:
+    with writing_folder(to) as partial:
         _write_weights(weights, DTYPES[recipe.dtype], partial, max_shard_bytes, progress)
         _write_rest(recipe, partial, donor, card)
         if isinstance(recipe.body, PathBody):
             verify_path(recipe, checkpoints, partial)
+    return to
+
+
+@contextmanager
+def writing_folder(to: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``to`` that gets its name at the end, synced, or vanishes on any error.
+
+    Raises:
+        UserMistake: ``to`` exists and is not an empty folder.
+        NotEnoughRoom: the disk is full.
+    """
+    to = to.absolute()
+    _check_free(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    partial = to.parent / f".{to.name}.partial-{uuid.uuid4().hex}"
+    partial.mkdir()
+    try:
+        yield partial
         _publish(partial, to)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NotEnoughRoom(f"{to.parent}: the disk is full; nothing was left behind") from error
         raise
-    return to
+
+
+def _check_free(to: Path) -> None:
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserMistake(f"{to}: exists already; give a folder that does not exist or is empty")
 
 
 @dataclass(frozen=True)

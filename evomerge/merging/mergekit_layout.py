@@ -165,7 +165,10 @@ def _model(value: Any) -> Source:
     if not isinstance(value, str) or not value:
         raise BadRecipe(f"mergekit config: expected a model's folder or Hub id, got {value!r}")
     if "+" in value:
-        raise BadRecipe(f"mergekit config: LoRA adapters ({value!r}) are not supported; merge them into a model first")
+        raise BadRecipe(
+            f"mergekit config: LoRA adapters ({value!r}) are not supported; name the adapter as an expert "
+            "of a recipe or of a search file"
+        )
     path, _, revision = value.partition("@")
     return Source(path=path, revision=revision or None)
 

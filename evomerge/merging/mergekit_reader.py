@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import BadRecipe
+from evomerge.merging.adapter import open_sources
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.mergekit_layout import MergekitConfig, Slice, parse
@@ -40,9 +41,9 @@ def from_mergekit(text_or_path: str | Path, *, mask_seed: int = 0) -> Recipe:
         BadSource: a model cannot be opened.
     """
     config = parse(text_or_path)
-    checkpoints = [Checkpoint.open(resolve(model.path, model.revision)) for model in config.models]
     donor = config.tokenizer or config.base or config.models[0]
     base = config.models.index(config.base) if config.base is not None else None
+    checkpoints = open_sources([resolve(model.path, model.revision) for model in config.models], base)
     body: Blocks | PathBody
     if config.method == "passthrough" and is_path(config, checkpoints[0].layers):
         body = path_of(config, checkpoints[0])

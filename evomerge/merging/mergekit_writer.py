@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from evomerge.errors import BadRecipe
+from evomerge.merging.adapter import is_adapter
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.mergekit_inputs import Piece, Rule, check_expressible, inputs_of, pair_of, slerp_base
@@ -37,6 +38,9 @@ def to_mergekit(recipe: Recipe) -> str:
             "mergekit cannot express a mosaic, whose coefficients change inside tensors; export it as a checkpoint, or "
             "as a recipe for `evomerge merge`"
         )
+    for each in recipe.sources:
+        if is_adapter(resolve(each.path, each.revision)):
+            raise BadRecipe(f"{each.path} is an adapter: export the merge as a checkpoint, an adapter or a recipe")
     return _path(recipe, recipe.body) if isinstance(recipe.body, PathBody) else _blocks(recipe, recipe.body)
 
 
