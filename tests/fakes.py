@@ -20,6 +20,7 @@ from evomerge.inspection import Inspection
 from evomerge.problem import Problem, make_space
 from search_spaces.mosaic import MosaicAlgebra
 from search_spaces.mosaic_space import MosaicSpace
+from search_spaces.path_space import path_space
 from search_spaces.recipe import Recipe, Source
 from search_spaces.tiles import TileGrid
 
@@ -91,7 +92,10 @@ class FakeEvaluator:
 
 def mean_weights(recipe):
     """Mean over the blocks of the two experts' weights; those of `linear` begin with the base's. Of a mosaic, the mean
-    over the tiles."""
+    over the tiles; of a path, the mean over the hops of the scale times those of their slots."""
+    if recipe.body.kind == "path":
+        slots = [mean_weights(recipe.slot(number)) for number in range(len(recipe.body.slots))]
+        return np.mean([hop.scale * slots[hop.slot] for hop in recipe.body.hops], axis=0)
     if recipe.body.kind == "mosaic":
         means = [np.diff(c.boundaries) @ np.array(c.coefficients) / c.boundaries[-1] for c in recipe.body.chromosomes]
         return np.mean(means, axis=0)[-2:]
@@ -131,12 +135,22 @@ def mosaic_space(file, sources):
     return MosaicSpace(file.space, sources, ("one", "two"), 4, algebra)
 
 
+def space_of(file, sources):
+    match file.space.kind:
+        case "parameter":
+            return make_space(file, sources, layers=4)
+        case "mosaic":
+            return mosaic_space(file, sources)
+        case _:
+            return path_space(file.space, sources=sources, expert_names=("one", "two"), layers=4)
+
+
 def problem(file: SearchFile) -> Problem:
     sources = tuple(Source(path=f"/{name}", digest=name[0] * 64) for name in ("base", "one", "two"))
     documents = {split: Documents({"first": tuple(ids), "second": tuple(ids)}) for split, ids in DOCUMENTS.items()}
     return Problem(
         file=file,
-        space=make_space(file, sources, layers=4) if file.space.kind == "parameter" else mosaic_space(file, sources),
+        space=space_of(file, sources),
         folders=(Path("/base"), Path("/one"), Path("/two")),
         model_bytes=1000,
         splits=Splits(**documents),
