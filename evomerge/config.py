@@ -156,7 +156,23 @@ class SearchFile(_Section):
 
     def fixed_part(self) -> dict[str, Any]:
         """Return everything that must not change between two runs of one search, as JSON types."""
-        return {key: value for key, value in self.model_dump(mode="json").items() if key not in CHANGEABLE}
+        return fixed_part(self.model_dump(mode="json"))
+
+
+def fixed_part(file: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a search file (JSON types) must not change between two runs of one search.
+
+    Where task folders and texts lie may change, and does from job to job; that they are the same is checked by their
+    digests.
+    """
+    fixed = {key: value for key, value in file.items() if key not in CHANGEABLE}
+    if evaluation := fixed.get("evaluation"):
+        fixed["evaluation"] = {k: v for k, v in evaluation.items() if k not in ("include_path", "trusted_paths")}
+    if objectives := fixed.get("objectives"):
+        fixed["objectives"] = [
+            each | {"file": Path(each["file"]).name} if each.get("file") else each for each in objectives
+        ]
+    return fixed
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
