@@ -53,11 +53,11 @@ def room_on_node(offers: Mapping[str, float], *, cpus: float, gpus: float) -> in
 
 
 def shares(demands: Sequence[Demand], room: Callable[[Demand], int]) -> dict[str, int]:
-    """Return how many workers each pool gets, by its id: at least one, at most what it wants and what there is room for.
+    """Return how many workers each pool gets, by its id: at least one, at most what it wants and what has room.
 
     ``room`` tells how many of a pool's workers fit on the empty cluster. The parts of the cluster are as equal as
-    possible (max-min fairness): what one pool does not want is divided among the others. What is left over by whole
-    workers goes to the first in the order of ``demands``.
+    possible (max-min fairness): what one pool does not want is divided among the others. Whoever gets what whole
+    workers leave over depends on the order of ``demands``.
     """
     rooms = {demand.pool: max(1, room(demand)) for demand in demands}
     wanted = {d.pool: 1.0 if d.most is None else min(1.0, d.most / rooms[d.pool]) for d in demands}

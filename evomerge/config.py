@@ -306,7 +306,9 @@ def absolute_folders(paths: Sequence[str], folder: Path) -> tuple[str, ...]:
 
 
 def absolute_source(path: str, folder: Path) -> str:
-    """Return a folder's absolute path; what is no folder and does not look like one is taken for a Hub id."""
+    """Return a folder's absolute path; what is no folder and does not look like one is a Hub id, or a URL."""
+    if "://" in path:
+        return path
     local = folder / Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     return str(Path(os.path.normpath(local))) if looks_local or local.is_dir() else path

@@ -98,6 +98,7 @@ class Problem:
         """What a worker needs to make itself."""
         return WorkerSpec(
             folders=tuple(map(str, self.folders)),
+            sources=self.space.sources,
             tokenizer=0,
             dtype=self.file.sources.dtype,
             objectives=self.file.objectives,
