@@ -16,11 +16,13 @@ from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
 from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
+from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
 from evomerge.preferences import aim_of
+from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
-CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; not part of what must stay the same
+CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; like `INSPECTION` not part of what must stay the same
 Say = Callable[[str], None]
+Progress = Callable[[str, float], None]  # what, and the share of it that is done
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Problem:
         folders: one per source, the base first.
         model_bytes: size of one merged model.
         suite_digest: SHA-256 over all that defines the scores.
+        inspection: how far the experts are from the base.
     """
 
     file: SearchFile
@@ -51,6 +55,7 @@ class Problem:
     model_bytes: int
     splits: Splits
     suite_digest: str
+    inspection: Inspection
 
     @cached_property
     def objective_names(self) -> tuple[str, ...]:
@@ -108,8 +113,10 @@ class Problem:
         )
 
 
-def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
-    """Resolve, fingerprint and check everything that ``file`` names; ``say`` hears what is being done.
+def prepare(file: SearchFile, *, say: Say = lambda _: None, progress: Progress | None = None) -> Problem:
+    """Resolve, fingerprint and check everything that ``file`` names.
+
+    ``say`` hears what is being done, ``progress`` what part of it is done where that takes long (else ``say`` does).
 
     Raises:
         UserMistake, TaskError, ValueError: what is wrong, on one line.
@@ -118,17 +125,24 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
-    from evomerge.merging.checkpoint import Checkpoint
+    from evomerge.merging.adapter import open_sources
+    from evomerge.merging.inspection import cached_inspection
 
     models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
     folders = tuple(source_files.resolve(source.path, source.revision) for source in models)
-    checkpoints = [Checkpoint.open(folder) for folder in folders]
+    checkpoints = open_sources(folders, base=0)
     compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
         Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))
         for source, folder in zip(models, folders, strict=True)
+    )
+    inspection = cached_inspection(
+        checkpoints,
+        [source.short_name for source in file.sources.experts],
+        digests=[source.identity for source in pinned],
+        progress=shares(progress or by_tenths(say), "comparing the experts with the base"),
     )
     if isinstance(file.space, MosaicSpaceSettings):
         from evomerge.mosaics import mosaic_space
@@ -149,6 +163,7 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
         model_bytes=merged_bytes(checkpoints[0], file.sources.dtype),
         splits=splits,
         suite_digest=suite.digest,
+        inspection=inspection,
     )
     check_optimizer(problem)
     return problem
@@ -219,7 +234,7 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
             f"changed: {'; '.join(changed)}. Undo this, or give the search another name"
         )
     plan = problem.plan()
-    recorded_plan = {key: value for key, value in recorded_plan.items() if key != CHOSEN_OPTIMIZER}
+    recorded_plan = {key: value for key, value in recorded_plan.items() if key not in (CHOSEN_OPTIMIZER, INSPECTION)}
     for before, now in zip(recorded_plan["sources"], plan["sources"], strict=True):
         if before["digest"] != now["digest"]:
             raise BadSource(

@@ -12,6 +12,7 @@ from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
 from evomerge.dispatch import Dispatcher
 from evomerge.errors import BadSearch, NotEnoughRoom
+from evomerge.inspection import INSPECTION
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import Algorithm, RandomSettings
@@ -118,9 +119,10 @@ def _open_record(store: Store, problem: Problem) -> SearchRecord:
 
 
 def plan_to_record(problem: Problem) -> dict[str, Any]:
-    """Return the plan of a new search, with the optimizer that `auto` stands for and why."""
+    """Return the plan of a new search, with what the experts are like and the optimizer that `auto` stands for."""
     choice = problem.choice()
-    return problem.plan() | ({CHOSEN_OPTIMIZER: choice._asdict()} if choice else {})
+    known = {INSPECTION: problem.inspection.record()}
+    return problem.plan() | known | ({CHOSEN_OPTIMIZER: choice._asdict()} if choice else {})
 
 
 def optimizer_settings(record: SearchRecord, file: SearchFile) -> Algorithm:

@@ -10,7 +10,8 @@ from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, M
 from evomerge.errors import BadSearch
 from evomerge.storage_url import SQLITE
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+ORIGIN_INDEX = "candidates_by_origin"
 
 metadata = MetaData()
 
@@ -52,6 +53,7 @@ candidates = Table(
     Column("created", Float, nullable=False),
     Index("candidates_by_number", "search_id", "number", unique=True),
     Index("candidates_by_recipe", "search_id", "recipe_digest"),
+    Index(ORIGIN_INDEX, "search_id", "origin"),
 )
 
 evaluations = Table(
@@ -145,8 +147,15 @@ def _add_drivers(connection: sa.Connection) -> None:
     drivers.create(connection, checkfirst=True)
 
 
+def _add_origin_index(connection: sa.Connection) -> None:
+    """Seeds and baselines are found without going through all candidates."""
+    if ORIGIN_INDEX not in {index["name"] for index in sa.inspect(connection).get_indexes("candidates")}:
+        next(index for index in candidates.indexes if index.name == ORIGIN_INDEX).create(connection)
+
+
 MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (  # from version 1 to 2, from 2 to 3, ...
     _add_columns("stopped"),
     _add_columns("truncated", "over_limits"),
     _add_drivers,
+    _add_origin_index,
 )

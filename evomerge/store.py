@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -36,6 +37,8 @@ from search_spaces.canonical import canonical_json
 from search_spaces.genes import Genome
 from search_spaces.mosaic import read_genome
 from search_spaces.recipe import Recipe
+
+MOST_PARAMETERS = 500  # of one statement; databases limit them
 
 
 class Store:
@@ -195,10 +198,25 @@ class SearchRecord:
 
         def read(connection: sa.Connection) -> list[CandidateRecord]:
             rows = connection.execute(query).mappings().all()
-            found = self._evaluations(connection)
+            found = self._evaluations(connection, evaluations.c.search_id == self.row.id)
             return [_candidate_record(row, found.get(row["id"], {})) for row in rows]
 
         return self.store.database.read(read)
+
+    def some_candidates(self, numbers: Sequence[int], *, until: int) -> list[CandidateRecord]:
+        """Return the candidates with ``numbers``, in any order, as they were after evaluation ``until`` (its id)."""
+
+        def read(connection: sa.Connection, chosen: Sequence[int]) -> list[CandidateRecord]:
+            mine = (candidates.c.search_id == self.row.id) & candidates.c.number.in_(chosen)
+            rows = connection.execute(sa.select(candidates).where(mine)).mappings().all()
+            known = evaluations.c.candidate_id.in_([row["id"] for row in rows]) & (evaluations.c.id <= until)
+            evaluated = self._evaluations(connection, known)
+            return [_candidate_record(row, evaluated.get(row["id"], {})) for row in rows]
+
+        found = []
+        for chosen in _statements(numbers):
+            found += self.store.database.read(partial(read, chosen=chosen))
+        return found
 
     def document_scores(self, evaluation: EvaluationRecord, objective: str) -> Floats:
         """Return (documents,) float64 scores of one objective of one evaluation, in the order of the documents."""
@@ -209,9 +227,23 @@ class SearchRecord:
             raise KeyError(f"evaluation {evaluation.id} has no objective {objective!r}")
         return unpack_scores(data)
 
-    def _evaluations(self, connection: sa.Connection) -> dict[int, dict[Split, EvaluationRecord]]:
+    def some_document_scores(self, evaluation_ids: Sequence[int]) -> dict[int, dict[str, Floats]]:
+        """Return what `document_scores` does, by evaluation and objective; an evaluation that failed is left out."""
+        columns = (scores.c.evaluation_id, scores.c.objective, scores.c.documents)
+        found: dict[int, dict[str, Floats]] = {}
+        for chosen in _statements(evaluation_ids):
+            rows = self._all(sa.select(*columns).where(scores.c.evaluation_id.in_(chosen)))
+            for key, objective, data in rows:
+                found.setdefault(key, {})[objective] = unpack_scores(data)
+        return found
+
+    def _all(self, query: sa.Select[Any]) -> Sequence[Any]:
+        return self.store.database.read(lambda connection: connection.execute(query).all())
+
+    def _evaluations(
+        self, connection: sa.Connection, mine: sa.ColumnElement[bool]
+    ) -> dict[int, dict[Split, EvaluationRecord]]:
         # Evaluations before scores: a driver may commit both in between, and an evaluation must not lack its scores.
-        mine = evaluations.c.search_id == self.row.id
         rows = connection.execute(sa.select(evaluations).where(mine).order_by(evaluations.c.id)).mappings().all()
         columns = [c for c in scores.c if c.name != "documents"]
         joined = scores.join(evaluations, scores.c.evaluation_id == evaluations.c.id)
@@ -223,6 +255,11 @@ class SearchRecord:
             record = _evaluation_record(row, measured.get(row["id"], {}))
             found.setdefault(row["candidate_id"], {})[record.split] = record
         return found
+
+
+def _statements(keys: Sequence[int]) -> Iterator[Sequence[int]]:
+    """``keys`` in parts that one statement can hold."""
+    return (keys[start : start + MOST_PARAMETERS] for start in range(0, len(keys), MOST_PARAMETERS))
 
 
 def _file_json(file: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureK
 from evaluators.objective import Objective
 from evaluators.splits import Splits
 from evomerge.config import SearchFile
+from evomerge.inspection import Inspection
 from evomerge.problem import Problem, make_space
 from search_spaces.mosaic import MosaicAlgebra
 from search_spaces.mosaic_space import MosaicSpace
@@ -44,7 +45,7 @@ class FakeWorker:
         self.spec = spec
         self.calls = 0
 
-    def evaluate(self, recipe_json, ids, race=None):
+    def evaluate(self, recipe_json, ids, race=None, as_exported=False):
         self.calls += 1
         time.sleep(self.spec.seconds)
         if self.calls == self.spec.kill_after:
@@ -125,6 +126,7 @@ def problem(file: SearchFile) -> Problem:
         model_bytes=1000,
         splits=Splits(**documents),
         suite_digest="s" * 64,
+        inspection=Inspection(("one", "two"), False, 10, (0, 1), np.ones((2, 3, 6, 3))),
     )
 
 

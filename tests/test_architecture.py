@@ -26,6 +26,7 @@ ONLY_IN = {  # library -> places that may import it
     "psycopg": (),  # SQLAlchemy loads it
     "sqlalchemy": (
         "evomerge/store.py",
+        "evomerge/columns.py",
         "evomerge/schema.py",
         "evomerge/database.py",
         "evomerge/driver_lock.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,11 +34,6 @@ def progress_bar(label: str) -> Iterator[Any]:
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(label, total=1.0)
         yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
-
-
-def bytes_of(progress: Any, what: str) -> Callable[[int, int], None]:
-    """Turn a bar of shares into one of bytes done and in all."""
-    return lambda done, total: progress(what, done / max(total, 1))
 
 
 def print_all(*things: Any) -> None:

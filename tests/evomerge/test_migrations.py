@@ -15,6 +15,7 @@ DOWN = {  # what makes a record of one version out of one of the next
     1: ("ALTER TABLE evaluations DROP COLUMN stopped",),
     2: ("ALTER TABLE evaluations DROP COLUMN truncated", "ALTER TABLE evaluations DROP COLUMN over_limits"),
     3: ("DROP TABLE drivers",),
+    4: ("DROP INDEX candidates_by_origin",),
 }
 
 
