@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from cluster.ray_environment import RAY_SETS, environment, ray_settings
+from cluster.ray_environment import RAY_SETS, environment, ray_settings, token
 
 T = TypeVar("T")
 JobState = Literal["pending", "running", "stopped", "succeeded", "failed"]
@@ -225,16 +225,18 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _headers() -> dict[str, str] | None:
-    text = os.environ.get(HEADERS_VARIABLE)
-    if not text:
-        return None
+def _headers() -> dict[str, str]:
+    """What every request carries. Ray would show the first token that it saw in this process."""
+    text = os.environ.get(HEADERS_VARIABLE) or "{}"
     try:
         headers = json.loads(text)
     except ValueError:
         headers = None
     if not isinstance(headers, dict):
         raise JobsError(f"{HEADERS_VARIABLE}: expected a JSON object, got something else")
+    known = token()
+    if known is not None and not any(name.lower() == "authorization" for name in headers):
+        headers["Authorization"] = f"Bearer {known}"
     return {str(name): str(value) for name, value in headers.items()}
 
 

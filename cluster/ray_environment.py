@@ -16,6 +16,23 @@ _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 RAY_SETS = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")
 
 
+def _home_token() -> Path:
+    return Path.home() / ".ray/auth_token"
+
+
+def token() -> str | None:
+    """Return the token that Ray would show to a cluster, or None.
+
+    Raises:
+        OSError: it is in a file that cannot be read.
+    """
+    if text := os.environ.get("RAY_AUTH_TOKEN"):
+        return text
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(path).read_text(encoding="utf-8").strip()
+    return _home_token().read_text(encoding="utf-8").strip() if _home_token().exists() else None
+
+
 def ray_settings(*, private: bool) -> dict[str, str]:
     """Return the environment variables that Ray needs; what the user set is kept.
 
@@ -25,7 +42,7 @@ def ray_settings(*, private: bool) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would ship the current folder to every worker
     }
-    has_token = any(os.environ.get(name) for name in _TOKEN_VARIABLES) or (Path.home() / ".ray/auth_token").exists()
+    has_token = any(os.environ.get(name) for name in _TOKEN_VARIABLES) or _home_token().exists()
     if private and not has_token:
         wanted["RAY_AUTH_TOKEN"] = _PROCESS_TOKEN  # otherwise Ray writes one into the home folder, readable by all
     if private or has_token:
