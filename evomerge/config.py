@@ -94,6 +94,13 @@ class ClusterSettings(_Section):
     cpus_per_worker: float = Field(default=1.0, gt=0.0)
     gpus_per_worker: float | None = Field(default=None, ge=0.0, description="1 where there are GPUs, else 0")
 
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _at_most_one(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1.0:
+            raise ValueError("at most 1: a worker keeps its model on one GPU; models that need several cannot be searched")
+        return gpus
+
     @field_validator("workers")
     @classmethod
     def _at_least_one(cls, workers: int | str) -> int | str:
