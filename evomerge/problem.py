@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +26,15 @@ from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
-from search_spaces.recipe import Source
+from search_spaces.path_space import PathSpace, fixed_merges
+from search_spaces.recipe import Merge, Source
 from search_spaces.spaces import Space
 
 if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+MERGES = "merges"  # key of a recorded plan: merges that paths lead through and that are not searched
 CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; like `INSPECTION` not part of what must stay the same
 Say = Callable[[str], None]
 Progress = Callable[[str, float], None]  # what, and the share of it that is done
@@ -47,6 +49,7 @@ class Problem:
         model_bytes: size of one merged model.
         suite_digest: SHA-256 over all that defines the scores.
         inspection: how far the experts are from the base.
+        copies: models that a worker holds in memory of its own.
     """
 
     file: SearchFile
@@ -56,6 +59,7 @@ class Problem:
     splits: Splits
     suite_digest: str
     inspection: Inspection
+    copies: int = 1
 
     @cached_property
     def objective_names(self) -> tuple[str, ...]:
@@ -87,7 +91,9 @@ class Problem:
 
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
+        fixed = fixed_merges(self.space) if isinstance(self.space, PathSpace) else []
         return {
+            **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
             "expert_names": list(self.space.expert_names),
             "layers": self.space.layers,
@@ -104,7 +110,7 @@ class Problem:
         return WorkerSpec(
             folders=tuple(map(str, self.folders)),
             sources=self.space.sources,
-            tokenizer=0,
+            tokenizer=self.space.tokenizer if isinstance(self.space, PathSpace) else 0,
             dtype=self.file.sources.dtype,
             objectives=self.file.objectives,
             evaluation=evaluation_of(self.file),
@@ -113,10 +119,13 @@ class Problem:
         )
 
 
-def prepare(file: SearchFile, *, say: Say = lambda _: None, progress: Progress | None = None) -> Problem:
+def prepare(
+    file: SearchFile, *, say: Say = lambda _: None, progress: Progress | None = None, first: Merge | None = None
+) -> Problem:
     """Resolve, fingerprint and check everything that ``file`` names.
 
     ``say`` hears what is being done, ``progress`` what part of it is done where that takes long (else ``say`` does).
+    ``first`` is the merge that the first step of a hybrid search found; the start of its space stands in for it.
 
     Raises:
         UserMistake, TaskError, ValueError: what is wrong, on one line.
@@ -148,8 +157,13 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None, progress: Progress |
         from evomerge.mosaics import mosaic_space
 
         space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
-    else:
+    elif isinstance(file.space, ParameterSpaceSettings):
         space = make_space(file, pinned, layers=checkpoints[0].layers)
+    else:
+        from evomerge.path_spaces import check_paths, make_path_space
+
+        space = make_path_space(file, file.space, pinned, layers=checkpoints[0].layers, first=first)
+        check_paths(space, checkpoints)
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
@@ -164,6 +178,7 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None, progress: Progress |
         splits=splits,
         suite_digest=suite.digest,
         inspection=inspection,
+        copies=_copies(space, checkpoints),
     )
     check_optimizer(problem)
     return problem
@@ -189,6 +204,14 @@ def evaluation_of(file: SearchFile) -> EvaluationSettings:
     if file.evaluation.sampling_seed is not None:
         return file.evaluation
     return file.evaluation.model_copy(update={"sampling_seed": file.optimizer.seed})
+
+
+def _copies(space: Space, checkpoints: Sequence[Checkpoint]) -> int:
+    if not isinstance(space, PathSpace):
+        return 1
+    from evomerge.path_spaces import copies
+
+    return copies(space, checkpoints)
 
 
 def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:

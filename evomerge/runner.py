@@ -12,16 +12,19 @@ from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
 from evomerge.dispatch import Dispatcher
 from evomerge.errors import BadSearch, NotEnoughRoom
+from evomerge.hybrid import first_step, second_step
 from evomerge.inspection import INSPECTION
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import Algorithm, RandomSettings
-from evomerge.problem import CHOSEN_OPTIMIZER, Problem, check_unchanged, prepare
+from evomerge.problem import CHOSEN_OPTIMIZER, MERGES, Problem, check_unchanged, prepare
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.search import Listener, Search
 from evomerge.selection import conclude
 from evomerge.store import SearchRecord, Store
+from search_spaces.path_space import HybridSettings
+from search_spaces.recipe import Blocks, Merge
 
 if TYPE_CHECKING:
     from cluster.ray_session import RaySession
@@ -74,28 +77,46 @@ class Machine:
 def run(file: SearchFile, *, watcher: Watcher | None = None) -> Results:
     """Run or continue the search of ``file`` until its budget is spent and its winner measured.
 
-    With `baselines.random_search` a random search of the same budget follows, under the name ``NAME.random``.
+    With `baselines.random_search` a random search of the same budget follows, under the name ``NAME.random``. A hybrid
+    search is preceded by one of its merge, ``NAME.first``.
 
     Raises:
         UserMistake, ValueError: what is wrong, on one line; nothing that was measured is lost.
     """
     watcher = watcher or Silent()
     store = Store(file.storage, create=True)
+    first = None
+    if isinstance(file.space, HybridSettings):
+        first = _first_merge(file, store, watcher)
+        file = second_step(file)
     files = [file, random_variant(file)] if file.baselines.random_search else [file]
     with ExitStack() as stack:
         for each in files:
             stack.enter_context(store.driving(each.name))
-        problem = prepare(file, say=watcher.say)
+        problem = prepare(file, say=watcher.say, first=first)
         if _on_cluster(file.cluster):
             stack.enter_context(join_cluster())
         machine = find_machine(file.cluster, problem)
-        records = [_open_record(store, replace(problem, file=each)) for each in files]
+        records = [open_record(store, replace(problem, file=each)) for each in files]
         at_most = "at most " if _on_cluster(file.cluster) else ""
         watcher.say(f"starting {at_most}{machine.workers} worker{'s' if machine.workers > 1 else ''}")
         pool = stack.enter_context(open_pool(file.cluster, problem, machine))
         for each, record in zip(files, records, strict=True):
-            _drive(replace(problem, file=each), record, pool, watcher)
+            drive(replace(problem, file=each), record, pool, watcher)
     return Results.of(store.search(file.name))
+
+
+def _first_merge(file: SearchFile, store: Store, watcher: Watcher) -> Merge:
+    """Return what the first step of a hybrid search found; run it, unless the second one has begun with its result."""
+    record = store.find(file.name)
+    if record is not None:
+        if MERGES not in record.row.plan:
+            raise BadSearch(f"search {file.name!r} exists and is not hybrid; give this one another name")
+        return Blocks.model_validate(record.row.plan[MERGES][0])
+    winner = run(first_step(file), watcher=watcher).winner
+    if winner is None or not isinstance(winner.recipe.body, Blocks):
+        raise BadSearch(f"search {file.name}.first has no winner to continue from; `evomerge status` shows why")
+    return winner.recipe.body
 
 
 def random_variant(file: SearchFile) -> SearchFile:
@@ -109,7 +130,12 @@ def random_variant(file: SearchFile) -> SearchFile:
     )
 
 
-def _open_record(store: Store, problem: Problem) -> SearchRecord:
+def open_record(store: Store, problem: Problem) -> SearchRecord:
+    """Return the record of the search of ``problem``: a new one, or one that can be continued.
+
+    Raises:
+        BadSearch: what is recorded is another search.
+    """
     record = store.find(problem.file.name)
     if record is None:
         return store.create(problem.file.name, file=problem.file.model_dump(mode="json"), plan=plan_to_record(problem))
@@ -131,7 +157,8 @@ def optimizer_settings(record: SearchRecord, file: SearchFile) -> Algorithm:
     return resolve(file.optimizer, Choice(**chosen) if chosen else None)
 
 
-def _drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) -> None:
+def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) -> None:
+    """Run or continue one search on the workers of ``pool`` until its winner is measured."""
     from evomerge import optuna_view
 
     optimizer = make_optimizer(optimizer_settings(record, problem.file), problem.setting())
@@ -203,7 +230,7 @@ def join_cluster() -> Iterator[RaySession]:
 
 def worker_bytes(problem: Problem) -> int:
     """Return the private memory of one worker above its imports, in bytes."""
-    return problem.model_bytes + WORKER_OVERHEAD_BYTES
+    return problem.copies * problem.model_bytes + WORKER_OVERHEAD_BYTES
 
 
 def _check_memory(problem: Problem, workers: int) -> None:

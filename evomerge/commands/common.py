@@ -59,8 +59,8 @@ def open_search(search: str, storage: str) -> Results:
 
 
 def compared(results: Results) -> list[Results]:
-    """Return the random search that ran beside, if there is one."""
+    """Return the searches that ran beside: a random one, and the first step of a hybrid one."""
     from evomerge.results import Results
 
-    other = results.record.store.find(f"{results.record.name}.random")
-    return [Results.of(other)] if other else []
+    others = [results.record.store.find(f"{results.record.name}.{suffix}") for suffix in ("first", "random")]
+    return [Results.of(other) for other in others if other]
