@@ -26,11 +26,9 @@ from cluster.ray_crew import Actor, Crew, one_line
 from cluster.ray_session import RaySession
 from cluster.sharing import Demand
 
-LOOK_EVERY_SECONDS = 5.0  # at the cluster's nodes and its other pools
-
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_SECONDS = 5.0  # whether Ray itself is alive, while no call comes back
+LOOK_EVERY_SECONDS = 5.0  # whether Ray itself is alive, which nodes there are, and which other pools
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,6 @@ class RayPool:
         self._running: dict[Any, _Running] = {}  # by the reference of the result
         self._tickets = itertools.count()
         self._closed = False
-        self._looked = time.monotonic()
         cpus = None if workers == "auto" else max(1, math.ceil(workers * cpus_per_worker))
         self._session = RaySession(address, cpus=cpus, worker_output=worker_output)
         self._ray = self._session.ray
@@ -146,7 +143,8 @@ class RayPool:
         """
         give_up = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
         finished: list[Finished] = []
-        self._look()
+        if not (self._running or self._waiting):
+            self._look()
         while (self._running or self._waiting) and not finished and self._crew.failure is None:
             self._receive(finished, until=min(give_up, self._next_deadline(), self._look_at))
             self._expire(finished)
@@ -172,12 +170,16 @@ class RayPool:
         self._session.close()
 
     def _look(self) -> None:
-        """Now and then, follow the cluster: have as many workers as this pool's share."""
+        """Now and then, see whether Ray lives, and follow the cluster: have as many workers as this pool's share."""
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + LOOK_EVERY_SECONDS
-        share = self._session.share(self._demand)
-        if share:  # no node has room: keep what there is waiting for one that has
+        if not self._session.node_is_alive():  # what is waited for would never come
+            self._crew.failure = WorkersFailed(
+                "Ray's process on this machine (the raylet) has died, perhaps for want of memory; run the same command "
+                "again to continue"
+            )
+        elif share := self._session.share(self._demand):  # 0: keep what there is waiting for a node with room
             self._crew.resize(share)
 
     def _dispatch(self) -> None:
@@ -191,27 +193,12 @@ class RayPool:
     def _receive(self, finished: list[Finished], *, until: float) -> None:
         """Wait, at the latest ``until`` (monotonic seconds), for one call to come back or one worker to be ready."""
         timeout = None if until == math.inf else max(0.0, until - time.monotonic())
-        soon = LOOK_EVERY_SECONDS if timeout is None else min(timeout, LOOK_EVERY_SECONDS)
-        ready, _ = self._ray.wait([*self._running, *self._crew.starting], num_returns=1, timeout=soon)
-        if not ready:
-            self._look_after_ray()
+        ready, _ = self._ray.wait([*self._running, *self._crew.starting], num_returns=1, timeout=timeout)
         for reference in ready:
             if reference in self._running:
                 finished.append(self._settle(reference))
             else:
                 self._crew.welcome(reference)
-
-    def _look_after_ray(self) -> None:
-        """Fail if Ray's own process on this machine is gone: what is waited for would never come."""
-        now = time.monotonic()
-        if now - self._looked < LOOK_EVERY_SECONDS:
-            return
-        self._looked = now
-        if not self._session.node_is_alive():
-            self._crew.failure = WorkersFailed(
-                "Ray's process on this machine (the raylet) has died, perhaps for want of memory; run the same command "
-                "again to continue"
-            )
 
     def _settle(self, reference: Any) -> Finished:
         """Take the outcome of a call that has come back; its worker is idle again, or dead and replaced."""
