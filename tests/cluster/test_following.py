@@ -1,6 +1,7 @@
 """A pool follows its cluster: on a Ray without processes, whose nodes and other pools a test moves as it likes."""
 
 import itertools
+import sys
 from types import SimpleNamespace
 
 import cloudpickle
@@ -102,6 +103,7 @@ def cluster(monkeypatch):
     """A cluster of one node with four CPUs; a pool looks at it whenever it waits."""
     monkeypatch.setattr(ray_pool, "LOOK_EVERY_SECONDS", 0.0)
     ray = FakeRay(4)
+    monkeypatch.setitem(sys.modules, "ray", ray)  # the real one keeps the first token that it sees in a process
     monkeypatch.setattr(ray_pool, "RaySession", lambda *_, **__: FakeSession(ray))
     return ray
 

@@ -114,7 +114,8 @@ def test_jobs_are_found_by_id_and_by_search():
     ("address", "expected"),
     [("head:8265", "URL of the cluster's dashboard"), ("http://127.0.0.1:9", "does the head run")],
 )
-def test_addresses_without_a_cluster(address, expected):
+def test_addresses_without_a_cluster(address, expected, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "some")  # Ray keeps for a process whether there was one
     before = dict(os.environ)
     with pytest.raises(JobsError, match=expected) as error:
         Jobs(address)
