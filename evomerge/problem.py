@@ -160,10 +160,9 @@ def prepare(
     elif isinstance(file.space, ParameterSpaceSettings):
         space = make_space(file, pinned, layers=checkpoints[0].layers)
     else:
-        from evomerge.path_spaces import check_paths, make_path_space
+        from evomerge.path_spaces import make_path_space
 
-        space = make_path_space(file, file.space, pinned, layers=checkpoints[0].layers, first=first)
-        check_paths(space, checkpoints)
+        space = make_path_space(file, file.space, pinned, checkpoints, first=first)
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)

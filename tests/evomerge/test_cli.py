@@ -33,8 +33,8 @@ OPTIONS = {
     "front": {"--predicted", "--portfolio", "--storage", "--json"},
     "show": {"--storage", "--json"},
     "report": {"--storage", "--output", "-o"},
-    "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--storage"},
-    "merge": {"--to"},
+    "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--storage"},
+    "merge": {"--to", "--dtype"},
     "evaluate": {
         "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
         "--allow-code-execution", "--limit", "--num-fewshot", "--apply-chat-template", "--dtype", "--json"
@@ -154,6 +154,7 @@ def test_prefer_picks_along_the_front(run, storage, tmp_path):
         (("show", "fake", "-1"), "No such option"),
         (("show", "fake", "worst"), "expected a number or 'best'"),
         (("export", "fake", "--to", "x", "--best", "--candidate", "1"), "give one of"),
+        (("export", "fake", "--to", "x", "--dtype", "int8"), "expected one of float32, bfloat16, float16"),
         (("export", "fake", "--to", "x", "--rank", "4"), "--rank is of adapters"),
         (("export", "fake", "--to", "x", "--format", "gguf"), "expected one of checkpoint, adapter, mergekit, recipe"),
         (("export", "fake", "--to", "x", "--prefer", "third=1"), "no objective 'third'"),
