@@ -1,8 +1,8 @@
 """How calls reach workers: the contract that every pool keeps.
 
-A pool owns workers, each made by a factory on the machine where it runs, and alive until the pool closes or leaves its
-place to another pool. A call is one method of a worker with JSON-like or picklable arguments. It always comes back
-exactly once, as one of four outcomes; a pool never raises for what happens inside a worker.
+A pool owns a fixed number of workers, each made by a factory on the machine where it runs, and alive until the
+pool closes. A call is one method of a worker with JSON-like or picklable arguments. It always comes back exactly
+once, as one of four outcomes; a pool never raises for what happens inside a worker.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Pool(Protocol):
 
     @property
     def workers(self) -> int:
-        """Number of workers; on a cluster it may change while the pool waits."""
+        """Number of workers."""
 
     @property
     def free(self) -> int:

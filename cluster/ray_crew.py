@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from cluster.calls import factory_failed
 from cluster.pool import Raised, WorkersFailed
 from cluster.ray_worker import WorkerHost
-from cluster.sharing import Demand
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +34,11 @@ class Crew:
     A line whose actors die one after another before they finish a call is given up. The crew has failed when no line
     is left, or when the factory raises before any worker was ever ready: it would raise everywhere.
 
-    The number of lines follows `resize`. A line that is one too many ends when its actor has no call.
-
     Args:
         ray: the module, connected.
         factory: the pickled factory.
-        size: number of lines at first.
-        demand: what each actor reserves, and how it is called.
+        size: number of lines.
+        cpus, gpus: what each actor reserves.
         max_restarts: how many replacements in a row may die before they finish a call.
 
     Attributes:
@@ -52,42 +48,21 @@ class Crew:
         failure: why the crew has failed, or None.
     """
 
-    def __init__(self, ray: Any, factory: bytes, *, size: int, demand: Demand, max_restarts: int) -> None:
+    def __init__(self, ray: Any, factory: bytes, *, size: int, cpus: float, gpus: float, max_restarts: int) -> None:
         self.starting: dict[Any, Actor] = {}
         self.idle: list[Actor] = []
-        self.lines = 0
+        self.lines = size
         self.failure: WorkersFailed | None = None
         self._ray = ray
         self._factory = factory
         self._max_restarts = max_restarts
-        self._demand = demand
-        self._numbers = itertools.count()
+        self._threads = max(1, int(cpus))
         self._any_ready = False
-        self._given_up = 0
-        self._target = 0
         self._actor_class = ray.remote(WorkerHost).options(
-            num_cpus=demand.cpus, num_gpus=demand.gpus, max_restarts=0, max_task_retries=0
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )
-        self.resize(size)
-
-    def resize(self, size: int) -> None:
-        """Have ``size`` lines, less those that were given up: start some, or end some, now or after their calls."""
-        self._target = max(0, size - self._given_up)
-        while self.lines < self._target:
-            self.lines += 1
+        for _ in range(size):
             self._start(deaths=0)
-        while self.lines > self._target and self.starting:
-            _, actor = self.starting.popitem()
-            self._end(actor)
-        while self.lines > self._target and self.idle:
-            self._end(self.idle.pop(0))
-
-    def rest(self, actor: Actor) -> None:
-        """Take ``actor``, which has no call now: it is idle, or its line is one too many."""
-        if self.lines > self._target:
-            self._end(actor)
-        else:
-            self.idle.append(actor)
 
     def welcome(self, reference: Any) -> None:
         """Take the actor whose start (a key of `starting`) has come to an end: it is idle, or has failed."""
@@ -99,7 +74,7 @@ class Crew:
             return
         if problem is None:
             self._any_ready = True
-            self.rest(actor)
+            self.idle.append(actor)
         elif not self._any_ready:
             self.failure = factory_failed(problem)
         else:
@@ -109,17 +84,12 @@ class Crew:
     def bury(self, actor: Actor, message: str) -> None:
         """Replace ``actor``, which is dead for the reason in ``message``, or give its line up."""
         deaths = 0 if actor.proven else actor.deaths + 1
-        if self.lines > self._target:
-            self.lines -= 1
-            return
         if deaths <= self._max_restarts:
             logger.info("a worker died and is replaced: %s", message)
             self._start(deaths=deaths)
             return
         logger.warning("a worker died %d times in a row before it finished a call and is given up", deaths)
         self.lines -= 1
-        self._given_up += 1
-        self._target -= 1
         if not self.lines:
             self.failure = WorkersFailed(
                 f"no worker is left: each died {deaths} times in a row before it finished a call; the last: {message}"
@@ -134,14 +104,8 @@ class Crew:
         """End the process of ``actor``, whatever it does."""
         self._ray.kill(actor.handle, no_restart=True)
 
-    def _end(self, actor: Actor) -> None:
-        """End a line with its actor."""
-        self.kill(actor)
-        self.lines -= 1
-
     def _start(self, *, deaths: int) -> None:
-        name = self._demand.actor_name(next(self._numbers))
-        handle = self._actor_class.options(name=name).remote(max(1, int(self._demand.cpus)))
+        handle = self._actor_class.remote(self._threads)
         self.starting[handle.start.remote(self._factory)] = Actor(handle, deaths)
 
 

@@ -3,9 +3,6 @@
 An actor gets its first call when its worker is ready, so a call's clock never counts imports. A call that finds no
 worker ready (they are starting, or a node is gone) waits in the pool and goes to the first that is. An actor that
 dies loses the call it had, nothing else, and is replaced (`cluster.ray_crew` says until when).
-
-The number of workers follows the cluster: nodes that join or leave, and other pools, with whom it is shared fairly
-(`cluster.sharing`). A call is never broken off for that.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -24,11 +20,10 @@ from cluster.calls import raised
 from cluster.pool import Call, CallOutcome, Finished, Lost, TimedOut, WorkerFactory, WorkersFailed
 from cluster.ray_crew import Actor, Crew, one_line
 from cluster.ray_session import RaySession
-from cluster.sharing import Demand
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_SECONDS = 5.0  # whether Ray itself is alive, which nodes there are, and which other pools
+LOOK_EVERY_SECONDS = 5.0  # whether Ray itself is alive, while no call comes back
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class RayPool:
 
     Args:
         factory: makes a worker, in the worker's process; anything that cloudpickle can pickle.
-        workers: how many at most; ``"auto"`` for as many as the cluster has room for.
+        workers: how many; ``"auto"`` for as many as fit on the cluster's nodes.
         cpus_per_worker: CPUs that each reserves; its numerical libraries use as many threads (at least one).
         gpus_per_worker: GPUs that each reserves and sees; may be a fraction.
         address: the cluster; see `RaySession`.
@@ -90,25 +85,29 @@ class RayPool:
         self._running: dict[Any, _Running] = {}  # by the reference of the result
         self._tickets = itertools.count()
         self._closed = False
+        self._looked = time.monotonic()
         cpus = None if workers == "auto" else max(1, math.ceil(workers * cpus_per_worker))
         self._session = RaySession(address, cpus=cpus, worker_output=worker_output)
         self._ray = self._session.ray
         try:
             room = self._session.capacity(cpus=cpus_per_worker, gpus=gpus_per_worker)
-            _check_room(workers, room, cpus_per_worker, gpus_per_worker)
-            most = None if workers == "auto" else workers
-            self._demand = Demand(secrets.token_hex(4), cpus_per_worker, gpus_per_worker, most)
-            size, pickled = self._session.share(self._demand), self._pickled("factory", factory)
-            self._crew = Crew(self._ray, pickled, size=size, demand=self._demand, max_restarts=max_restarts)
-            self._look_at = time.monotonic() + LOOK_EVERY_SECONDS
+            self._workers = _how_many(workers, room, cpus_per_worker, gpus_per_worker)
+            self._crew = Crew(
+                self._ray,
+                self._pickled("factory", factory),
+                size=self._workers,
+                cpus=cpus_per_worker,
+                gpus=gpus_per_worker,
+                max_restarts=max_restarts,
+            )
         except BaseException:
             self._session.close()
             raise
 
     @property
     def workers(self) -> int:
-        """Number of workers now."""
-        return self._crew.lines
+        """Number of workers."""
+        return self._workers
 
     @property
     def free(self) -> int:
@@ -128,7 +127,7 @@ class RayPool:
         if self._crew.failure is not None:
             raise self._crew.failure
         if not self.free:
-            raise RuntimeError(f"submit: all {self.workers} workers are busy; call wait() first")
+            raise RuntimeError(f"submit: all {self._workers} workers are busy; call wait() first")
         payload = self._pickled(f"arguments of {call.method}", (call.method, call.arguments))
         ticket = next(self._tickets)
         self._waiting.append(_Waiting(ticket, payload, call.timeout_seconds))
@@ -143,12 +142,9 @@ class RayPool:
         """
         give_up = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
         finished: list[Finished] = []
-        if not (self._running or self._waiting):
-            self._look()
         while (self._running or self._waiting) and not finished and self._crew.failure is None:
-            self._receive(finished, until=min(give_up, self._next_deadline(), self._look_at))
+            self._receive(finished, until=min(give_up, self._next_deadline()))
             self._expire(finished)
-            self._look()
             self._dispatch()
             if time.monotonic() >= give_up:
                 break
@@ -169,19 +165,6 @@ class RayPool:
         self._waiting.clear()
         self._session.close()
 
-    def _look(self) -> None:
-        """Now and then, see whether Ray lives, and follow the cluster: have as many workers as this pool's share."""
-        if time.monotonic() < self._look_at:
-            return
-        self._look_at = time.monotonic() + LOOK_EVERY_SECONDS
-        if not self._session.node_is_alive():  # what is waited for would never come
-            self._crew.failure = WorkersFailed(
-                "Ray's process on this machine (the raylet) has died, perhaps for want of memory; run the same command "
-                "again to continue"
-            )
-        elif share := self._session.share(self._demand):  # 0: keep what there is waiting for a node with room
-            self._crew.resize(share)
-
     def _dispatch(self) -> None:
         """Give waiting calls to idle workers."""
         while self._waiting and self._crew.idle:
@@ -193,12 +176,27 @@ class RayPool:
     def _receive(self, finished: list[Finished], *, until: float) -> None:
         """Wait, at the latest ``until`` (monotonic seconds), for one call to come back or one worker to be ready."""
         timeout = None if until == math.inf else max(0.0, until - time.monotonic())
-        ready, _ = self._ray.wait([*self._running, *self._crew.starting], num_returns=1, timeout=timeout)
+        soon = LOOK_EVERY_SECONDS if timeout is None else min(timeout, LOOK_EVERY_SECONDS)
+        ready, _ = self._ray.wait([*self._running, *self._crew.starting], num_returns=1, timeout=soon)
+        if not ready:
+            self._look_after_ray()
         for reference in ready:
             if reference in self._running:
                 finished.append(self._settle(reference))
             else:
                 self._crew.welcome(reference)
+
+    def _look_after_ray(self) -> None:
+        """Fail if Ray's own process on this machine is gone: what is waited for would never come."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY_SECONDS:
+            return
+        self._looked = now
+        if not self._session.node_is_alive():
+            self._crew.failure = WorkersFailed(
+                "Ray's process on this machine (the raylet) has died, perhaps for want of memory; run the same command "
+                "again to continue"
+            )
 
     def _settle(self, reference: Any) -> Finished:
         """Take the outcome of a call that has come back; its worker is idle again, or dead and replaced."""
@@ -208,7 +206,7 @@ class RayPool:
             self._crew.bury(run.actor, outcome.message)
         else:
             run.actor.proven = True
-            self._crew.rest(run.actor)
+            self._crew.idle.append(run.actor)
         return Finished(run.ticket, outcome)
 
     def _outcome(self, reference: Any) -> CallOutcome:
@@ -258,12 +256,15 @@ def _check_needs(workers: int | str, cpus: float, gpus: float, max_restarts: int
         raise ValueError(f"max_restarts: expected at least 0, got {max_restarts}")
 
 
-def _check_room(workers: int | Literal["auto"], room: int, cpus: float, gpus: float) -> None:
-    """Refuse workers for whom no node has ``room``; say so when they will not all run at once."""
+def _how_many(workers: int | Literal["auto"], room: int, cpus: float, gpus: float) -> int:
+    """Return the number of workers to start where ``room`` fit; says so when they will not all run at once."""
     if not room:
         raise ValueError(
             f"cpus_per_worker, gpus_per_worker: no node of the cluster has {cpus:g} CPUs and {gpus:g} GPUs "
             "for a worker; ask for less, or start a node that has them"
         )
-    if workers != "auto" and workers > room:
+    if workers == "auto":
+        return room
+    if workers > room:
         logger.warning("the cluster has room for %d of %d workers; the rest start when there is more", room, workers)
+    return workers

@@ -23,13 +23,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cluster.ray_environment import RAY_SETS, environment, ray_settings
-from cluster.sharing import Demand, demands_of, room_on_node, shares
 
 # Weights never pass through Ray's object store; scores do, and they are small. Ray refuses less than 75 MiB.
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -83,20 +82,6 @@ class RaySession:
         """Return how many workers of ``cpus`` CPUs and ``gpus`` GPUs each fit on the nodes that are there now."""
         return sum(room_on_node(offers, cpus=cpus, gpus=gpus) for offers in self._offers())
 
-    def share(self, demand: Demand) -> int:
-        """Return how many of its workers a pool may have now, beside the other pools on the cluster's nodes.
-
-        0 while no node has room for one.
-        """
-        nodes = self._offers()
-
-        def room(wanted: Demand) -> int:
-            return sum(room_on_node(offers, cpus=wanted.cpus, gpus=wanted.gpus) for offers in nodes)
-
-        names = [actor["name"] for actor in self.ray.util.list_named_actors(all_namespaces=True)]
-        demands = sorted({demand, *demands_of(names)})
-        return shares(demands, room)[demand.pool] if room(demand) else 0
-
     def gpus(self) -> float:
         """Return the number of GPUs on the nodes that are there now."""
         return sum(offers.get("GPU", 0.0) for offers in self._offers())
@@ -125,6 +110,13 @@ class RaySession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def room_on_node(offers: Mapping[str, float], *, cpus: float, gpus: float) -> int:
+    """Return how many workers of ``cpus`` CPUs and ``gpus`` GPUs each fit where ``offers`` are; one need is above 0."""
+    # 0.1 CPU fits ten times into one, whatever binary floats say.
+    needs = {"CPU": cpus, "GPU": gpus}
+    return min(int(offers.get(kind, 0.0) / need + 1e-9) for kind, need in needs.items() if need > 0)
 
 
 def _check_head(address: str) -> None:

@@ -64,7 +64,7 @@ class Machine:
     """What workers of a search run on: this machine, or the cluster that RAY_ADDRESS names.
 
     Attributes:
-        workers: how many; on a cluster as many as it has room for, were this search alone.
+        workers: how many; on a cluster as many as its nodes have room for.
         gpus: what each worker reserves.
     """
 
@@ -260,7 +260,7 @@ def open_pool(cluster: ClusterSettings, problem: Problem, machine: Machine) -> I
         try:
             pool = RayPool(
                 spec,
-                workers=cluster.workers if _on_cluster(cluster) else machine.workers,  # a cluster may grow
+                workers=cluster.workers if _on_cluster(cluster) else machine.workers,
                 cpus_per_worker=cluster.cpus_per_worker,
                 gpus_per_worker=machine.gpus,
             )

@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.ray_session import RaySession
-from cluster.sharing import room_on_node
+from cluster.ray_session import RaySession, room_on_node
 
 ROOT = Path(__file__).parents[2]
 

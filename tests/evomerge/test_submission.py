@@ -1,4 +1,4 @@
-"""What travels to a cluster and what is refused; jobs themselves are tried in tests/integration/test_jobs.py."""
+"""What travels to a cluster and what is refused."""
 
 import os
 
