@@ -25,6 +25,7 @@ COMMANDS = (  # in the order of `evomerge --help`
     reading.front,
     reading.show,
     reading.report,
+    reading.dashboard,
     models.export,
     models.merge,
     models.evaluate,

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evaluators.objective import EvaluationSettings
 from evaluators.objective_kinds import AnyObjective, Distance
 from evomerge.errors import BadSearch
+from evomerge.foreign import parse_yaml
 from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
 from evomerge.preferences import PreferenceSettings, aim_of
 from search_spaces.courses import CourseSettings
@@ -219,13 +219,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
         BadSearch: it cannot be read, is not YAML, or holds something else.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadSearch(f"{path}: no such file; `evomerge init` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadSearch(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise BadSearch(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise BadSearch(f"{path}: {error}") from None
     if not isinstance(value, dict):
         raise BadSearch(f"{path}: expected a mapping of sections (name, sources, objectives, ...), got {_kind(value)}")
     return value

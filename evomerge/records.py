@@ -19,7 +19,7 @@ Split = Literal["search", "validation", "test"]
 State = Literal["waiting", "measured", "stopped", "failed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Measured:
     """One objective of one evaluation: the numbers without the documents."""
 
@@ -28,7 +28,7 @@ class Measured:
     tie_break: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EvaluationRecord:
     """One evaluation as recorded: scores by objective name, or a failure.
 
@@ -55,7 +55,7 @@ class EvaluationRecord:
         return None if self.failure else np.array([self.scores[name].value for name in objectives])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CandidateRecord:
     """One candidate as recorded. `evaluations` holds the latest per split."""
 

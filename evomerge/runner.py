@@ -168,7 +168,10 @@ def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) 
     watcher.say(f"the search stops: {search.run()}")
     conclude(search)
     watcher.say("writing the Optuna view")
-    optuna_view.sync(Results.of(record))
+    try:
+        optuna_view.sync(Results.of(record))
+    except OSError as error:  # the record is whole, and the same command tries again
+        raise NotEnoughRoom(f"the Optuna view cannot be written: {error}; make room and run it again") from None
 
 
 def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:

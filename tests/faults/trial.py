@@ -319,7 +319,9 @@ class Trial:
         """The same search again, beside the first."""
         first, self.driver = self.driver, Driver(self)
         second = self.driver
-        self._end_driver({2} if first.status is None else {0, 2})
+        self._end_driver({0, 2})
+        if second.process.returncode == 0 and first.status is None:
+            self.report.wrong.append("a second driver ran beside the first")
         if second.process.returncode == 2 and "is being run by another process" not in second.text:
             self.report.wrong.append(f"a second driver is not told of the first: {second.text[-500:]}")
         self.driver = first
