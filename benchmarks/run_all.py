@@ -26,6 +26,7 @@ NAMES = (
     "demo_quality",
     "scale",
     "chaos",
+    "data_flow",
 )
 
 

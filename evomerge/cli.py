@@ -21,6 +21,7 @@ COMMANDS = (  # in the order of `evomerge --help`
     reading.front,
     reading.show,
     reading.report,
+    reading.dashboard,
     models.export,
     models.merge,
     models.evaluate,

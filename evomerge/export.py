@@ -8,10 +8,11 @@ from typing import get_args
 
 from pydantic import ValidationError
 
+from evaluators.objective_kinds import AnyObjective
 from evomerge.card import plain_card, search_card
 from evomerge.config import explain
 from evomerge.errors import BadRecipe, BadSearch
-from evomerge.preferences import ConstraintSettings, parse_prefer
+from evomerge.preferences import ConstraintSettings, PreferenceSettings, parse_prefer
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.selection import Chooser
@@ -35,21 +36,28 @@ def choose(results: Results, *, candidate: int | None, best: bool, prefer: str |
 
 
 def _preferred(results: Results, prefer: str) -> CandidateRecord:
-    """Return the front's best candidate under another preference, on validation documents as far as they were
-    measured."""
     objectives, preference = parse_prefer(prefer, results.objectives)
-    chooser = Chooser.of(objectives, results.candidates.of_origin("seed"), preference)
-    measured = [c for c in results.front if c.values("validation", chooser.names) is not None]
-    split: Split = "validation" if measured else "search"
-    chosen = chooser.best(measured or results.front, split)
+    chosen, split = preferred(results, objectives, preference)
     if chosen is None:
         raise BadSearch(f"search {results.record.name!r} has no front yet; run it first")
-    if chooser.number(chosen, split) <= -1.0 and isinstance(preference, ConstraintSettings):
+    number = Chooser.of(objectives, results.candidates.of_origin("seed"), preference).number(chosen, split)
+    if number <= -1.0 and isinstance(preference, ConstraintSettings):
         raise BadSearch(
             f"--prefer {prefer!r}: no candidate of the front keeps these limits on {split} documents; `evomerge front "
             f"{results.record.name}` shows what there is"
         )
     return chosen
+
+
+def preferred(
+    results: Results, objectives: tuple[AnyObjective, ...], preference: PreferenceSettings
+) -> tuple[CandidateRecord | None, Split]:
+    """Return the front's best candidate under another preference, and the documents that decide: validation documents
+    if any of the front was measured on them, then those candidates alone are compared; else search documents."""
+    chooser = Chooser.of(objectives, results.candidates.of_origin("seed"), preference)
+    measured = [c for c in results.front if c.values("validation", chooser.names) is not None]
+    split: Split = "validation" if measured else "search"
+    return chooser.best(measured or results.front, split), split
 
 
 def export(

@@ -59,6 +59,11 @@ class Store:
         query = sa.select(searches).order_by(searches.c.id)
         return [_search_row(row) for row in self.database.read(lambda c: c.execute(query).all())]
 
+    def names(self) -> list[str]:
+        """Return the names of all searches, the oldest first."""
+        query = sa.select(searches.c.name).order_by(searches.c.id)
+        return list(self.database.read(lambda c: c.execute(query).scalars().all()))
+
     def search(self, name: str) -> SearchRecord:
         """Return the search called ``name``.
 

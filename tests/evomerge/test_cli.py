@@ -28,6 +28,7 @@ OPTIONS = {
     "status": {"--storage", "--json"},
     "front": {"--predicted", "--portfolio", "--storage", "--json"},
     "show": {"--storage", "--json"},
+    "dashboard": {"--storage", "--host", "--port", "--token"},
     "report": {"--storage", "--output", "-o"},
     "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--storage"},
     "merge": {"--to", "--dtype"},
