@@ -45,7 +45,7 @@ from search_spaces.path_space import PathSpace
 from search_spaces.recipe import Recipe
 
 SEEDS, EVALUATIONS = (10, 11, 12), 100
-ROUNDS, CANDIDATES = 60, 20
+ROUNDS, CANDIDATES = 40, 10
 MODELS = ["expert-language", "expert-add", "expert-sort", "expert-reverse"]
 MERGE = {"operator": "task_arithmetic", "layer_groups": 2}
 SPACES: dict[str, tuple[dict[str, Any], str]] = {
@@ -102,7 +102,7 @@ def overhead() -> None:
     table = {}
     for name, shape in {
         "demo (64 wide)": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6},
-        "512 wide": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8},
+        "256 wide": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8},
     }.items():
         config = transformers.LlamaConfig(vocab_size=256, num_attention_heads=8, **shape)
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -129,7 +129,7 @@ def overhead() -> None:
             f"overhead of {key}": medians[key] / medians["plain"] - 1.0 for key in paths if key != "plain"
         }
         print(name, table[name], flush=True)
-    save("data_flow_overhead", {"rounds": ROUNDS, "tokens": 32 * 24, "models": table})
+        save("data_flow_overhead", {"rounds": ROUNDS, "tokens": 32 * 24, "models": table})
 
 
 def random_recipes(space: PathSpace) -> list[Recipe]:

@@ -27,6 +27,7 @@ NAMES = (
     "demo_quality",
     "scale",
     "chaos",
+    "data_flow",
 )
 
 

@@ -147,7 +147,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         adapter = (path / "adapter_config.json").is_file()
-        hint = "; it holds an adapter, which can be an expert beside its base" if adapter else ""
+        hint = "; it holds a LoRA adapter, which can be an expert beside its base" if adapter else ""
         raise BadSource(f"{path}: there is no config.json, so this is not a model folder{hint}")
     try:
         config = read_json(file)
