@@ -6,13 +6,33 @@ Every error is a `ValueError` (or the `OSError` of the file); the text is one li
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from evomerge.errors import BadSearch
+
 MOST_YAML_NODES = 100_000  # with every alias written out
 TOO_DEEP = "nested too deeply"
+
+
+@contextmanager
+def a_row() -> Iterator[None]:
+    """Around what reads a row of a record (or as a decorator): a row that evomerge did not write is a user's mistake.
+
+    Raises:
+        BadSearch: the row cannot be read.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        text = (str(error).splitlines() or [""])[0]
+        raise BadSearch(
+            f"a row of the record is damaged ({type(error).__name__}: {text}); was it changed by hand?"
+        ) from None
 
 
 def read_json(file: Path) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators.evaluation import Cost, Failure, Floats, Stop
+from evomerge.foreign import a_row
 from search_spaces.genes import Genome
 from search_spaces.recipe import Recipe
 
@@ -125,6 +126,7 @@ def pack_scores(values: npt.NDArray[np.float64]) -> bytes:
     return _FLOATS + values.astype("<f4").tobytes()
 
 
+@a_row()
 def unpack_scores(data: bytes) -> npt.NDArray[np.float64]:
     """Read what `pack_scores` wrote, (documents,) float64."""
     if data[:1] == _BITS:

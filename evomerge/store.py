@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from evaluators.evaluation import Cost, Evaluation, Failure, FailureKind, Floats, Outcome, Stop
 from evomerge.database import Database
 from evomerge.errors import BadSearch
+from evomerge.foreign import a_row
 from evomerge.records import (
     CandidateRecord,
     EvaluationRecord,
@@ -291,6 +292,7 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
+@a_row()
 def _search_row(row: Any) -> SearchRow:
     return SearchRow(
         id=row.id,
@@ -302,6 +304,7 @@ def _search_row(row: Any) -> SearchRow:
     )
 
 
+@a_row()
 def _candidate_record(row: Any, found: dict[Split, EvaluationRecord]) -> CandidateRecord:
     return CandidateRecord(
         id=row["id"],
@@ -318,6 +321,7 @@ def _candidate_record(row: Any, found: dict[Split, EvaluationRecord]) -> Candida
     )
 
 
+@a_row()
 def _evaluation_record(row: Any, measured: dict[str, Measured]) -> EvaluationRecord:
     cost = Cost(**json.loads(row["cost"]))
     kind = row["failure_kind"]

@@ -294,7 +294,7 @@ class Trial:
             self.disk.empty()
             self._goes_on()
             return
-        if self.driver.status == 2 and "disk" not in self.driver.text:
+        if self.driver.status == 2 and not any(text in self.driver.text for text in ("disk", "No space left")):
             self.report.wrong.append(f"a full disk is not named: {self.driver.text[-500:]}")
         self._end_driver({0, 2})
         self.disk.empty()

@@ -197,6 +197,13 @@ def test_names_with_markup_are_text_in_the_report(record, tmp_path):
     [
         ("update candidates set recipe = ?", DEEP_JSON),
         ("update candidates set recipe = ?", '{"sources": [{"path": "../../etc"}]}'),
+        ("update candidates set genome = ?", b"\x80\x04\x95not a pickle that anybody reads."),
+        ("update candidates set parents = ?", DEEP_JSON),
+        ("update evaluations set cost = ?", DEEP_JSON),
+        ("update evaluations set stopped = ?", '{"a": 1}'),
+        ("update searches set file = ?", "[]"),
+        ("update searches set plan = ?", DEEP_JSON),
+        ("update scores set documents = ?", b"f\x01"),
     ],
 )
 def test_rows_that_nobody_wrote(record, statement, value):
