@@ -9,6 +9,7 @@ from pathlib import Path
 NAMES = (
     "footprint",
     "candidate_cost",
+    "dashboard",
     "evaluation",
     "merge_bandwidth",
     "operator_cost",
