@@ -24,6 +24,8 @@ NAMES = (
     "natural_niches_digits",
     "natural_niches_experts",
     "demo_quality",
+    "scale",
+    "chaos",
 )
 
 

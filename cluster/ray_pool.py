@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.calls import raised
-from cluster.pool import Call, CallOutcome, Finished, Lost, TimedOut, WorkerFactory
+from cluster.pool import Call, CallOutcome, Finished, Lost, TimedOut, WorkerFactory, WorkersFailed
 from cluster.ray_crew import Actor, Crew, one_line
 from cluster.ray_session import RaySession
 
 logger = logging.getLogger(__name__)
+
+LOOK_EVERY_SECONDS = 5.0  # whether Ray itself is alive, while no call comes back
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class RayPool:
         self._running: dict[Any, _Running] = {}  # by the reference of the result
         self._tickets = itertools.count()
         self._closed = False
+        self._looked = time.monotonic()
         cpus = None if workers == "auto" else max(1, math.ceil(workers * cpus_per_worker))
         self._session = RaySession(address, cpus=cpus, worker_output=worker_output)
         self._ray = self._session.ray
@@ -135,7 +138,7 @@ class RayPool:
         """Return the calls that have come back, waiting for at least one; empty after the time-out or with none out.
 
         Raises:
-            WorkersFailed: the factory raises, or every worker has been given up.
+            WorkersFailed: the factory raises, every worker has been given up, or Ray has died on this machine.
         """
         give_up = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
         finished: list[Finished] = []
@@ -173,12 +176,27 @@ class RayPool:
     def _receive(self, finished: list[Finished], *, until: float) -> None:
         """Wait, at the latest ``until`` (monotonic seconds), for one call to come back or one worker to be ready."""
         timeout = None if until == math.inf else max(0.0, until - time.monotonic())
-        ready, _ = self._ray.wait([*self._running, *self._crew.starting], num_returns=1, timeout=timeout)
+        soon = LOOK_EVERY_SECONDS if timeout is None else min(timeout, LOOK_EVERY_SECONDS)
+        ready, _ = self._ray.wait([*self._running, *self._crew.starting], num_returns=1, timeout=soon)
+        if not ready:
+            self._look_after_ray()
         for reference in ready:
             if reference in self._running:
                 finished.append(self._settle(reference))
             else:
                 self._crew.welcome(reference)
+
+    def _look_after_ray(self) -> None:
+        """Fail if Ray's own process on this machine is gone: what is waited for would never come."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY_SECONDS:
+            return
+        self._looked = now
+        if not self._session.node_is_alive():
+            self._crew.failure = WorkersFailed(
+                "Ray's process on this machine (the raylet) has died, perhaps for want of memory; run the same command "
+                "again to continue"
+            )
 
     def _settle(self, reference: Any) -> Finished:
         """Take the outcome of a call that has come back; its worker is idle again, or dead and replaced."""

@@ -42,6 +42,8 @@ _RAY_SETS = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")
 # Ray keeps trying an address where nobody listens for many minutes.
 HEAD_ANSWERS_WITHIN_SECONDS = 10.0
 
+NOT_STARTED = "Ray did not start on this machine"
+
 
 class RaySession:
     """An open connection to Ray. Leave the context, or call `close`, to end it.
@@ -54,7 +56,7 @@ class RaySession:
 
     Raises:
         ValueError: ``address`` is not of that form; URLs are for submitting jobs.
-        ConnectionError: there is no cluster at ``address``.
+        ConnectionError: there is no cluster at ``address``, or a private one does not start.
     """
 
     def __init__(self, address: str | None = None, *, cpus: int | None = None, worker_output: bool = False) -> None:
@@ -73,13 +75,24 @@ class RaySession:
         try:
             with _callers_signal_handlers(), _environment(_private_only(where)):
                 self.ray.init(logging_level=logging.ERROR, **options)
-        except BaseException:
+        except BaseException as error:
             self._undo.close()
+            if where == "local" and isinstance(error, Exception):
+                text = " ".join(str(error).split())
+                raise ConnectionError(
+                    f"{NOT_STARTED}: {text} Is the machine overloaded or short of memory? Run the same command again"
+                ) from error
             raise
 
     def capacity(self, *, cpus: float, gpus: float) -> int:
         """Return how many workers of ``cpus`` CPUs and ``gpus`` GPUs each fit on the nodes that are there now."""
         return sum(room_on_node(node["Resources"], cpus=cpus, gpus=gpus) for node in self.ray.nodes() if node["Alive"])
+
+    def node_is_alive(self) -> bool:
+        """Whether Ray's process on this machine lives. Without it no worker can be started; the cluster notices its
+        death after about 15 s."""
+        mine = self.ray.get_runtime_context().get_node_id()
+        return any(node["NodeID"] == mine and node["Alive"] for node in self.ray.nodes())
 
     def close(self) -> None:
         """End the connection if this session opened it, and with it a private cluster. Safe to call twice."""

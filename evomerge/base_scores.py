@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from evaluators.evaluation import Documents, Evaluation, Failure, Floats, Outcome, Score
 from evaluators.objective_kinds import NEEDS_BASE, AnyObjective, Distance, Forgetting
 from evomerge.errors import BadSearch
-from search_spaces.operators import Linear
-from search_spaces.recipe import Block, Blocks, Recipe
+from search_spaces.recipe import Recipe, alone
 
 if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
@@ -34,9 +33,7 @@ class Base:
 
     def recipe(self, like: Recipe) -> Recipe:
         """Return the base itself as a recipe over the sources of ``like``."""
-        one_hot = tuple(float(i == self.position) for i in range(len(like.sources)))
-        alone = Block(layers=(0, self.checkpoints[self.position].layers), operator=Linear(weights=one_hot))
-        return Recipe.model_validate(like.model_dump() | {"body": Blocks(blocks=(alone,)).model_dump()})
+        return Recipe.model_validate(dict(like) | {"body": alone(self.position, len(like.sources))})
 
 
 class BaseScores:

@@ -12,10 +12,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evaluators.objective import EvaluationSettings
-from evaluators.objective_kinds import AnyObjective
+from evaluators.objective_kinds import AnyObjective, Distance
 from evomerge.errors import BadSearch
 from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
 from evomerge.preferences import PreferenceSettings, aim_of
+from search_spaces.courses import CourseSettings
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
 from search_spaces.spaces import SpaceSettings
@@ -144,6 +145,13 @@ class SearchFile(_Section):
                 raise ValueError(f"optimizer.kind: {self.optimizer.kind} cannot search mosaics; use {breeders}")
             if self.baselines.random_search:
                 raise ValueError("baselines.random_search: mosaics cannot be drawn evenly; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _paths_have_no_distance(self) -> SearchFile:
+        paths = isinstance(self.space, CourseSettings)
+        if paths and any(isinstance(objective, Distance) for objective in self.objectives):
+            raise ValueError("objectives: the distance from the base compares all tensors, and a path has others")
         return self
 
     @model_validator(mode="after")

@@ -66,7 +66,8 @@ class Dispatcher:
 
     def _submit(self, flight: _Flight) -> None:
         task = flight.task
-        arguments = (task.candidate.recipe_json, dict(task.documents.ids), *([task.race] if task.race else []))
+        as_exported = task.split != "search"  # what is reported and what chooses the winner
+        arguments = (task.candidate.recipe_json, dict(task.documents.ids), task.race, as_exported)
         call = Call("evaluate", arguments, self._timeout)
         self._flights[self._pool.submit(call)] = flight
 

@@ -9,9 +9,10 @@ from typing import Any
 from evaluators.evaluation import Evaluation, Failure
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
+from evomerge.inspection import Inspection
 from evomerge.optimizers.choice import resolve
 from evomerge.optimizers.registry import make_optimizer
-from evomerge.problem import Problem, prepare
+from evomerge.problem import Problem, Progress, prepare
 from evomerge.racing import refuse_unraceable
 from evomerge.runner import Machine, find_machine, worker_bytes
 from search_spaces.seeds import base_recipe
@@ -37,11 +38,12 @@ class CheckReport:
     evaluations: int
     seconds_of_search: float
     truncated: dict[str, int]
+    inspection: Inspection
     over_limits: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
-        return asdict(self)
+        return asdict(self) | {"inspection": self.inspection.to_json()}
 
     def lines(self) -> list[str]:
         """Return it in words."""
@@ -52,6 +54,7 @@ class CheckReport:
         return [
             f"search     {self.name}: everything is in order",
             f"sources    {', '.join(self.sources)}",
+            f"embeddings {'tied: they are the head, too' if self.inspection.tied else 'apart from the head'}",
             f"space      {self.space}",
             f"optimizer  {self.optimizer}: {self.optimizer_reason}",
             f"documents  {documents}",
@@ -69,13 +72,13 @@ class CheckReport:
         ]
 
 
-def estimate(file: SearchFile, *, say: Callable[[str], None]) -> CheckReport:
+def estimate(file: SearchFile, *, say: Callable[[str], None], progress: Progress | None = None) -> CheckReport:
     """Check ``file`` as `run` does, measure the base once on search documents, and extrapolate.
 
     Raises:
         UserMistake, TaskError: what is wrong.
     """
-    problem = prepare(file, say=say)
+    problem = prepare(file, say=say, progress=progress)
     if file.evaluation.racing:
         kind = resolve(file.optimizer, problem.choice())
         refuse_unraceable(make_optimizer(kind, problem.setting()), kind.kind)
@@ -111,5 +114,6 @@ def _report(problem: Problem, measured: Evaluation, machine: Machine) -> CheckRe
         evaluations=evaluations,
         seconds_of_search=measured.cost.seconds * evaluations / machine.workers,
         truncated=dict(measured.truncated),
+        inspection=problem.inspection,
         over_limits=dict(measured.over_limits),
     )

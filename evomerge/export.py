@@ -16,7 +16,7 @@ from evomerge.results import Results
 from evomerge.selection import Chooser
 from search_spaces.recipe import Recipe
 
-FORMATS = ("checkpoint", "mergekit", "recipe")
+FORMATS = ("checkpoint", "adapter", "mergekit", "recipe")
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 
@@ -37,7 +37,7 @@ def _preferred(results: Results, prefer: str) -> CandidateRecord:
     """Return the front's best candidate under another preference, on validation documents as far as they were
     measured."""
     objectives, preference = parse_prefer(prefer, results.objectives)
-    chooser = Chooser.of(objectives, results.candidates, preference)
+    chooser = Chooser.of(objectives, results.candidates.of_origin("seed"), preference)
     measured = [c for c in results.front if c.values("validation", chooser.names) is not None]
     split: Split = "validation" if measured else "search"
     chosen = chooser.best(measured or results.front, split)
@@ -52,9 +52,18 @@ def _preferred(results: Results, prefer: str) -> CandidateRecord:
 
 
 def export(
-    results: Results, candidate: CandidateRecord, to: Path, *, kind: str, progress: Progress | None = None
-) -> None:
-    """Write ``candidate`` to ``to`` in one of `FORMATS`.
+    results: Results,
+    candidate: CandidateRecord,
+    to: Path,
+    *,
+    kind: str,
+    rank: int | None = None,
+    progress: Progress | None = None,
+) -> str | None:
+    """Write ``candidate`` to ``to`` in one of `FORMATS`; an adapter may have at most ``rank``.
+
+    Returns:
+        What the user should know of what was written, if anything.
 
     Raises:
         UserMistake: an unknown format, a place that exists, sources that have changed, not enough disk.
@@ -62,15 +71,24 @@ def export(
     if kind not in FORMATS:
         raise BadSearch(f"--format {kind!r}: expected one of {', '.join(FORMATS)}")
     recipe = candidate.recipe
+    if rank is not None and kind != "adapter":
+        raise BadSearch(f"--rank is of adapters (--format adapter), and a {kind} is asked for")
+    if kind == "adapter":
+        from evomerge.merging.adapter_export import write_adapter
+
+        card = search_card(results, candidate)
+        lost = write_adapter(_pinned(recipe), to, rank=rank, progress=progress, card=card)
+        return f"rank {rank} leaves out {lost:.3g} of the length of the step from the base" if lost else None
     if kind == "checkpoint":
         _checkpoint(recipe, to, card=search_card(results, candidate), progress=progress)
-        return
+        return None
     if kind == "mergekit":
         from evomerge.merging.mergekit_config import to_mergekit
 
         _write_text(to, to_mergekit(recipe))
     else:
         _write_text(to, recipe.to_json() + "\n")
+    return None
 
 
 def merge_file(file: Path, to: Path, *, progress: Progress | None = None) -> None:
@@ -105,13 +123,17 @@ def read_recipe(file: Path) -> Recipe:
 
 def _checkpoint(recipe: Recipe, to: Path, *, card: str, progress: Progress | None) -> None:
     from evomerge.merging.export import write_checkpoint
+
+    write_checkpoint(_pinned(recipe), to, progress=progress, card=card)
+
+
+def _pinned(recipe: Recipe) -> Recipe:
     from evomerge.merging.sources import pin, verify
 
     for source in recipe.sources:
         if source.digest is not None:
             verify(source)
-    pinned = recipe.model_copy(update={"sources": tuple(map(pin, recipe.sources))})
-    write_checkpoint(pinned, to, progress=progress, card=card)
+    return recipe.model_copy(update={"sources": tuple(map(pin, recipe.sources))})
 
 
 def _write_text(to: Path, text: str) -> None:

@@ -18,8 +18,7 @@ from evomerge.export import read_recipe
 from evomerge.results import JOINT, Estimate, estimate_of, joint
 from evomerge.scaffold import objectives as parse_objectives
 from evomerge.worker import WorkerSpec
-from search_spaces.operators import Linear
-from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
+from search_spaces.recipe import Dtype, Recipe, Source, alone
 
 if TYPE_CHECKING:
     from evaluators.endpoint import EndpointSettings
@@ -67,7 +66,7 @@ def measure(
         threads=torch.get_num_threads(),
         base=recipe.base if own_base else None,
     )
-    outcome = spec().evaluate(recipe.to_json(), documents.ids)
+    outcome = spec().evaluate(recipe.to_json(), documents.ids, as_exported=True)
     if isinstance(outcome, Failure):
         raise BadRecipe(f"{model}: {outcome.kind.value}: {outcome.message}")
     for task, cut in outcome.truncated.items():
@@ -139,19 +138,19 @@ def _recipe(model: str, dtype: str | None, base: str | None) -> Recipe:
             raise BadRecipe(f"--base: {model} names its own base; leave --base out")
         recipe = read_recipe(Path(model))
         return recipe.model_copy(update={"dtype": dtype}) if dtype else recipe
-    from evomerge.merging.checkpoint import Checkpoint
+    from evomerge.merging.adapter import is_adapter, open_sources
     from evomerge.merging.sources import resolve
 
-    checkpoint = Checkpoint.open(resolve(model, None))
     paths = (model,) if base is None else (model, base)
-    weights = tuple(float(path == 0) for path in range(len(paths)))
-    alone = Block(layers=(0, checkpoint.layers), operator=Linear(weights=weights))
+    folders = [resolve(path, None) for path in paths]
+    checkpoint = open_sources(folders, len(paths) - 1)[-1]
     return Recipe.model_validate(
         {
             "sources": tuple(Source(path=path) for path in paths),
             "base": len(paths) - 1,
+            "tokenizer": len(paths) - 1 if is_adapter(folders[0]) else 0,
             "dtype": dtype or str(checkpoint.info(checkpoint.names[0]).dtype).removeprefix("torch."),
-            "body": Blocks(blocks=(alone,)),
+            "body": alone(0, len(paths)),
         }
     )
 

@@ -10,6 +10,7 @@ from evomerge.errors import BadSearch
 from evomerge.merging import compatibility
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.products import cached_tile_products, table_bytes
+from evomerge.shares import by_tenths, shares
 from search_spaces.mosaic import MosaicAlgebra
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.recipe import Source
@@ -38,7 +39,11 @@ def mosaic_space(
     size = table_bytes(sum(grid.tiles), len(pinned)) / 2**20
     say(f"inner products of the sources in {sum(grid.tiles):,} tiles ({size:.1f} MiB)")
     products = cached_tile_products(
-        checkpoints, names, settings.tile, digests=[source.identity for source in pinned], progress=_by_tenths(say)
+        checkpoints,
+        names,
+        settings.tile,
+        digests=[source.identity for source in pinned],
+        progress=shares(by_tenths(say), "inner products of the sources"),
     )
     return MosaicSpace(
         settings=settings,
@@ -48,15 +53,3 @@ def mosaic_space(
         algebra=MosaicAlgebra(grid, products, sphere=settings.sphere),
         dtype=file.sources.dtype,
     )
-
-
-def _by_tenths(say: Callable[[str], None]) -> Callable[[int, int], None]:
-    last = 0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if done * 10 // total > last:
-            last = done * 10 // total
-            say(f"inner products of the sources: {last * 10} %")
-
-    return progress

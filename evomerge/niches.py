@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from evaluators.evaluation import Floats
 from evomerge.archives.niches import NicheArchive, competition, coverage, entropy
 from evomerge.optimizers.settings import NaturalNichesSettings
-from evomerge.records import CandidateRecord
 from evomerge.results import Results
 
 
@@ -42,28 +40,18 @@ def niche_history(results: Results) -> list[NichePoint]:
     if not isinstance(settings, NaturalNichesSettings):
         settings = NaturalNichesSettings()
     archive = NicheArchive(results.chooser.preference.weights, size=settings.archive, alpha=settings.alpha)
+    known = results.candidates.evaluations
+    told = known.told.tolist()
+    candidates = results.candidates.each(known.candidates[told].tolist())
+    documents = results.candidates.document_scores(told)
     numbers: dict[bytes, int] = {}
     history = []
-    for count, candidate in enumerate(_told(results), start=1):
-        documents = _documents(results, candidate)
-        if candidate.genome is not None and documents is not None:
+    for count, (candidate, scores) in enumerate(zip(candidates, documents, strict=True), start=1):
+        if candidate.genome is not None and scores:
             numbers.setdefault(candidate.genome.to_bytes(), candidate.number)
-            archive.add(candidate.genome, documents)
+            archive.add(candidate.genome, [o.sign * scores[o.name] for o in results.objectives])
         if len(archive):
             members = tuple(numbers[genome.to_bytes()] for genome in archive.genomes)
-            scores = archive.scores
-            history.append(NichePoint(count, members, coverage(scores), entropy(scores), competition(scores)))
+            table = archive.scores
+            history.append(NichePoint(count, members, coverage(table), entropy(table), competition(table)))
     return history
-
-
-def _told(results: Results) -> list[CandidateRecord]:
-    pairs = [(c.evaluations["search"].told_at, c) for c in results.candidates if "search" in c.evaluations]
-    told = [(at, c) for at, c in pairs if at is not None]
-    return [candidate for _, candidate in sorted(told, key=lambda pair: pair[0])]
-
-
-def _documents(results: Results, candidate: CandidateRecord) -> list[Floats] | None:
-    evaluation = candidate.evaluations["search"]
-    if evaluation.failure:
-        return None
-    return [o.sign * results.record.document_scores(evaluation, o.name) for o in results.objectives]

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
@@ -28,10 +27,11 @@ from evomerge.errors import BadSearch
 from evomerge.optimizers.optuna_quiet import quiet
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
-from evomerge.schema import masked
-from search_spaces.genes import Gene, Genes
+from evomerge.storage_url import masked, parse
+from search_spaces.genes import Genes, without_layers
 from search_spaces.mosaic_space import MosaicSpaceSettings, shown_genes
-from search_spaces.parameter_space import ParameterSpace
+from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
+from search_spaces.path_space import PathSpaceSettings, path_space
 from search_spaces.recipe import Source
 
 MOST_PARAMETERS = 50  # every parameter of every trial costs Optuna and its dashboard time
@@ -47,7 +47,7 @@ def journal_path(storage: str) -> Path:
     Raises:
         BadSearch: the database has no name of its own (SQLite in memory).
     """
-    database = sa.make_url(storage).database
+    database = parse(storage).database
     if not database or database == ":memory:":
         raise BadSearch(f"storage {masked(storage)}: an Optuna view needs a database with a name")
     path = Path(database)
@@ -172,30 +172,23 @@ def _scores(results: Results, candidate: CandidateRecord, split: Split) -> dict[
 
 
 class _Parameters:
-    """What a trial shows of a genome: every gene by name, or where these are many, the mean per knob and expert."""
+    """What a trial shows of a genome: every gene by name, or where these are many, means over layers."""
 
     def __init__(self, results: Results) -> None:
         plan = results.record.row.plan
         settings = results.file.space
         if isinstance(settings, MosaicSpaceSettings):
-            self._describe(shown_genes(plan["genes"]))
-            return
-        space = ParameterSpace(
-            settings=settings,
-            sources=tuple(Source.model_validate(source) for source in plan["sources"]),
-            expert_names=tuple(plan["expert_names"]),
-            layers=plan["layers"],
-        )
-        genes = space.genes
-        if len(genes) > MOST_PARAMETERS:
-            pairs = [(knob.name, expert) for knob in space.knobs for expert in knob.experts or ("",)]
-            names = [f"mean {knob}/{expert}".rstrip("/") for knob, expert in pairs]
-            firsts = zip(names, genes.genes, strict=False)
-            genes = Genes(tuple(Gene(name, gene.low, gene.high, gene.start) for name, gene in firsts))
-        self._describe(genes)
-
-    def _describe(self, genes: Genes) -> None:
-        self._names, self._low, self._high = list(genes.names), genes.low, genes.high
+            genes = shown_genes(plan["genes"])
+        else:
+            sources = tuple(Source.model_validate(source) for source in plan["sources"])
+            genes = _genes(settings, sources, tuple(plan["expert_names"]), plan["layers"])
+        keys = list(genes.names)
+        if len(genes) > MOST_PARAMETERS and not isinstance(settings, MosaicSpaceSettings):
+            keys = [f"mean {without_layers(name)}" for name in genes.names]
+        self._names = list(dict.fromkeys(keys))
+        self._group = np.array([self._names.index(key) for key in keys])
+        firsts = [keys.index(name) for name in self._names]
+        self._low, self._high = genes.low[firsts], genes.high[firsts]
         self.distributions: Mapping[str, BaseDistribution] = {
             name: FloatDistribution(float(low), float(high))
             for name, low, high in zip(self._names, self._low, self._high, strict=True)
@@ -205,9 +198,20 @@ class _Parameters:
         """Return parameters by name; nothing for a candidate without a genome."""
         if candidate.genome is None:
             return {}
-        means = candidate.genome.values.reshape(-1, len(self._names)).mean(axis=0)
+        means = np.bincount(self._group, weights=candidate.genome.values) / np.bincount(self._group)
         # A mean of equal numbers at a bound may leave it by a rounding.
         return dict(zip(self._names, np.clip(means, self._low, self._high).tolist(), strict=True))
+
+
+def _genes(
+    settings: ParameterSpaceSettings | PathSpaceSettings,
+    sources: tuple[Source, ...],
+    names: tuple[str, ...],
+    layers: int,
+) -> Genes:
+    if isinstance(settings, ParameterSpaceSettings):
+        return ParameterSpace(settings, sources, names, layers).genes
+    return path_space(settings, sources=sources, expert_names=names, layers=layers).genes
 
 
 @contextmanager

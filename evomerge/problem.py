@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,23 +16,28 @@ from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
 from evomerge.config import SearchFile, differences
 from evomerge.errors import BadSearch, BadSource
+from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
 from evomerge.preferences import aim_of
+from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
-from search_spaces.recipe import Source
+from search_spaces.path_space import PathSpace, fixed_merges
+from search_spaces.recipe import Merge, Source
 from search_spaces.spaces import Space
 
 if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
-CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; not part of what must stay the same
+MERGES = "merges"  # key of a recorded plan: merges that paths lead through and that are not searched
+CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; like `INSPECTION` not part of what must stay the same
 Say = Callable[[str], None]
+Progress = Callable[[str, float], None]  # what, and the share of it that is done
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Problem:
         folders: one per source, the base first.
         model_bytes: size of one merged model.
         suite_digest: SHA-256 over all that defines the scores.
+        inspection: how far the experts are from the base.
+        copies: models that a worker holds in memory of its own.
     """
 
     file: SearchFile
@@ -51,6 +58,8 @@ class Problem:
     model_bytes: int
     splits: Splits
     suite_digest: str
+    inspection: Inspection
+    copies: int = 1
 
     @cached_property
     def objective_names(self) -> tuple[str, ...]:
@@ -82,7 +91,9 @@ class Problem:
 
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
+        fixed = fixed_merges(self.space) if isinstance(self.space, PathSpace) else []
         return {
+            **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
             "expert_names": list(self.space.expert_names),
             "layers": self.space.layers,
@@ -98,7 +109,7 @@ class Problem:
         """What a worker needs to make itself."""
         return WorkerSpec(
             folders=tuple(map(str, self.folders)),
-            tokenizer=0,
+            tokenizer=self.space.tokenizer if isinstance(self.space, PathSpace) else 0,
             dtype=self.file.sources.dtype,
             objectives=self.file.objectives,
             evaluation=evaluation_of(self.file),
@@ -107,8 +118,13 @@ class Problem:
         )
 
 
-def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
-    """Resolve, fingerprint and check everything that ``file`` names; ``say`` hears what is being done.
+def prepare(
+    file: SearchFile, *, say: Say = lambda _: None, progress: Progress | None = None, first: Merge | None = None
+) -> Problem:
+    """Resolve, fingerprint and check everything that ``file`` names.
+
+    ``say`` hears what is being done, ``progress`` what part of it is done where that takes long (else ``say`` does).
+    ``first`` is the merge that the first step of a hybrid search found; the start of its space stands in for it.
 
     Raises:
         UserMistake, TaskError, ValueError: what is wrong, on one line.
@@ -117,24 +133,36 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
-    from evomerge.merging.checkpoint import Checkpoint
+    from evomerge.merging.adapter import open_sources
+    from evomerge.merging.inspection import cached_inspection
 
     models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
     folders = tuple(source_files.resolve(source.path, source.revision) for source in models)
-    checkpoints = [Checkpoint.open(folder) for folder in folders]
+    checkpoints = open_sources(folders, base=0)
     compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
         Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))
         for source, folder in zip(models, folders, strict=True)
     )
+    inspection = cached_inspection(
+        checkpoints,
+        [source.short_name for source in file.sources.experts],
+        digests=[source.identity for source in pinned],
+        progress=shares(progress or by_tenths(say), "comparing the experts with the base"),
+    )
     if isinstance(file.space, MosaicSpaceSettings):
         from evomerge.mosaics import mosaic_space
 
         space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
-    else:
+    elif isinstance(file.space, ParameterSpaceSettings):
         space = make_space(file, pinned, layers=checkpoints[0].layers)
+    else:
+        from evomerge.path_spaces import check_paths, make_path_space
+
+        space = make_path_space(file, file.space, pinned, layers=checkpoints[0].layers, first=first)
+        check_paths(space, checkpoints)
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
@@ -148,6 +176,8 @@ def prepare(file: SearchFile, *, say: Say = lambda _: None) -> Problem:
         model_bytes=merged_bytes(checkpoints[0], file.sources.dtype),
         splits=splits,
         suite_digest=suite.digest,
+        inspection=inspection,
+        copies=_copies(space, checkpoints),
     )
     check_optimizer(problem)
     return problem
@@ -173,6 +203,14 @@ def evaluation_of(file: SearchFile) -> EvaluationSettings:
     if file.evaluation.sampling_seed is not None:
         return file.evaluation
     return file.evaluation.model_copy(update={"sampling_seed": file.optimizer.seed})
+
+
+def _copies(space: Space, checkpoints: Sequence[Checkpoint]) -> int:
+    if not isinstance(space, PathSpace):
+        return 1
+    from evomerge.path_spaces import copies
+
+    return copies(space, checkpoints)
 
 
 def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
@@ -217,7 +255,7 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
             f"changed: {'; '.join(changed)}. Undo this, or give the search another name"
         )
     plan = problem.plan()
-    recorded_plan = {key: value for key, value in recorded_plan.items() if key != CHOSEN_OPTIMIZER}
+    recorded_plan = {key: value for key, value in recorded_plan.items() if key not in (CHOSEN_OPTIMIZER, INSPECTION)}
     for before, now in zip(recorded_plan["sources"], plan["sources"], strict=True):
         if before["digest"] != now["digest"]:
             raise BadSource(

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from evomerge import figures, report_facts
+from evomerge.atomic import replacing
 from evomerge.results import Results
 
 MOST_PAIRS = 10  # pairs of objectives with a figure of their own: each adds up to 150 kB
@@ -47,7 +45,7 @@ def write_report(results: Results, to: Path, *, others: Sequence[Results] = ()) 
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - the library's own file
         figures=Markup(_json(drawn)),  # noqa: S704 - holds no "<"
     )
-    with _replacing(to) as temporary:
+    with replacing(to, mode=0o644) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
@@ -83,6 +81,8 @@ def _figures(results: Results, others: Sequence[Results]) -> dict[str, dict[str,
         names = [source.short_name for source in (results.file.sources.base, *results.file.sources.experts)]
         layers = results.record.row.plan["layers"]
         drawn["recipe"] = {"wide": figures.recipe_figure(chosen.recipe, source_names=names, layers=layers)}
+    if results.inspection is not None:
+        drawn["inspection"] = {"wide": figures.inspection_figure(results.inspection)}
     return drawn
 
 
@@ -100,18 +100,3 @@ def _plain(figure: go.Figure) -> dict[str, Any]:
     figure.layout.template = None  # the page sets the one that fits its colours
     plain: dict[str, Any] = json.loads(figure.to_json())
     return plain
-
-
-@contextmanager
-def _replacing(to: Path) -> Iterator[Path]:
-    """Yield a temporary file beside ``to`` that takes its place at the end, or vanishes on an error."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=to.parent, prefix=f".{to.name}.", suffix=".part")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp's files are private, a report is made to be shown
-        temporary.replace(to)
-    finally:
-        temporary.unlink(missing_ok=True)

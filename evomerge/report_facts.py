@@ -14,15 +14,15 @@ import yaml
 
 import evomerge
 from evaluators.objective_kinds import AnyObjective
-from evomerge.records import CandidateRecord, Split
+from evomerge.columns import NONE, SPLITS
+from evomerge.records import CandidateRecord
 from evomerge.results import JOINT, Results, Row
-from evomerge.schema import masked
 from evomerge.selection import SINGLE
+from evomerge.storage_url import masked
 from evomerge.tables import interval
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import PathBody, Recipe
 from search_spaces.tiles import MosaicBody
 
-SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 MOST_FRONT_ROWS = 60
 VERSIONED = ("torch", "transformers", "lm-eval", "ray", "cma", "numpy", "plotly")
 
@@ -56,6 +56,7 @@ def facts(results: Results, others: Sequence[Results]) -> dict[str, Any]:
         "costs": _costs(results),
         "failures": _failures(results),
         "sources": _sources(results),
+        "inspection": results.inspection,
         "suite": results.record.row.plan["suite"],
         "written": time.strftime("%Y-%m-%d %H:%M %Z"),
         "versions": _versions(),
@@ -120,14 +121,10 @@ def _unfinished(results: Results) -> str:
 
 
 def _warnings(results: Results) -> list[str]:
-    failed, all_evaluations = sum(results.failures.values()), _evaluations(results)
+    failed, all_evaluations = sum(results.failures.values()), len(results.candidates.evaluations.ids)
     if failed > 0.2 * all_evaluations:
         return [f"{failed} of {all_evaluations} evaluations failed; the kinds are listed below."]
     return []
-
-
-def _evaluations(results: Results) -> int:
-    return sum(len(candidate.evaluations) for candidate in results.candidates)
 
 
 def _headline_facts(results: Results) -> list[dict[str, str]]:
@@ -198,10 +195,24 @@ def _body_in_words(results: Results, recipe: Recipe) -> str:
             f"coefficient of one source in one segment; positions count tiles of {recipe.body.tile:,} elements, with "
             "the tensors in the order of their names."
         )
+    if isinstance(recipe.body, PathBody):
+        return _path_in_words(recipe.body)
     kinds = sorted({block.operator.kind for block in recipe.body.blocks})
     return (
         f"Operator {', '.join(kinds)}. Each cell is one model in a range of {results.record.row.plan['layers']} "
         "layers; embeddings count as the first layer, final norm and head as the last."
+    )
+
+
+def _path_in_words(body: PathBody) -> str:
+    merges = len(body.merged_slots)
+    made = (
+        f" {merges} of these models {'is a merge' if merges == 1 else 'are merges'} (see the recipe)." if merges else ""
+    )
+    return (
+        f"A path of {len(body.hops)} layers through {len(body.slots)} model{'s' if len(body.slots) > 1 else ''}.{made} "
+        "Embeddings, final norm and head are those of the first. A scale multiplies the residual stream before the "
+        "layer; export folds it into the weights."
     )
 
 
@@ -234,9 +245,8 @@ def _costs(results: Results) -> list[dict[str, Any]]:
         cost = costs.get(split)
         if cost is None:
             continue
-        fresh = [c.evaluations[split] for c in results.candidates if split in c.evaluations]
-        fresh = [evaluation for evaluation in fresh if evaluation.answered_from is None]
-        failed = sum(evaluation.failure is not None for evaluation in fresh)
+        fresh = results.fresh[split]
+        failed = int((results.candidates.evaluations.failures[fresh] != NONE).sum())
         times = [duration(s) for s in (cost.merge_seconds, cost.forward_seconds, cost.seconds)]
         cells = [f"{len(fresh):,}", f"{failed:,}", *times, f"{cost.documents:,}", f"{cost.tokens:,}"]
         lines.append({"split": split, "cells": cells})
@@ -244,10 +254,12 @@ def _costs(results: Results) -> list[dict[str, Any]]:
 
 
 def _failures(results: Results) -> list[dict[str, Any]]:
-    evaluations = [e for c in results.candidates for e in c.evaluations.values() if e.failure]
-    last = {e.failure.kind.value: e.failure.message for e in sorted(evaluations, key=lambda e: e.id) if e.failure}
     pairs = sorted(results.failures.items(), key=lambda pair: -pair[1])
-    return [{"kind": kind.replace("_", " "), "count": count, "message": last[kind]} for kind, count in pairs]
+    lines = []
+    for kind, count in pairs:
+        candidate, failure = results.last_failure(kind)
+        lines.append({"kind": kind.replace("_", " "), "count": count, "candidate": candidate, "message": failure})
+    return lines
 
 
 def _sources(results: Results) -> list[dict[str, Any]]:

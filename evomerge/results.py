@@ -6,18 +6,20 @@ Everything here is computed from the record. The terminal, the report and the da
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from evaluators.evaluation import Cost, Floats, Score
 from evaluators.objective_kinds import AnyObjective
+from evomerge.archives import pareto
 from evomerge.archives import portfolio as portfolios
+from evomerge.columns import COSTS, FAILURES, SPLITS, Columns, Ints
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
+from evomerge.inspection import INSPECTION, Inspection
 from evomerge.records import CandidateRecord, Split
 from evomerge.selection import Chooser, Finalist, best_single_coefficient, finalists, references
 from evomerge.stopping import Stopping
@@ -52,12 +54,23 @@ class Results:
 
     record: SearchRecord
     file: SearchFile
-    candidates: tuple[CandidateRecord, ...]
+    candidates: Columns
 
     @classmethod
     def of(cls, record: SearchRecord) -> Results:
         """Read the record of one search."""
-        return cls(record, SearchFile.model_validate(record.row.file), tuple(record.candidates()))
+        file = SearchFile.model_validate(record.row.file)
+        return cls(record, file, Columns.read(record, tuple(objective.name for objective in file.objectives)))
+
+    def newer(self) -> Results:
+        """Return what the record holds now, reading only what is new since this was read."""
+        record = self.record.store.search(self.record.name)
+        if record.row.id != self.record.row.id:
+            return Results.of(record)
+        columns = self.candidates.newer()
+        if columns is self.candidates and record.row == self.record.row:
+            return self
+        return Results(record, SearchFile.model_validate(record.row.file), columns)
 
     @property
     def objectives(self) -> tuple[AnyObjective, ...]:
@@ -71,24 +84,53 @@ class Results:
         return f"{chosen['kind']} (auto)" if chosen else self.file.optimizer.kind
 
     @cached_property
+    def inspection(self) -> Inspection | None:
+        """How far the experts are from the base; None in records of versions that did not look."""
+        found = self.record.row.plan.get(INSPECTION)
+        return Inspection.restore(found) if found else None
+
+    @cached_property
     def chooser(self) -> Chooser:
         """The scale on which objectives are added up."""
-        return Chooser.of(self.objectives, self.candidates, self.file.preference)
+        return Chooser.of(self.objectives, self.candidates.of_origin("seed"), self.file.preference)
+
+    @property
+    def signs(self) -> Floats:
+        """(objectives,) 1 where more is better, -1 where less is."""
+        return np.array([float(objective.sign) for objective in self.objectives])
+
+    @cached_property
+    def searched(self) -> Ints:
+        """(measured,) numbers of the candidates of the search, without baselines, measured on search documents."""
+        measured = self.candidates.measured("search")
+        return measured[~np.isin(measured, self.candidates.numbers_of("baseline"))]
 
     @cached_property
     def front(self) -> list[CandidateRecord]:
         """Non-dominated candidates on search documents, the preferred one first."""
-        return self.chooser.front(self.candidates)
+        return self._preferred_first(pareto.front(self._turned))
 
     @cached_property
     def portfolio(self) -> list[CandidateRecord]:
         """The best of every behaviour on search documents, the preferred one first (archives/portfolio.py)."""
-        return self.chooser.portfolio(self.candidates, getattr(self.file.optimizer, "bins", portfolios.BINS))
+        bins = getattr(self.file.optimizer, "bins", portfolios.BINS)
+        return self._preferred_first(portfolios.portfolio(self.chooser.preference.scaled(self._turned), bins))
+
+    @property
+    def _turned(self) -> Floats:
+        """(measured, objectives) values of `searched` on search documents, more is better."""
+        return np.asarray(self.candidates.values["search"][self.searched] * self.signs)
+
+    def _preferred_first(self, positions: pareto.Positions) -> list[CandidateRecord]:
+        """Return those of `searched`, the best number on search documents first."""
+        members = self.candidates.records(self.searched[positions].tolist())
+        return sorted(members, key=lambda c: (-self.chooser.number(c, "search"), c.number))
 
     @cached_property
     def finalists(self) -> list[Finalist]:
         """The candidates measured on validation documents, the best first, with what their scores are worth."""
-        return finalists(self.chooser, self.candidates, self.record.document_scores)
+        validated = self.candidates.records(self.candidates.measured("validation"))
+        return finalists(self.chooser, validated, self.record.document_scores)
 
     @property
     def winner(self) -> CandidateRecord | None:
@@ -98,13 +140,13 @@ class Results:
     @cached_property
     def references(self) -> list[CandidateRecord]:
         """Base, experts, uniform average."""
-        return references(self.candidates, self.record.row.plan["expert_names"])
+        return references(self.candidates.of_origin("seed"), self.record.row.plan["expert_names"])
 
     @cached_property
     def stopping(self) -> Stopping:
         """What the search has spent, and whether it goes on."""
         documents = sum(map(len, self.record.row.plan["documents"]["search"].values()))
-        return Stopping.of(
+        return Stopping.of_columns(
             self.file.budget, self.objectives, self.candidates, self.file.preference, documents=documents
         )
 
@@ -121,8 +163,9 @@ class Results:
     @property
     def stopped(self) -> int:
         """Candidates that racing stopped early; answers from the record are not counted."""
-        searched = (c.evaluations.get("search") for c in self.candidates)
-        return sum(e is not None and e.stopped is not None and e.answered_from is None for e in searched)
+        known = self.candidates.evaluations
+        mine = known.of("search")
+        return int((known.stopped[mine] & known.fresh[mine]).sum())
 
     @property
     def joint_is_scaled(self) -> bool:
@@ -134,19 +177,28 @@ class Results:
     @property
     def costs(self) -> dict[Split, Cost]:
         """What was spent on new evaluations, failures included, by split."""
-        costs: dict[Split, list[Cost]] = {}
-        for candidate in self.candidates:
-            for split, evaluation in candidate.evaluations.items():
-                if evaluation.answered_from is None:
-                    costs.setdefault(split, []).append(evaluation.cost)
-        names = [field.name for field in fields(Cost)]
-        return {split: Cost(**{n: sum(getattr(c, n) for c in each) for n in names}) for split, each in costs.items()}
+        totals = {split: self.candidates.costs[rows].sum(axis=0) for split, rows in self.fresh.items() if len(rows)}
+        return {split: _cost(dict(zip(COSTS, total.tolist(), strict=True))) for split, total in totals.items()}
+
+    @cached_property
+    def fresh(self) -> dict[Split, Ints]:
+        """Rows of the new evaluations by split, failures included, answers from the record left out."""
+        known = self.candidates.evaluations
+        return {split: rows[known.fresh[rows]] for split in SPLITS for rows in (known.of(split),)}
 
     @property
     def failures(self) -> dict[str, int]:
         """Failed evaluations by kind, over all splits."""
-        failures = [e.failure for c in self.candidates for e in c.evaluations.values() if e.failure]
-        return dict(Counter(failure.kind.value for failure in failures))
+        kinds = self.candidates.evaluations.failures
+        counts = np.bincount(kinds[kinds >= 0], minlength=len(FAILURES)).tolist()
+        return {kind: count for kind, count in zip(FAILURES, counts, strict=True) if count}
+
+    def last_failure(self, kind: str) -> tuple[int, str]:
+        """Return number and message of the last candidate that failed with ``kind``, one of `failures`."""
+        known = self.candidates.evaluations
+        row = int(np.flatnonzero(known.failures == FAILURES.index(kind))[-1])
+        number = int(known.candidates[row])
+        return number, self.candidates.message(row)
 
     @property
     def state(self) -> str:
@@ -208,7 +260,7 @@ class Results:
     def table(self, others: Sequence[Results] = ()) -> list[Row]:
         """Return the rows measured on test documents: references, tuned baseline, winners of ``others``, winner."""
         rows = [(c.label, self.role(c), c, self) for c in self.references]
-        if tuned := best_single_coefficient(self.chooser, self.candidates):
+        if tuned := best_single_coefficient(self.chooser, self.candidates.of_origin("baseline")):
             rows.append((tuned.label, "single coefficient", tuned, self))
         for other in others:
             if other.winner:
@@ -222,6 +274,10 @@ class Results:
         """Return what a reference is: base, expert or uniform average."""
         experts = self.record.row.plan["expert_names"]
         return "expert" if candidate.name in experts else str(candidate.name)
+
+
+def _cost(totals: dict[str, float]) -> Cost:
+    return Cost(**{name: int(total) if name in ("tokens", "documents") else total for name, total in totals.items()})  # type: ignore[arg-type]
 
 
 def estimate_of(score: Score) -> Estimate:

@@ -11,16 +11,20 @@ from typing import Any, Protocol
 from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
 from evomerge.dispatch import Dispatcher
-from evomerge.errors import NotEnoughRoom
+from evomerge.errors import BadSearch, NotEnoughRoom
+from evomerge.hybrid import first_step, second_step
+from evomerge.inspection import INSPECTION
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import Algorithm, RandomSettings
-from evomerge.problem import CHOSEN_OPTIMIZER, Problem, check_unchanged, prepare
+from evomerge.problem import CHOSEN_OPTIMIZER, MERGES, Problem, check_unchanged, prepare
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.search import Listener, Search
 from evomerge.selection import conclude
 from evomerge.store import SearchRecord, Store
+from search_spaces.path_space import HybridSettings
+from search_spaces.recipe import Blocks, Merge
 
 WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
 IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
@@ -64,25 +68,43 @@ class Machine:
 def run(file: SearchFile, *, watcher: Watcher | None = None) -> Results:
     """Run or continue the search of ``file`` until its budget is spent and its winner measured.
 
-    With `baselines.random_search` a random search of the same budget follows, under the name ``NAME.random``.
+    With `baselines.random_search` a random search of the same budget follows, under the name ``NAME.random``. A hybrid
+    search is preceded by one of its merge, ``NAME.first``.
 
     Raises:
         UserMistake, ValueError: what is wrong, on one line; nothing that was measured is lost.
     """
     watcher = watcher or Silent()
     store = Store(file.storage, create=True)
+    first = None
+    if isinstance(file.space, HybridSettings):
+        first = _first_merge(file, store, watcher)
+        file = second_step(file)
     files = [file, random_variant(file)] if file.baselines.random_search else [file]
     with ExitStack() as stack:
         for each in files:
             stack.enter_context(store.driving(each.name))
-        problem = prepare(file, say=watcher.say)
+        problem = prepare(file, say=watcher.say, first=first)
         machine = find_machine(file.cluster, problem)
-        records = [_open_record(store, replace(problem, file=each)) for each in files]
+        records = [open_record(store, replace(problem, file=each)) for each in files]
         watcher.say(f"starting {machine.workers} worker{'s' if machine.workers > 1 else ''}")
         pool = stack.enter_context(open_pool(file.cluster, problem, machine))
         for each, record in zip(files, records, strict=True):
-            _drive(replace(problem, file=each), record, pool, watcher)
+            drive(replace(problem, file=each), record, pool, watcher)
     return Results.of(store.search(file.name))
+
+
+def _first_merge(file: SearchFile, store: Store, watcher: Watcher) -> Merge:
+    """Return what the first step of a hybrid search found; run it, unless the second one has begun with its result."""
+    record = store.find(file.name)
+    if record is not None:
+        if MERGES not in record.row.plan:
+            raise BadSearch(f"search {file.name!r} exists and is not hybrid; give this one another name")
+        return Blocks.model_validate(record.row.plan[MERGES][0])
+    winner = run(first_step(file), watcher=watcher).winner
+    if winner is None or not isinstance(winner.recipe.body, Blocks):
+        raise BadSearch(f"search {file.name}.first has no winner to continue from; `evomerge status` shows why")
+    return winner.recipe.body
 
 
 def random_variant(file: SearchFile) -> SearchFile:
@@ -96,7 +118,12 @@ def random_variant(file: SearchFile) -> SearchFile:
     )
 
 
-def _open_record(store: Store, problem: Problem) -> SearchRecord:
+def open_record(store: Store, problem: Problem) -> SearchRecord:
+    """Return the record of the search of ``problem``: a new one, or one that can be continued.
+
+    Raises:
+        BadSearch: what is recorded is another search.
+    """
     record = store.find(problem.file.name)
     if record is None:
         return store.create(problem.file.name, file=problem.file.model_dump(mode="json"), plan=plan_to_record(problem))
@@ -106,9 +133,10 @@ def _open_record(store: Store, problem: Problem) -> SearchRecord:
 
 
 def plan_to_record(problem: Problem) -> dict[str, Any]:
-    """Return the plan of a new search, with the optimizer that `auto` stands for and why."""
+    """Return the plan of a new search, with what the experts are like and the optimizer that `auto` stands for."""
     choice = problem.choice()
-    return problem.plan() | ({CHOSEN_OPTIMIZER: choice._asdict()} if choice else {})
+    known = {INSPECTION: problem.inspection.record()}
+    return problem.plan() | known | ({CHOSEN_OPTIMIZER: choice._asdict()} if choice else {})
 
 
 def optimizer_settings(record: SearchRecord, file: SearchFile) -> Algorithm:
@@ -117,7 +145,8 @@ def optimizer_settings(record: SearchRecord, file: SearchFile) -> Algorithm:
     return resolve(file.optimizer, Choice(**chosen) if chosen else None)
 
 
-def _drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) -> None:
+def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) -> None:
+    """Run or continue one search on the workers of ``pool`` until its winner is measured."""
     from evomerge import optuna_view
 
     optimizer = make_optimizer(optimizer_settings(record, problem.file), problem.setting())
@@ -157,7 +186,7 @@ def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
 
 def worker_bytes(problem: Problem) -> int:
     """Return the private memory of one worker above its imports, in bytes."""
-    return problem.model_bytes + WORKER_OVERHEAD_BYTES
+    return problem.copies * problem.model_bytes + WORKER_OVERHEAD_BYTES
 
 
 def _check_memory(problem: Problem, machine: Machine) -> None:

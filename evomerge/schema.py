@@ -1,19 +1,17 @@
-"""The tables of the record, and opening a database."""
+"""The tables of the record, and bringing those of older versions up to date."""
 
 from __future__ import annotations
 
-import sqlite3
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import sqlalchemy as sa
 from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
 
 from evomerge.errors import BadSearch
+from evomerge.storage_url import SQLITE
 
-SCHEMA_VERSION = 3
-ADDED = {1: ("stopped",), 2: ("truncated", "over_limits")}  # text columns of evaluations that came after a version
-BUSY_SECONDS = 30  # another process may be writing another search into the same file
+SCHEMA_VERSION = 5
+ORIGIN_INDEX = "candidates_by_origin"
 
 metadata = MetaData()
 
@@ -28,6 +26,15 @@ searches = Table(
     Column("plan", Text, nullable=False),  # what was resolved from it: sources, genes, documents, suite digest
     Column("created", Float, nullable=False),  # seconds since the epoch
     Column("seconds", Float, nullable=False, default=0.0),  # wall time that drivers have spent on it
+)
+
+drivers = Table(  # who drives a search, or did last
+    "drivers",
+    metadata,
+    Column("name", Text, primary_key=True),  # of the search, which may not be there yet
+    Column("token", Text, nullable=False),  # new for every driver: one that lost its lock sees whether another came
+    Column("owner", Text, nullable=False),
+    Column("since", Float, nullable=False),
 )
 
 candidates = Table(
@@ -46,6 +53,7 @@ candidates = Table(
     Column("created", Float, nullable=False),
     Index("candidates_by_number", "search_id", "number", unique=True),
     Index("candidates_by_recipe", "search_id", "recipe_digest"),
+    Index(ORIGIN_INDEX, "search_id", "origin"),
 )
 
 evaluations = Table(
@@ -81,89 +89,73 @@ scores = Table(
 )
 
 
-def open_engine(storage: str, *, create: bool) -> sa.Engine:
-    """Open the database at the SQLAlchemy URL ``storage``; with ``create`` missing tables are made.
+def prepare(engine: sa.Engine, place: str, *, create: bool) -> None:
+    """Make missing tables if ``create``, and bring tables of an older version up to date.
+
+    Any number of processes may do so at the same time: the first one does it, the others wait.
 
     Raises:
-        BadSearch: the URL is wrong, the file cannot be opened or written, is not a database, or was written by
-            another version of evomerge.
+        BadSearch: no search was ever kept in ``place``, or another version of evomerge wrote it.
     """
-    try:
-        url = sa.make_url(storage)
-        engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS} if _is_sqlite(url) else {})
-    except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
-        raise BadSearch(f"storage {masked(storage)}: {error}; expected for example sqlite:///evomerge.db") from None
-    if _is_sqlite(url):
-        sa.event.listen(engine, "connect", _configure_sqlite)
-        if not create and not _sqlite_exists(url):
-            raise BadSearch(f"storage {masked(storage)}: no such file; is this the folder where the search was run?")
-    try:
-        _prepare(engine, create=create)
-    except sa.exc.DBAPIError as error:
-        raise BadSearch(f"storage {masked(storage)}: {explain_database(error)}") from None
-    return engine
-
-
-def explain_database(error: sa.exc.DBAPIError) -> str:
-    """Return what a database error means for the user, on one line."""
-    text = " ".join(str(error.orig).split())
-    remedies = {
-        "readonly": "the file or its folder is read-only; make it writable or name another storage",
-        "unable to open": "the file cannot be opened; does its folder exist, and may you write there?",
-        "locked": f"another process has kept it locked for {BUSY_SECONDS} s; wait for it or end it",
-        "not a database": "the file is no SQLite database; name another storage",
-        "disk is full": "the disk is full; make room and run the same command again",
-        "disk I/O": "the disk could not be read or written; is it full?",
-    }
-    return next((f"{text}: {remedy}" for key, remedy in remedies.items() if key in text), text)
-
-
-def masked(storage: str) -> str:
-    """Return a storage URL without its password."""
-    try:
-        return sa.make_url(storage).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return "(not a URL)"
-
-
-def _is_sqlite(url: sa.URL) -> bool:
-    return url.get_backend_name() == "sqlite"
-
-
-def _sqlite_exists(url: sa.URL) -> bool:
-    return url.database is not None and Path(url.database).exists()
-
-
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    if not isinstance(connection, sqlite3.Connection):
-        return
-    # WAL lets readers look while a driver writes. NORMAL survives the death of any process; only a power cut can
-    # take back the last commits, and then the candidates are simply measured again.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _prepare(engine: sa.Engine, *, create: bool) -> None:
-    if create:
-        metadata.create_all(engine)
+    with engine.connect() as connection:
+        if _version(connection) == SCHEMA_VERSION:
+            return
     with engine.begin() as connection:
-        if not create and not sa.inspect(connection).has_table("evomerge_schema"):
-            raise BadSearch(f"storage {masked(str(engine.url))}: holds no evomerge searches")
-        version = connection.execute(sa.select(versions.c.version)).scalar()
-        if version is None and create:
+        _alone(connection)
+        version = _version(connection)
+        if version is None:
+            if not create:
+                raise BadSearch(f"storage {place}: holds no evomerge searches")
+            metadata.create_all(connection)
             connection.execute(versions.insert().values(version=SCHEMA_VERSION))
-        elif version in ADDED:
-            _bring_up_to_date(connection, version)
-        elif version != SCHEMA_VERSION:
-            place = masked(str(engine.url))
+        elif not 1 <= version <= SCHEMA_VERSION:
             raise BadSearch(f"storage {place}: written with schema {version}, this evomerge reads {SCHEMA_VERSION}")
+        else:
+            for migrate in MIGRATIONS[version - 1 :]:
+                migrate(connection)
+            connection.execute(versions.update().values(version=SCHEMA_VERSION))
 
 
-def _bring_up_to_date(connection: sa.Connection, version: int) -> None:
-    """Add the columns that came after ``version``; null says what was true before."""
-    there = {column["name"] for column in sa.inspect(connection).get_columns("evaluations")}
-    for number in range(version, SCHEMA_VERSION):
-        for column in ADDED[number]:
-            if column not in there:
-                connection.execute(sa.text(f"ALTER TABLE evaluations ADD COLUMN {column} TEXT"))
-    connection.execute(versions.update().values(version=SCHEMA_VERSION))
+def _version(connection: sa.Connection) -> int | None:
+    if not sa.inspect(connection).has_table(versions.name):
+        return None
+    return connection.execute(sa.select(versions.c.version)).scalar()
+
+
+def _alone(connection: sa.Connection) -> None:
+    """Let no other process change tables until the transaction ends."""
+    if connection.dialect.name == SQLITE:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # Python's driver begins no transaction before a DDL statement
+    else:
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('evomerge schema', 0))"))
+
+
+def _add_columns(*names: str) -> Callable[[sa.Connection], None]:
+    """Text columns of evaluations; null says what was true before."""
+
+    def add(connection: sa.Connection) -> None:
+        there = {column["name"] for column in sa.inspect(connection).get_columns("evaluations")}
+        for name in names:
+            if name not in there:
+                connection.execute(sa.text(f"ALTER TABLE evaluations ADD COLUMN {name} TEXT"))
+
+    return add
+
+
+def _add_drivers(connection: sa.Connection) -> None:
+    """Who drives a search."""
+    drivers.create(connection, checkfirst=True)
+
+
+def _add_origin_index(connection: sa.Connection) -> None:
+    """Seeds and baselines are found without going through all candidates."""
+    if ORIGIN_INDEX not in {index["name"] for index in sa.inspect(connection).get_indexes("candidates")}:
+        next(index for index in candidates.indexes if index.name == ORIGIN_INDEX).create(connection)
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (  # from version 1 to 2, from 2 to 3, ...
+    _add_columns("stopped"),
+    _add_columns("truncated", "over_limits"),
+    _add_drivers,
+    _add_origin_index,
+)

@@ -354,8 +354,8 @@ class _Clock:
         return self._before + time.monotonic() - self._started
 
     def save(self, *, force: bool = False) -> None:
-        """Add the time since the last save to the record, if that is long enough ago."""
+        """Record the time spent, if the last time is long enough ago."""
         now = time.monotonic()
         if force or now - self._saved > self.SAVE_EVERY_SECONDS:
-            self._record.add_seconds(now - self._saved)
+            self._record.set_seconds(self.seconds)
             self._saved = now

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from evomerge.archives.portfolio import portfolio
 from evomerge.optimizers.preference import Preference
 from evomerge.preferences import PreferenceSettings, make_preference
 from evomerge.records import CandidateRecord, ReadScores, Split
-from evomerge.search import Search
 from evomerge.shrinkage import error_variance
 from search_spaces.genes import Vector
 from search_spaces.seeds import UNIFORM, single_coefficient
+
+if TYPE_CHECKING:
+    from evomerge.search import Search  # takes SciPy along, which readers of the record need not wait for
 
 SINGLE = "single coefficient"
 HIGHEST_COEFFICIENT = 1.5

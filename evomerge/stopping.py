@@ -14,6 +14,7 @@ import numpy as np
 
 from evaluators.objective_kinds import AnyObjective
 from evomerge.archives.pareto import Front, hypervolume
+from evomerge.columns import COSTS, Columns
 from evomerge.config import BudgetSettings
 from evomerge.preferences import PreferenceSettings, make_preference
 from evomerge.records import CandidateRecord
@@ -45,7 +46,7 @@ class Stopping:
         self._better_at = self._grown_at = 0
         self._answers = 0  # in a row
         self.evaluations = 0  # new ones on search documents, seeds and failures included
-        self.documents = 0
+        self.documents = 0  # of those; `of_columns` counts them only where the budget limits them
 
     @classmethod
     def of(
@@ -62,6 +63,33 @@ class Stopping:
         told = [c for c in candidates if "search" in c.evaluations and c.evaluations["search"].told_at is not None]
         for candidate in sorted(told, key=lambda c: c.evaluations["search"].told_at or 0):
             stopping.add(candidate)
+        return stopping
+
+    @classmethod
+    def of_columns(
+        cls,
+        budget: BudgetSettings,
+        objectives: Sequence[AnyObjective],
+        columns: Columns,
+        preference: PreferenceSettings | None = None,
+        *,
+        documents: int,
+    ) -> Stopping:
+        """Make one that has followed what is recorded in ``columns``: as `of`, in a fraction of the time."""
+        stopping = cls(budget, objectives, preference, documents=documents)
+        known, told = columns.evaluations, columns.evaluations.told
+        fresh = told[known.fresh[told]]
+        stopping.evaluations = len(fresh)
+        stopping._answers = len(told) - (int(np.flatnonzero(known.fresh[told])[-1]) + 1 if len(fresh) else 0)
+        if budget.documents is not None:
+            stopping.documents = int(columns.costs[fresh, COSTS.index("documents")].sum())
+        if budget.plateau is not None or budget.stall is not None:
+            seeds = np.isin(known.candidates[fresh], columns.numbers_of("seed"))
+            full = np.isfinite(known.values[fresh]).all(axis=1) & ~known.stopped[fresh]
+            for place in np.flatnonzero(full).tolist():
+                stopping.evaluations = place + 1
+                stopping._see(known.values[fresh[place]] * stopping._signs, seed=bool(seeds[place]))
+            stopping.evaluations = len(fresh)
         return stopping
 
     def add(self, candidate: CandidateRecord) -> None:

@@ -7,21 +7,20 @@ repeating them in that order.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import sqlalchemy as sa
 
 from evaluators.evaluation import Cost, Evaluation, Failure, FailureKind, Floats, Outcome, Stop
-from evomerge.errors import BadSearch, SearchBusy
+from evomerge.database import Database
+from evomerge.errors import BadSearch
 from evomerge.records import (
     CandidateRecord,
     EvaluationRecord,
@@ -32,30 +31,32 @@ from evomerge.records import (
     pack_scores,
     unpack_scores,
 )
-from evomerge.schema import candidates, evaluations, explain_database, masked, open_engine, scores, searches
+from evomerge.schema import candidates, evaluations, scores, searches
+from evomerge.storage_url import masked
 from search_spaces.canonical import canonical_json
 from search_spaces.genes import Genome
 from search_spaces.mosaic import read_genome
 from search_spaces.recipe import Recipe
+
+MOST_PARAMETERS = 500  # of one statement; databases limit them
 
 
 class Store:
     """All searches of one database."""
 
     def __init__(self, storage: str, *, create: bool = False) -> None:
-        """``storage``: SQLAlchemy URL; with ``create`` the database is made if it is not there.
+        """``storage``: see `evomerge.storage_url`; with ``create`` the tables are made if they are not there.
 
         Raises:
             BadSearch: it cannot be opened; the text says why and what to do.
         """
         self.storage = storage
-        self._engine = open_engine(storage, create=create)
+        self.database = Database(storage, create=create)
 
     def searches(self) -> list[SearchRow]:
         """Return all searches, the oldest first."""
-        with self.reading() as connection:
-            rows = connection.execute(sa.select(searches).order_by(searches.c.id)).all()
-        return [_search_row(row) for row in rows]
+        query = sa.select(searches).order_by(searches.c.id)
+        return [_search_row(row) for row in self.database.read(lambda c: c.execute(query).all())]
 
     def search(self, name: str) -> SearchRecord:
         """Return the search called ``name``.
@@ -71,65 +72,35 @@ class Store:
 
     def find(self, name: str) -> SearchRecord | None:
         """Return the search called ``name``, or None."""
-        with self.reading() as connection:
-            row = connection.execute(sa.select(searches).where(searches.c.name == name)).first()
+        query = sa.select(searches).where(searches.c.name == name)
+        row = self.database.read(lambda c: c.execute(query).first())
         return SearchRecord(self, _search_row(row)) if row else None
 
     def create(self, name: str, *, file: dict[str, Any], plan: dict[str, Any]) -> SearchRecord:
         """Add a search."""
-        with self.writing() as connection:
-            connection.execute(
-                searches.insert().values(
-                    name=name, file=canonical_json(file), plan=canonical_json(plan), created=time.time(), seconds=0.0
-                )
-            )
+        row = {"name": name, "file": _file_json(file), "plan": canonical_json(plan), "created": time.time()}
+        mine = (searches.c.name == name) & (searches.c.created == row["created"])
+        self.database.write(
+            lambda c: _inserted(c, searches, row | {"seconds": 0.0}),
+            done=lambda c: c.execute(sa.select(searches.c.id).where(mine)).scalar(),
+        )
         return self.search(name)
 
-    @contextmanager
-    def driving(self, name: str) -> Iterator[None]:
+    def driving(self, name: str) -> AbstractContextManager[None]:
         """Hold the search's lock: at most one driver, released by the system when the process ends, however it ends.
 
         Raises:
             SearchBusy: another driver holds it.
         """
-        database = sa.make_url(self.storage).database
-        if database is None:
-            raise BadSearch(f"storage {masked(self.storage)}: a search needs a database file")
-        path = Path(f"{database}.{name}.lock")
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                owner = file.read().strip() or "unknown"
-                raise SearchBusy(f"search {name!r} is being run by another process ({owner}); it goes on") from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()}")
-            file.flush()
-            yield
+        return self.database.driving(name)
+
+    def driver(self, name: str) -> str | None:
+        """Return who drives the search now, or None: then running it again continues it."""
+        return self.database.locks.holder(name)
 
     def close(self) -> None:
         """Close the connections."""
-        self._engine.dispose()
-
-    @contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
-        """One transaction; database errors come out as BadSearch with the remedy."""
-        with self._explained(), self._engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
-        """A connection to read from; database errors come out as BadSearch with the remedy."""
-        with self._explained(), self._engine.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sa.exc.DBAPIError as error:
-            raise BadSearch(f"storage {masked(self.storage)}: {explain_database(error)}") from None
+        self.database.close()
 
 
 @dataclass(frozen=True)
@@ -146,15 +117,15 @@ class SearchRecord:
 
     def update_file(self, file: dict[str, Any]) -> None:
         """Keep the search file of the latest run: its budget, cluster and storage may have changed."""
-        with self.store.writing() as connection:
-            query = searches.update().where(searches.c.id == self.row.id)
-            connection.execute(query.values(file=canonical_json(file)))
+        self._update(file=_file_json(file))
 
-    def add_seconds(self, seconds: float) -> None:
-        """Add to the wall time that drivers have spent on the search."""
-        with self.store.writing() as connection:
-            query = searches.update().where(searches.c.id == self.row.id)
-            connection.execute(query.values(seconds=searches.c.seconds + seconds))
+    def set_seconds(self, seconds: float) -> None:
+        """Keep the wall time that drivers have spent on the search, in all."""
+        self._update(seconds=seconds)
+
+    def _update(self, **values: Any) -> None:
+        query = searches.update().where(searches.c.id == self.row.id).values(**values)
+        self.store.database.write(lambda c: c.execute(query), done=lambda _: None)  # twice does the same as once
 
     def add_candidate(
         self,
@@ -180,10 +151,12 @@ class SearchRecord:
             "asked_at": asked_at,
             "created": time.time(),
         }
-        with self.store.writing() as connection:
-            key = connection.execute(candidates.insert(), row).inserted_primary_key
-        assert key is not None
-        return _candidate_record({**row, "id": key[0]}, {})
+        mine = (candidates.c.search_id == self.row.id) & (candidates.c.number == number)
+        key = self.store.database.write(
+            lambda c: _inserted(c, candidates, row),
+            done=lambda c: c.execute(sa.select(candidates.c.id).where(mine)).scalar(),
+        )
+        return _candidate_record({**row, "id": key}, {})
 
     def add_evaluation(
         self,
@@ -205,41 +178,72 @@ class SearchRecord:
             "told_at": told_at,
             "answered_from": answered_from,
             "failure_kind": failure.kind.value if failure else None,
-            "failure_message": failure.message if failure else None,
+            "failure_message": _storable(failure.message) if failure else None,
             **_remarks_json(outcome),
             "cost": json.dumps(asdict(outcome.cost)),
             "created": time.time(),
         }
-        with self.store.writing() as connection:
-            key = connection.execute(evaluations.insert(), row).inserted_primary_key
-            assert key is not None
-            rows = _score_rows(key[0], outcome) if isinstance(outcome, Evaluation) else []
-            if rows:
-                connection.execute(scores.insert(), rows)
-        record = _evaluation_record({**row, "id": key[0]}, {r["objective"]: _measured(r) for r in rows})
+        rows = _score_rows(outcome) if isinstance(outcome, Evaluation) else []
+        same = [evaluations.c[name] == row[name] for name in ("candidate_id", "split", "created")]
+        key = self.store.database.write(
+            lambda c: _insert_evaluation(c, row, rows),
+            done=lambda c: c.execute(sa.select(evaluations.c.id).where(*same)).scalar(),
+        )
+        record = _evaluation_record({**row, "id": key}, {r["objective"]: _measured(r) for r in rows})
         return _with_evaluation(candidate, record)
 
     def candidates(self) -> list[CandidateRecord]:
         """Return all candidates in order of their numbers, with the latest evaluation per split."""
-        mine = candidates.c.search_id == self.row.id
-        with self.store.reading() as connection:
-            rows = connection.execute(sa.select(candidates).where(mine).order_by(candidates.c.number)).mappings().all()
-            found = self._evaluations(connection)
-        return [_candidate_record(row, found.get(row["id"], {})) for row in rows]
+        query = sa.select(candidates).where(candidates.c.search_id == self.row.id).order_by(candidates.c.number)
+
+        def read(connection: sa.Connection) -> list[CandidateRecord]:
+            rows = connection.execute(query).mappings().all()
+            found = self._evaluations(connection, evaluations.c.search_id == self.row.id)
+            return [_candidate_record(row, found.get(row["id"], {})) for row in rows]
+
+        return self.store.database.read(read)
+
+    def some_candidates(self, numbers: Sequence[int], *, until: int) -> list[CandidateRecord]:
+        """Return the candidates with ``numbers``, in any order, as they were after evaluation ``until`` (its id)."""
+
+        def read(connection: sa.Connection, chosen: Sequence[int]) -> list[CandidateRecord]:
+            mine = (candidates.c.search_id == self.row.id) & candidates.c.number.in_(chosen)
+            rows = connection.execute(sa.select(candidates).where(mine)).mappings().all()
+            known = evaluations.c.candidate_id.in_([row["id"] for row in rows]) & (evaluations.c.id <= until)
+            evaluated = self._evaluations(connection, known)
+            return [_candidate_record(row, evaluated.get(row["id"], {})) for row in rows]
+
+        found = []
+        for chosen in _statements(numbers):
+            found += self.store.database.read(partial(read, chosen=chosen))
+        return found
 
     def document_scores(self, evaluation: EvaluationRecord, objective: str) -> Floats:
         """Return (documents,) float64 scores of one objective of one evaluation, in the order of the documents."""
         mine = (scores.c.evaluation_id == evaluation.id) & (scores.c.objective == objective)
         query = sa.select(scores.c.documents).where(mine)
-        with self.store.reading() as connection:
-            data = connection.execute(query).scalar()
+        data = self.store.database.read(lambda c: c.execute(query).scalar())
         if data is None:
             raise KeyError(f"evaluation {evaluation.id} has no objective {objective!r}")
         return unpack_scores(data)
 
-    def _evaluations(self, connection: sa.Connection) -> dict[int, dict[Split, EvaluationRecord]]:
+    def some_document_scores(self, evaluation_ids: Sequence[int]) -> dict[int, dict[str, Floats]]:
+        """Return what `document_scores` does, by evaluation and objective; an evaluation that failed is left out."""
+        columns = (scores.c.evaluation_id, scores.c.objective, scores.c.documents)
+        found: dict[int, dict[str, Floats]] = {}
+        for chosen in _statements(evaluation_ids):
+            rows = self._all(sa.select(*columns).where(scores.c.evaluation_id.in_(chosen)))
+            for key, objective, data in rows:
+                found.setdefault(key, {})[objective] = unpack_scores(data)
+        return found
+
+    def _all(self, query: sa.Select[Any]) -> Sequence[Any]:
+        return self.store.database.read(lambda connection: connection.execute(query).all())
+
+    def _evaluations(
+        self, connection: sa.Connection, mine: sa.ColumnElement[bool]
+    ) -> dict[int, dict[Split, EvaluationRecord]]:
         # Evaluations before scores: a driver may commit both in between, and an evaluation must not lack its scores.
-        mine = evaluations.c.search_id == self.row.id
         rows = connection.execute(sa.select(evaluations).where(mine).order_by(evaluations.c.id)).mappings().all()
         columns = [c for c in scores.c if c.name != "documents"]
         joined = scores.join(evaluations, scores.c.evaluation_id == evaluations.c.id)
@@ -251,6 +255,35 @@ class SearchRecord:
             record = _evaluation_record(row, measured.get(row["id"], {}))
             found.setdefault(row["candidate_id"], {})[record.split] = record
         return found
+
+
+def _statements(keys: Sequence[int]) -> Iterator[Sequence[int]]:
+    """``keys`` in parts that one statement can hold."""
+    return (keys[start : start + MOST_PARAMETERS] for start in range(0, len(keys), MOST_PARAMETERS))
+
+
+def _file_json(file: dict[str, Any]) -> str:
+    """The search file, without the password that its storage may hold."""
+    hidden = {"storage": masked(file["storage"])} if "storage" in file else {}
+    return canonical_json(file | hidden)
+
+
+def _inserted(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> int:
+    key = connection.execute(table.insert(), row).inserted_primary_key
+    assert key is not None
+    return cast(int, key[0])
+
+
+def _insert_evaluation(connection: sa.Connection, row: dict[str, Any], rows: list[dict[str, Any]]) -> int:
+    key = _inserted(connection, evaluations, row)
+    if rows:
+        connection.execute(scores.insert(), [{"evaluation_id": key, **each} for each in rows])
+    return key
+
+
+def _storable(text: str) -> str:
+    """Return ``text`` without what a database refuses: NUL, and halves of characters."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _search_row(row: Any) -> SearchRow:
@@ -316,10 +349,9 @@ def _with_evaluation(candidate: CandidateRecord, record: EvaluationRecord) -> Ca
     return replace(candidate, evaluations={**candidate.evaluations, record.split: record})
 
 
-def _score_rows(evaluation_id: int, evaluation: Evaluation) -> list[dict[str, Any]]:
+def _score_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [
         {
-            "evaluation_id": evaluation_id,
             "objective": name,
             "value": score.value,
             "standard_error": score.standard_error,

@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.evaluation import Stop
+from evomerge.inspection import PARTS, Distance, Inspection
 from evomerge.optimizers.settings import SURROGATE_KINDS
 from evomerge.records import CandidateRecord, EvaluationRecord, Split
 from evomerge.results import JOINT, Estimate, Results, Row
-from evomerge.schema import masked
+from evomerge.storage_url import masked
 
 if TYPE_CHECKING:
     from evomerge.predicted import Predicted
@@ -54,6 +55,25 @@ def _two_lines(estimate: Estimate | None) -> str:
     if estimate is None or estimate.low is None or estimate.high is None:
         return interval(estimate)
     return f"{estimate.value:.3f}\n{estimate.low:.3f}–{estimate.high:.3f}"
+
+
+def inspection_table(inspection: Inspection) -> Table:
+    """How far every expert is from the base: relative distance and cosine, of everything and of the parts."""
+    title = "Experts beside the base: distance of the weights in units of the base's norm, and cosine"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("expert", overflow="fold")
+    for column in ("all", *PARTS):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for expert, name in enumerate(inspection.experts):
+        parts = [inspection.part(expert, part) for part in range(len(PARTS))]
+        cells = [_distance(distance) for distance in (inspection.whole(expert), *parts)]
+        table.add_row(Text(name), *cells, Text("\n".join(inspection.findings(expert))))
+    return table
+
+
+def _distance(distance: Distance | None) -> str:
+    return "-" if distance is None else f"{distance.relative:.2g}\n{distance.cosine:.4f}"
 
 
 def front_table(results: Results, members: Sequence[CandidateRecord], what: str = "Pareto front") -> Table:

@@ -52,12 +52,12 @@ class Worker:
         from evaluators.evaluator import LmEvalEvaluator
         from evaluators.tasks import TaskSuite
         from evomerge.base_scores import Base, BaseScores
-        from evomerge.merging.checkpoint import Checkpoint
+        from evomerge.merging.adapter import open_sources
         from evomerge.merging.resident import ResidentModel
         from evomerge.merging.sources import cache_folder
 
         torch.set_num_threads(spec.threads)
-        checkpoints = [Checkpoint.open(Path(folder)) for folder in spec.folders]
+        checkpoints = open_sources([Path(folder) for folder in spec.folders], spec.base, keep=True)
         self._resident = ResidentModel(checkpoints, tokenizer=spec.tokenizer, dtype=spec.dtype, device=spec.device)
         tokenizer = AutoTokenizer.from_pretrained(spec.folders[spec.tokenizer], trust_remote_code=False)
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
@@ -71,27 +71,31 @@ class Worker:
         timeout = spec.evaluation.timeout_seconds
         self._blockwise = BlockwiseEvaluator(self._evaluator, metrics, timeout_seconds=timeout)
 
-    def evaluate(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]], race: Race | None = None) -> Outcome:
+    def evaluate(
+        self, recipe_json: str, ids: Mapping[str, tuple[int, ...]], race: Race | None = None, as_exported: bool = False
+    ) -> Outcome:
         """Merge ``recipe_json`` into the resident model and measure it on the documents ``ids`` of each task.
 
-        With a ``race`` it may see only some of them.
+        With a ``race`` it may see only some of them. A merge is always what export writes; a path, whose scales are
+        applied to the residual stream, is so only ``as_exported``, with the scales folded into the weights.
         """
         recipe, documents = Recipe.model_validate_json(recipe_json), Documents(dict(ids))
         if race is not None:
             return self._measure(recipe, documents, race)
         if failure := self._base_scores.prepare(recipe, documents):
             return failure
-        outcome = self._measure(recipe, documents)
+        outcome = self._measure(recipe, documents, as_exported=as_exported)
         return self._base_scores.complete(outcome, documents) if isinstance(outcome, Evaluation) else outcome
 
-    def _measure(self, recipe: Recipe, documents: Documents, race: Race | None = None) -> Outcome:
+    def _measure(
+        self, recipe: Recipe, documents: Documents, race: Race | None = None, *, as_exported: bool = False
+    ) -> Outcome:
         started, cpu = time.perf_counter(), time.process_time()
         try:
-            self._resident.apply(recipe)
+            model = self._resident.apply(recipe, folded=as_exported)
         except CandidateFailed as error:
             return Failure(FailureKind.MERGE_ERROR, str(error))
         merged = time.perf_counter() - started
-        model = self._resident.model
         if race is None:
             outcome = self._evaluator.evaluate(model, documents)
         else:

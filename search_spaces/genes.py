@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ import numpy.typing as npt
 Vector: TypeAlias = npt.NDArray[np.float64]
 
 
+_PLACES = re.compile(r"/(?:layers-\d+-\d+|knot-\d+).*|\.\d+")  # and of paths, the layers of models
 GeneKind = Literal["real", "integer", "categorical"]
 
 
@@ -183,3 +185,8 @@ class Genes:
     def named(self, genome: Genome) -> Mapping[str, float]:
         """Return the values of ``genome`` by gene name."""
         return dict(zip(self.names, self.check(genome).values.tolist(), strict=True))
+
+
+def without_layers(name: str) -> str:
+    """Return a gene's name without the layers, knots or tensor groups that it is for: what genes of one kind share."""
+    return _PLACES.sub("", name)

@@ -102,7 +102,7 @@ class MosaicSpace:
     def _recipe(self, body: Blocks | MosaicBody) -> Recipe:
         return Recipe(sources=self.sources, base=0, tokenizer=0, dtype=self.dtype, body=body)
 
-    def constant(self, weights: Sequence[float]) -> Mosaic:
+    def plain(self, weights: Sequence[float], *, linear: bool = True) -> Mosaic:
         """Return ``base + sum_i weights_i (expert_i - base)`` as a mosaic, ``weights`` (experts,)."""
         return self.algebra.constant([1.0 - sum(weights), *weights])
 

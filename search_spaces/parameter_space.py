@@ -252,6 +252,17 @@ class ParameterSpace:
             body=Blocks(blocks=blocks, mask_seed=self.mask_seed),
         )
 
+    def plain(self, weights: tuple[float, ...], *, linear: bool = True) -> Genome | None:
+        """Return the genome that is exactly ``base + sum_i weights_i (expert_i - base)``, or None where there is none.
+
+        Args:
+            linear: whether it is a linear combination in which the base has no part of its own.
+        """
+        settings = self.settings
+        exact = settings.operator == "task_arithmetic" and settings.scale == 1.0 and not settings.normalize
+        exact = exact or (linear and settings.operator == "linear")
+        return self.constant(weights) if exact else None
+
     def constant(self, weights: tuple[float, ...], density: float = 1.0) -> Genome | None:
         """Return the genome with these expert weights in every group, or None where the bounds exclude it."""
         fields = {"weights": list(weights), "densities": [density] * len(weights)}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from search_spaces.canonical import Frozen, canonical_json, digest
-from search_spaces.operators import Operator
+from search_spaces.operators import Linear, Operator
 from search_spaces.tiles import MosaicBody
 
 PER_MODEL = ("weights", "densities", "gammas", "spreads")
 Dtype = Literal["float32", "bfloat16", "float16"]
+MOST_LAYERS = 10_000  # more than any model has: a block up to here covers all
 
 
 def _is_none(value: object) -> bool:
@@ -82,7 +84,59 @@ def _with_kind(value: Any) -> Any:
     return {"kind": "blocks", **value} if isinstance(value, dict) else value
 
 
-Body = Annotated[Blocks | MosaicBody, Field(discriminator="kind"), BeforeValidator(_with_kind)]
+Merge = Annotated[Blocks | MosaicBody, Field(discriminator="kind"), BeforeValidator(_with_kind)]
+
+
+class Hop(Frozen):
+    """One step of a path: the residual stream times `scale` runs through layer `layer` of slot `slot`."""
+
+    slot: int = Field(ge=0, description="position among the slots of the path")
+    layer: int = Field(ge=0)
+    scale: float = 1.0
+
+
+class PathBody(Frozen):
+    """The body of a data-flow recipe: the layers that a token flows through (Akiba et al. 2025).
+
+    A slot is a model whose layers can be visited: a source as it is, or a merge of all sources. Embeddings, final norm
+    and head are those of slot 0 (*model A*).
+    """
+
+    kind: Literal["path"] = "path"
+    slots: tuple[int | Merge, ...] = Field(min_length=1, description="position of a source, or the body of a merge")
+    hops: tuple[Hop, ...] = Field(description="at least one")
+    signed: bool = Field(default=False, description="whether scales may be negative")
+
+    @model_validator(mode="after")
+    def _can_be_walked(self) -> PathBody:
+        if not self.hops:
+            raise ValueError("a path needs at least one layer, got none")
+        for number, hop in enumerate(self.hops):
+            if hop.slot >= len(self.slots):
+                raise ValueError(f"hop {number} visits slot {hop.slot}, but there are {len(self.slots)} slots")
+            if hop.scale == 0.0:
+                raise ValueError(f"hop {number}: a scale of 0 would forget the prompt; expected any other number")
+            if hop.scale < 0.0 and not self.signed:
+                raise ValueError(f"hop {number}: scale {hop.scale:g} is negative; write signed: true to allow that")
+        return self
+
+    @property
+    def stream_scales(self) -> tuple[float, ...]:
+        """What the stream has been multiplied by when it enters each hop: the running products C_t of the scales."""
+        return tuple(accumulate((hop.scale for hop in self.hops), lambda c, scale: c * scale))
+
+    @property
+    def scaled(self) -> bool:
+        """Whether any scale is not 1."""
+        return any(hop.scale != 1.0 for hop in self.hops)
+
+    @property
+    def merged_slots(self) -> tuple[Blocks | MosaicBody, ...]:
+        """The slots that are merges."""
+        return tuple(slot for slot in self.slots if not isinstance(slot, int))
+
+
+Body = Annotated[Blocks | MosaicBody | PathBody, Field(discriminator="kind"), BeforeValidator(_with_kind)]
 
 
 class Recipe(Frozen):
@@ -117,11 +171,34 @@ class Recipe(Frozen):
         for name, position in (("base", self.base), ("tokenizer", self.tokenizer)):
             if position is not None and not 0 <= position < count:
                 raise ValueError(f"{name} is source {position}, but there are {count} sources (0 to {count - 1})")
-        if isinstance(self.body, MosaicBody):
-            _check_rows(self.body, count)
-        else:
-            self._check_blocks(self.body)
+        self._check_body(self.body)
         return self
+
+    def _check_body(self, body: Blocks | MosaicBody | PathBody) -> None:
+        count = len(self.sources)
+        if isinstance(body, PathBody):
+            for slot in body.slots:
+                if not isinstance(slot, int):
+                    self._check_body(slot)
+                elif not 0 <= slot < count:
+                    raise ValueError(f"a slot is source {slot}, but there are {count} sources (0 to {count - 1})")
+        elif isinstance(body, MosaicBody):
+            _check_rows(body, count)
+        else:
+            self._check_blocks(body)
+
+    def slot(self, position: int) -> Recipe:
+        """Return the recipe of slot ``position`` of a path: a merge, or a source as it is.
+
+        Raises:
+            TypeError: the recipe is no path.
+        """
+        if not isinstance(self.body, PathBody):
+            raise TypeError(f"only a path has slots, this is a recipe of {self.body.kind}")
+        slot = self.body.slots[position]
+        if isinstance(slot, int):
+            slot = alone(slot, len(self.sources))
+        return Recipe.model_validate(dict(self) | {"body": slot})
 
     def _check_blocks(self, body: Blocks) -> None:
         for block in body.blocks:
@@ -149,6 +226,12 @@ class Recipe(Frozen):
             values = getattr(operator, name, None)
             if values is not None and len(values) != expected:
                 raise ValueError(f"{operator.kind} needs one of {name} per {kind} ({expected}), got {len(values)}")
+
+
+def alone(position: int, sources: int) -> Blocks:
+    """Return the body that is one of ``sources`` models as it is."""
+    weights = tuple(float(i == position) for i in range(sources))
+    return Blocks(blocks=(Block(layers=(0, MOST_LAYERS), operator=Linear(weights=weights)),))
 
 
 def _check_rows(body: MosaicBody, sources: int) -> None:

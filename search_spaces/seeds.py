@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from search_spaces.genes import Genome
-from search_spaces.mosaic_space import MosaicSpace
 from search_spaces.operators import Linear, Operator, TaskArithmetic, Ties
+from search_spaces.path_space import PathSpace
 from search_spaces.recipe import Block, Recipe
 from search_spaces.spaces import Space
 
@@ -33,31 +33,26 @@ def base_recipe(space: Space) -> Recipe:
 
 
 def seeds(space: Space) -> Iterator[Seed]:
-    """Yield base, each expert, the uniform average, task arithmetic at 0.4 and 1/sqrt(experts), and TIES."""
+    """Yield base, each expert, the uniform average, task arithmetic at 0.4 and 1/sqrt(experts), and TIES.
+
+    For paths that begin in a merge, that merge is one too.
+    """
     count = len(space.expert_names)
-    yield Seed("base", base_recipe(space), _constant(space, (0.0,) * count, linear=False))
+    yield Seed("base", base_recipe(space), space.plain((0.0,) * count, linear=False))
     for position, name in enumerate(space.expert_names):
         one_hot = tuple(1.0 if i == position else 0.0 for i in range(count))
-        yield Seed(name, _only(space, position + 1), _constant(space, one_hot))
+        yield Seed(name, _only(space, position + 1), space.plain(one_hot))
+    if isinstance(space, PathSpace) and not isinstance(space.models[0], int):
+        yield Seed("model A", space.decode(space.start), space.start)
     if count == 1:
         return
     average = (1.0 / count,) * count
-    yield Seed(UNIFORM, _everywhere(space, Linear(weights=(0.0, *average))), _constant(space, average))
+    yield Seed(UNIFORM, _everywhere(space, Linear(weights=(0.0, *average))), space.plain(average))
     for coefficient in (0.4, round(count**-0.5, 3)):
-        genome = _constant(space, (coefficient,) * count, linear=False)
+        genome = space.plain((coefficient,) * count, linear=False)
         yield Seed(f"task arithmetic {coefficient:g}", single_coefficient(space, coefficient), genome)
     ties = Ties(weights=(1.0,) * count, densities=(0.5,) * count)
     yield Seed("TIES 0.5", _everywhere(space, ties), None)
-
-
-def _constant(space: Space, weights: tuple[float, ...], *, linear: bool = True) -> Genome | None:
-    """The genome of a plain combination, where the space's operator at full density is one. Mosaics have it."""
-    if isinstance(space, MosaicSpace):
-        return space.constant(weights)
-    settings = space.settings
-    exact = settings.operator == "task_arithmetic" and settings.scale == 1.0 and not settings.normalize
-    exact = exact or (linear and settings.operator == "linear")
-    return space.constant(weights) if exact else None
 
 
 def _only(space: Space, position: int) -> Recipe:

@@ -8,9 +8,10 @@ from pydantic import BeforeValidator, Field
 
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
+from search_spaces.path_space import DataFlowSettings, HybridSettings, JointSettings, PathSpace
 
 DEFAULT_KIND = "parameter"
-Space: TypeAlias = ParameterSpace | MosaicSpace
+Space: TypeAlias = ParameterSpace | MosaicSpace | PathSpace
 
 
 def _with_kind(value: Any) -> Any:
@@ -18,5 +19,7 @@ def _with_kind(value: Any) -> Any:
 
 
 SpaceSettings: TypeAlias = Annotated[
-    ParameterSpaceSettings | MosaicSpaceSettings, Field(discriminator="kind"), BeforeValidator(_with_kind)
+    ParameterSpaceSettings | MosaicSpaceSettings | DataFlowSettings | JointSettings | HybridSettings,
+    Field(discriminator="kind"),
+    BeforeValidator(_with_kind),
 ]

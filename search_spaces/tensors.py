@@ -27,6 +27,14 @@ def in_stack(tensor: str) -> bool:
     return bool(_LAYER.search(tensor))
 
 
+def in_layer(tensor: str, layer: int) -> str:
+    """Return the name of ``tensor``, which belongs to one of the layers, in another ``layer``."""
+    match = _LAYER.search(tensor)
+    if match is None:
+        raise ValueError(f"tensor {tensor!r} belongs to no layer")
+    return f"{tensor[: match.start(1)]}{layer}{tensor[match.end(1) :]}"
+
+
 def block_for(tensor: str, body: Blocks, layers: int) -> Block:
     """Return the first block of ``body`` that covers ``tensor`` in a stack of ``layers``.
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,23 @@ def sketch():
     from evomerge.foundry import FoundrySettings, build
 
     return build(FoundrySettings.sketch(), cache=CACHE)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server for all tests of this process that use it."""
+    from postgres_server import PostgresServer, find_binaries
+
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL is not installed; on Debian: apt install postgresql")
+    with closing(PostgresServer(binaries)) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def storage(request, tmp_path):
+    """The storage URL of a database that is not there yet (SQLite) or empty (PostgreSQL): a test runs on both."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/record.db"
+    return request.getfixturevalue("postgres").new_database()

@@ -3,6 +3,7 @@
 import heapq
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureK
 from evaluators.objective import Objective
 from evaluators.splits import Splits
 from evomerge.config import SearchFile
+from evomerge.inspection import Inspection
 from evomerge.problem import Problem, make_space
 from search_spaces.mosaic import MosaicAlgebra
 from search_spaces.mosaic_space import MosaicSpace
+from search_spaces.path_space import path_space
 from search_spaces.recipe import Recipe, Source
 from search_spaces.tiles import TileGrid
 
@@ -33,7 +36,9 @@ class FakeSpec:
     fail_above: float = np.inf  # first weight above which a candidate fails
     raise_above: float = np.inf
     seconds: float = 0.0
+    brake: str | None = None  # evaluations take `seconds` only while this file is there
     kill_after: int | None = None  # calls after which the worker's process kills itself
+    hang: str | None = None  # a worker that finds this file takes it away and never returns
 
     def __call__(self):
         return FakeWorker(self)
@@ -44,11 +49,14 @@ class FakeWorker:
         self.spec = spec
         self.calls = 0
 
-    def evaluate(self, recipe_json, ids, race=None):
+    def evaluate(self, recipe_json, ids, race=None, as_exported=False):
         self.calls += 1
-        time.sleep(self.spec.seconds)
+        if self.spec.seconds and (self.spec.brake is None or Path(self.spec.brake).exists()):
+            time.sleep(self.spec.seconds)
         if self.calls == self.spec.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.spec.hang and take_away(Path(self.spec.hang)):
+            threading.Event().wait()
         weights = mean_weights(Recipe.model_validate_json(recipe_json))
         if weights[0] > self.spec.raise_above:
             raise ZeroDivisionError("the worker stumbled")
@@ -59,6 +67,15 @@ class FakeWorker:
             return FakeEvaluator().evaluate(weights, documents)
         blockwise = BlockwiseEvaluator(FakeEvaluator(), OBJECTIVES)
         return blockwise.evaluate(weights, documents, race)
+
+
+def take_away(file):
+    """Whether there was such a file; only one of many workers is told so."""
+    try:
+        file.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class FakeEvaluator:
@@ -75,7 +92,10 @@ class FakeEvaluator:
 
 def mean_weights(recipe):
     """Mean over the blocks of the two experts' weights; those of `linear` begin with the base's. Of a mosaic, the mean
-    over the tiles."""
+    over the tiles; of a path, the mean over the hops of the scale times those of their slots."""
+    if recipe.body.kind == "path":
+        slots = [mean_weights(recipe.slot(number)) for number in range(len(recipe.body.slots))]
+        return np.mean([hop.scale * slots[hop.slot] for hop in recipe.body.hops], axis=0)
     if recipe.body.kind == "mosaic":
         means = [np.diff(c.boundaries) @ np.array(c.coefficients) / c.boundaries[-1] for c in recipe.body.chromosomes]
         return np.mean(means, axis=0)[-2:]
@@ -115,16 +135,27 @@ def mosaic_space(file, sources):
     return MosaicSpace(file.space, sources, ("one", "two"), 4, algebra)
 
 
+def space_of(file, sources):
+    match file.space.kind:
+        case "parameter":
+            return make_space(file, sources, layers=4)
+        case "mosaic":
+            return mosaic_space(file, sources)
+        case _:
+            return path_space(file.space, sources=sources, expert_names=("one", "two"), layers=4)
+
+
 def problem(file: SearchFile) -> Problem:
     sources = tuple(Source(path=f"/{name}", digest=name[0] * 64) for name in ("base", "one", "two"))
     documents = {split: Documents({"first": tuple(ids), "second": tuple(ids)}) for split, ids in DOCUMENTS.items()}
     return Problem(
         file=file,
-        space=make_space(file, sources, layers=4) if file.space.kind == "parameter" else mosaic_space(file, sources),
+        space=space_of(file, sources),
         folders=(Path("/base"), Path("/one"), Path("/two")),
         model_bytes=1000,
         splits=Splits(**documents),
         suite_digest="s" * 64,
+        inspection=Inspection(("one", "two"), False, 10, (0, 1), np.ones((2, 3, 6, 3))),
     )
 
 

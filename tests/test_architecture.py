@@ -23,7 +23,15 @@ ONLY_IN = {  # library -> places that may import it
     "py3langid": ("evaluators/languages.py",),
     "moocore": ("evomerge/archives/pareto.py",),
     "optuna": ("evomerge/optuna_view.py", "evomerge/optimizers/"),
-    "sqlalchemy": ("evomerge/store.py", "evomerge/schema.py", "evomerge/optuna_view.py"),
+    "psycopg": (),  # SQLAlchemy loads it
+    "sqlalchemy": (
+        "evomerge/store.py",
+        "evomerge/columns.py",
+        "evomerge/schema.py",
+        "evomerge/database.py",
+        "evomerge/driver_lock.py",
+        "evomerge/storage_url.py",
+    ),
 }
 WITHOUT_TORCH = ("search_spaces/", "evomerge/optimizers/", "evomerge/archives/", "cluster/", "evomerge/store.py")
 MOST_LINES = 400

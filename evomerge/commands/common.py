@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,11 +36,6 @@ def progress_bar(label: str) -> Iterator[Any]:
         yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
 
 
-def bytes_of(progress: Any, what: str) -> Callable[[int, int], None]:
-    """Turn a bar of shares into one of bytes done and in all."""
-    return lambda done, total: progress(what, done / max(total, 1))
-
-
 def print_all(*things: Any) -> None:
     """Print tables and text on standard output."""
     from evomerge.tables import printer
@@ -64,8 +59,8 @@ def open_search(search: str, storage: str) -> Results:
 
 
 def compared(results: Results) -> list[Results]:
-    """Return the random search that ran beside, if there is one."""
+    """Return the searches that ran beside: a random one, and the first step of a hybrid one."""
     from evomerge.results import Results
 
-    other = results.record.store.find(f"{results.record.name}.random")
-    return [Results.of(other)] if other else []
+    others = [results.record.store.find(f"{results.record.name}.{suffix}") for suffix in ("first", "random")]
+    return [Results.of(other) for other in others if other]

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 import evomerge
-from evomerge.commands.common import AsJson, SearchName, Storage, To, bytes_of, open_search, print_json, progress_bar
+from evomerge.commands.common import AsJson, SearchName, Storage, To, open_search, print_json, progress_bar
+from evomerge.shares import shares
 
 
 def export(
@@ -20,17 +21,20 @@ def export(
     prefer: Annotated[
         str | None, typer.Option(help="choose from the front: task=weight,... or task>=least,... or chebyshev")
     ] = None,
-    kind: Annotated[str, typer.Option("--format", help="checkpoint, mergekit or recipe")] = "checkpoint",
+    kind: Annotated[str, typer.Option("--format", help="checkpoint, adapter, mergekit or recipe")] = "checkpoint",
+    rank: Annotated[
+        int | None, typer.Option(help="most rank of an adapter; the ranks add up by default", min=1)
+    ] = None,
     storage: Storage = evomerge.DEFAULT_STORAGE,
 ) -> None:
-    """Write a candidate as a checkpoint, a mergekit config or a recipe."""
+    """Write a candidate as a checkpoint, a LoRA adapter, a mergekit config or a recipe."""
     from evomerge import export as exporting
 
     results = open_search(search, storage)
     chosen = exporting.choose(results, candidate=candidate, best=best, prefer=prefer)
     with progress_bar("exporting") as progress:
-        exporting.export(results, chosen, to, kind=kind, progress=bytes_of(progress, "exporting"))
-    typer.echo(f"wrote {chosen.label} to {to}")
+        remark = exporting.export(results, chosen, to, kind=kind, rank=rank, progress=shares(progress, "exporting"))
+    typer.echo(f"wrote {chosen.label} to {to}" + (f"; {remark}" if remark else ""))
 
 
 def merge(
@@ -41,7 +45,7 @@ def merge(
     from evomerge import export as exporting
 
     with progress_bar("merging") as progress:
-        exporting.merge_file(file, to, progress=bytes_of(progress, "merging"))
+        exporting.merge_file(file, to, progress=shares(progress, "merging"))
     typer.echo(f"wrote {to}")
 
 

@@ -48,14 +48,18 @@ def init(
 
 def check(search_file: SearchPath, as_json: AsJson = False) -> None:
     """Do every check that `run` does before it starts, and estimate memory and time."""
+    from evomerge import tables
     from evomerge.estimate import estimate
 
     with progress_bar("checking") as progress:
-        found = estimate(evomerge.load_file(search_file), say=lambda what: progress(what, 0.0))
+        found = estimate(evomerge.load_file(search_file), say=lambda what: progress(what, 0.0), progress=progress)
     if as_json:
         print_json(found.to_json())
     else:
         typer.echo("\n".join(found.lines()))
+        print_all(tables.inspection_table(found.inspection))
+        for warning in found.inspection.warnings:
+            typer.echo(f"warning: {warning}", err=True)
 
 
 def run(search_file: SearchPath) -> None:

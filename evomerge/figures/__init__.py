@@ -4,10 +4,19 @@ The figures carry no colours of page or text: set ``figure.layout.template = tem
 """
 
 from evomerge.figures.front import front_figure
+from evomerge.figures.inspection import inspection_figure
 from evomerge.figures.parallel import parallel_figure
 from evomerge.figures.progress import progress_figure
 from evomerge.figures.recipe import recipe_figure
 from evomerge.figures.scores import test_figure
 from evomerge.figures.theme import template
 
-__all__ = ["front_figure", "parallel_figure", "progress_figure", "recipe_figure", "template", "test_figure"]
+__all__ = [
+    "front_figure",
+    "inspection_figure",
+    "parallel_figure",
+    "progress_figure",
+    "recipe_figure",
+    "template",
+    "test_figure",
+]

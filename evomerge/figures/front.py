@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 
 from evaluators.objective_kinds import AnyObjective
 from evomerge.archives import pareto
-from evomerge.figures.candidates import marked, measured
-from evomerge.figures.theme import GREY, STYLES, hover_lines, objective_label, of_which, style, text, thinned
-from evomerge.records import CandidateRecord, Split
+from evomerge.figures.candidates import shown
+from evomerge.figures.theme import GREY, STYLES, hover_lines, objective_label, of_which, style, text
+from evomerge.records import Split
 from evomerge.results import Results
 
 MOST_POINTS = 1500  # grey points beyond this add bytes and no picture
@@ -34,18 +34,15 @@ def front_figure(results: Results, x: str | None = None, y: str | None = None) -
     """
     across, up = _axes(results, x, y)
     figure = go.Figure()
-    special = marked(results)
-    roles = {candidate.number: role for role, candidate in special}
-    front = [c for c in results.front if c.number not in roles]
-    apart = {*roles, *(c.number for c in front)}
-    others = [c for c in measured(results) if c.number not in apart]
-    kept = [others[i] for i in thinned(len(others), MOST_POINTS)]
+    points = shown(results, MOST_POINTS)
+    roles = {number: role for role, number in points.marked}
     plane = _Plane(results, across, up)
-    plane.points(figure, kept, "candidate", "measured" + of_which(len(kept), len(others)), opacity=0.5)
+    name = "measured" + of_which(len(points.others), points.all_others)
+    plane.points(figure, points.others, "candidate", name, opacity=0.5)
     _join(figure, results, across, up)
-    plane.points(figure, front, "front", "front")
+    plane.points(figure, points.front, "front", "front")
     for role in dict.fromkeys(roles.values()):
-        chosen = [c for r, c in special if r == role]
+        chosen = [number for number, mine in roles.items() if mine == role]
         plane.points(figure, chosen, role, role, labelled=True)
     for split in SPLIT_SYMBOLS:
         plane.remeasured(figure, split, roles)
@@ -83,7 +80,7 @@ class _Plane:
     def points(
         self,
         figure: go.Figure,
-        candidates: Sequence[CandidateRecord],
+        numbers: Sequence[int],
         role: str,
         name: str,
         *,
@@ -91,9 +88,9 @@ class _Plane:
         opacity: float = 1.0,
     ) -> None:
         """Add candidates by their scores on search documents."""
-        if not candidates:
+        if not numbers:
             return
-        values = self._values(candidates, "search")
+        values = self._values(numbers, "search")
         color, symbol, size = style(role)
         across, up = self._columns
         outline = {"width": 1, "color": "rgba(255,255,255,0.7)"} if role != "candidate" else {"width": 0}
@@ -101,7 +98,8 @@ class _Plane:
             x=values[:, across],
             y=values[:, up],
             customdata=values,
-            text=[_title(c, role) for c in candidates],
+            ids=[str(number) for number in numbers],
+            text=[self._title(number, role) for number in numbers],
             mode="markers+text" if labelled else "markers",
             texttemplate=("<b>winner</b>" if role == "winner" else "%{text}") if labelled else None,
             textposition="top center",
@@ -115,12 +113,13 @@ class _Plane:
 
     def remeasured(self, figure: go.Figure, split: Split, roles: dict[int, str]) -> None:
         """Add what was measured on validation or test documents, tied to its score on search documents."""
-        candidates = [c for c in measured(self._results) if c.values(split, self._names) is not None]
-        if not candidates:
+        columns = self._results.candidates
+        numbers = np.intersect1d(columns.measured(split), columns.measured("search")).tolist()
+        if not numbers:
             return
-        values, before = self._values(candidates, split), self._values(candidates, "search")
+        values, before = self._values(numbers, split), self._values(numbers, "search")
         across, up = self._columns
-        gap = np.full(len(candidates), np.nan)
+        gap = np.full(len(numbers), np.nan)
         figure.add_scatter(
             x=np.column_stack([before[:, across], values[:, across], gap]).ravel(),
             y=np.column_stack([before[:, up], values[:, up], gap]).ravel(),
@@ -131,12 +130,13 @@ class _Plane:
             legendgroup=split,
             visible=None if split == "test" else "legendonly",
         )
-        colors = [style(roles.get(c.number, "front")).color for c in candidates]
+        colors = [style(roles.get(number, "front")).color for number in numbers]
         figure.add_scatter(
             x=values[:, across],
             y=values[:, up],
             customdata=values,
-            text=[_title(c, roles.get(c.number, "")) for c in candidates],
+            ids=[str(number) for number in numbers],
+            text=[self._title(number, roles.get(number, "")) for number in numbers],
             mode="markers",
             marker={"color": colors, "symbol": SPLIT_SYMBOLS[split], "size": 10, "line": {"width": 2, "color": colors}},
             name=f"{split} documents",
@@ -146,13 +146,12 @@ class _Plane:
             cliponaxis=False,
         )
 
-    def _values(self, candidates: Sequence[CandidateRecord], split: Split) -> np.ndarray:
-        rows = [c.values(split, self._names) for c in candidates]
-        return np.stack([row for row in rows if row is not None]).astype(np.float32)
+    def _values(self, numbers: Sequence[int], split: Split) -> np.ndarray:
+        return np.asarray(self._results.candidates.values[split][list(numbers)], dtype=np.float32)
 
-
-def _title(candidate: CandidateRecord, role: str) -> str:
-    return text(f"winner: {candidate.label}" if role == "winner" else candidate.label)
+    def _title(self, number: int, role: str) -> str:
+        label = self._results.candidates.label(number)
+        return text(f"winner: {label}" if role == "winner" else label)
 
 
 def _join(figure: go.Figure, results: Results, across: AnyObjective, up: AnyObjective) -> None:

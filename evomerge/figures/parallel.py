@@ -8,9 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from evaluators.objective_kinds import AnyObjective
-from evomerge.figures.candidates import marked, measured
+from evomerge.figures.candidates import shown
 from evomerge.figures.theme import GREY, STYLES, of_which, style, text, thinned
-from evomerge.records import CandidateRecord
 from evomerge.results import Results
 
 MOST_LINES = 150
@@ -22,60 +21,49 @@ def parallel_figure(results: Results) -> go.Figure:
     Up is better on every axis. The front is blue; base, experts, uniform average and winner have their own colours.
     """
     figure = go.Figure()
-    known = measured(results)
-    if not known:
+    columns, signs = results.candidates, results.signs
+    known = columns.measured("search")
+    if not len(known):
         return figure
-    turned = np.stack([_turned(results, c) for c in known])
-    low, high = turned.min(axis=0), turned.max(axis=0)
-    scaled = (turned - low) / np.where(high > low, high - low, 1.0)
-    row = {c.number: i for i, c in enumerate(known)}
-    special = marked(results)
-    apart = {*(c.number for c in results.front), *(c.number for _, c in special)}
-    others = [c.number for c in known if c.number not in apart]
-    kept = [others[i] for i in thinned(len(others), MOST_LINES)]
-    lines = _Lines(results, figure, scaled, row)
-    lines.add(kept, "measured" + of_which(len(kept), len(others)), GREY, width=0.8, opacity=0.35)
-    front = [results.front[i].number for i in thinned(len(results.front), MOST_LINES)]
-    name = "front" + of_which(len(front), len(results.front))
-    lines.add(front, name, STYLES["front"].color, width=1.3, opacity=0.6)
-    for role in dict.fromkeys(role for role, _ in special):
-        numbers = [c.number for r, c in special if r == role]
-        lines.add(numbers, role, style(role).color, width=4 if role == "winner" else 2.5, opacity=1.0)
+    turned = columns.values["search"] * signs
+    low, high = turned[known].min(axis=0), turned[known].max(axis=0)
+    lines = _Lines(results, figure, (turned - low) / np.where(high > low, high - low, 1.0))
+    points = shown(results, MOST_LINES)
+    lines.add(points.others, "measured" + of_which(len(points.others), points.all_others), GREY, 0.8, opacity=0.35)
+    front = [points.front[i] for i in thinned(len(points.front), MOST_LINES)]
+    name = "front" + of_which(len(front), len(points.front))
+    lines.add(front, name, STYLES["front"].color, 1.3, opacity=0.6)
+    for role in dict.fromkeys(role for role, _ in points.marked):
+        numbers = [number for r, number in points.marked if r == role]
+        lines.add(numbers, role, style(role).color, 4 if role == "winner" else 2.5)
     _scale_of_axes(figure, results.objectives, low, high)
     return figure
-
-
-def _turned(results: Results, candidate: CandidateRecord) -> np.ndarray:
-    values = results.chooser.maximised(candidate, "search")
-    assert values is not None
-    return values
 
 
 class _Lines:
     """Candidates as lines over the objectives."""
 
-    def __init__(self, results: Results, figure: go.Figure, scaled: np.ndarray, row: dict[int, int]) -> None:
+    def __init__(self, results: Results, figure: go.Figure, scaled: np.ndarray) -> None:
+        """``scaled``: (candidates, objectives) heights, 0 the worst and 1 the best measured."""
         self._results = results
         self._figure = figure
         self._scaled = scaled
-        self._row = row
 
-    def add(self, numbers: Sequence[int], name: str, color: str, *, width: float, opacity: float) -> None:
+    def add(self, numbers: Sequence[int], name: str, color: str, width: float, *, opacity: float = 1.0) -> None:
         """Add candidates as one trace, with a gap between any two."""
         if not numbers:
             return
-        objectives = self._results.objectives
+        columns, objectives = self._results.candidates, self._results.objectives
         ys, labels = [], []
         for number in numbers:
-            candidate = self._results.candidate(number)
-            values = candidate.values("search", self._results.chooser.names)
-            assert values is not None
-            ys.append([*self._scaled[self._row[number]], np.nan])
+            ys.append([*self._scaled[number], np.nan])
+            label, values = text(columns.label(number)), columns.values["search"][number].tolist()
             named = zip(objectives, values, strict=True)
-            labels += [f"<b>{text(candidate.label)}</b><br>{text(o.name)}: {v:.4g}" for o, v in named] + [""]
+            labels += [f"<b>{label}</b><br>{text(o.name)}: {v:.4g}" for o, v in named] + [""]
         self._figure.add_scatter(
             x=[*range(len(objectives)), None] * len(numbers),
             y=np.ravel(ys),
+            ids=[str(number) for number in numbers for _ in range(len(objectives) + 1)],
             text=labels,
             mode="lines",
             line={"color": color, "width": width},

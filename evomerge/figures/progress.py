@@ -82,25 +82,22 @@ def _course(search: Results, scale: Results) -> _Course:
             f"search {search.record.name!r} has the objectives {', '.join(search.chooser.names)}, "
             f"{scale.record.name!r} has {', '.join(scale.chooser.names)}: they cannot be compared"
         )
-    pairs = [(c.evaluations["search"], c) for c in search.candidates if "search" in c.evaluations]
-    pairs = sorted(((e, c) for e, c in pairs if e.answered_from is None), key=lambda pair: pair[0].id)
-    nothing = np.full(len(scale.objectives), np.nan)
-    turned = [scale.chooser.maximised(c, "search") for _, c in pairs]
-    values = np.array([nothing if v is None else v for v in turned]).reshape(-1, len(scale.objectives))
+    known, rows = search.candidates.evaluations, search.fresh["search"]
+    values = np.where(known.stopped[rows, None], np.nan, known.values[rows]) * search.signs
     preference = scale.chooser.preference
     scaled = preference.scaled(values)
     return _Course(
         name=search.record.name,
         values=scaled,
         numbers=scaled @ preference.weights / preference.weights.sum(),
-        seconds=np.array([e.created - search.record.row.created for e, _ in pairs]),
+        seconds=known.created[rows] - search.record.row.created,
     )
 
 
 def _worst_seeds(results: Results) -> np.ndarray:
-    seeds = [results.chooser.maximised(c, "search") for c in results.candidates if c.origin == "seed"]
-    measured = [results.chooser.preference.scaled(values) for values in seeds if values is not None]
-    return np.min(measured, axis=0) if measured else np.zeros(len(results.objectives))
+    values = results.candidates.values["search"][results.candidates.numbers_of("seed")] * results.signs
+    measured = results.chooser.preference.scaled(values[np.isfinite(values).all(axis=1)])
+    return np.asarray(measured.min(axis=0)) if len(measured) else np.zeros(len(results.objectives))
 
 
 def _best_so_far(course: _Course) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from evomerge.figures.mosaic import SIGNED, WEIGHTS, mosaic_figure
+from evomerge.figures.path import path_figure
 from evomerge.figures.theme import text
 from search_spaces.operators import Operator
 from search_spaces.parameter_space import TENSOR_GROUPS
-from search_spaces.recipe import Blocks, Recipe
+from search_spaces.recipe import Blocks, PathBody, Recipe
 from search_spaces.tiles import MosaicBody
 
 # From pale to a colour of Okabe and Ito, as those of weights do.
@@ -37,7 +38,8 @@ class _Panel(NamedTuple):
 
 
 def recipe_figure(recipe: Recipe, *, source_names: Sequence[str], layers: int) -> go.Figure:
-    """Draw weights, densities and interpolation parameters of a recipe of blocks, or the coefficients of a mosaic.
+    """Draw weights, densities and interpolation parameters of a recipe of blocks, the coefficients of a mosaic, or the
+    layers of a path.
 
     Neighbouring layers with the same numbers share a cell, as wide as they are many.
 
@@ -53,6 +55,8 @@ def recipe_figure(recipe: Recipe, *, source_names: Sequence[str], layers: int) -
         raise ValueError(f"the recipe has {len(recipe.sources)} sources, got {len(source_names)} names")
     if isinstance(recipe.body, MosaicBody):
         return mosaic_figure(recipe.body, source_names=source_names)
+    if isinstance(recipe.body, PathBody):
+        return path_figure(recipe.body, source_names=source_names)
     panels = _panels(recipe.body, recipe.experts, source_names, layers)
     edges = _edges(panels, layers)
     sizes = [max(len(panel.models), 1) for panel in panels]

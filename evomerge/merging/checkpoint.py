@@ -19,7 +19,7 @@ from torch import Tensor
 from evomerge.errors import BadSource
 
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Tables that older versions of transformers stored and every model computes for itself.
 _ROTARY_TABLE = re.compile(r"rotary_emb\.inv_freq$")
@@ -45,11 +45,16 @@ class _Entry:
 
 
 class Checkpoint:
-    """A model folder, opened for reading. Use `Checkpoint.open`."""
+    """A model folder, opened for reading. Use `Checkpoint.open`.
+
+    Attributes:
+        path: the folder.
+        home: the folder with the config.json that applies.
+    """
 
     def __init__(self, path: Path, config: dict[str, Any], shards: list[Path], entries: dict[str, _Entry]) -> None:
         """Keep what `open` found; the files are mapped when the first tensor is asked for."""
-        self.path = path
+        self.path = self.home = path
         self.config = config
         self.layers = _layers(path, config)
         self.order = tuple(sorted(entries, key=lambda name: (entries[name].shard, entries[name].begin)))
@@ -83,6 +88,11 @@ class Checkpoint:
         if not entries:
             raise BadSource(f"{path}: the safetensors files hold no weights")
         return cls(path, config, shards, entries)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether tensors lie in files, so that keeping them costs no memory."""
+        return True
 
     def info(self, name: str) -> TensorInfo:
         """Return dtype, shape and size in bytes of tensor ``name``.
@@ -136,7 +146,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         adapter = (path / "adapter_config.json").is_file()
-        hint = "; it holds a LoRA adapter: merge that into its base first" if adapter else ""
+        hint = "; it holds an adapter, which can be an expert beside its base" if adapter else ""
         raise BadSource(f"{path}: there is no config.json, so this is not a model folder{hint}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -159,7 +169,7 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _layers(path: Path, config: dict[str, Any]) -> int:
     for part in (text_config(config), config):
-        for key in _LAYER_COUNTS:
+        for key in LAYER_COUNTS:
             if isinstance(part.get(key), int) and part[key] > 0:
                 return int(part[key])
     raise BadSource(f"{path}: config.json does not say how many layers there are (num_hidden_layers)")

@@ -43,9 +43,9 @@ def ties_embeddings(checkpoint: Checkpoint) -> bool:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint.home, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
-        raise BadSource(f"{checkpoint.path}: transformers cannot read config.json ({_first_line(error)})") from None
+        raise BadSource(f"{checkpoint.home}: transformers cannot read config.json ({_first_line(error)})") from None
     return bool(config.get_text_config(decoder=True).tie_word_embeddings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from evomerge.merging.operators import for_tensor, whole_run
 from evomerge.merging.selection import CACHE_BYTES, Selector
 from evomerge.merging.step import stepped
 from search_spaces.operators import Linear, TaskArithmetic
-from search_spaces.recipe import Block, Blocks, Recipe
+from search_spaces.recipe import Block, Blocks, PathBody, Recipe
 from search_spaces.tensors import block_for
 from search_spaces.tiles import MosaicBody
 
@@ -82,12 +83,10 @@ class MergeEngine:
         wanted = set(names)
         first = self._checkpoints[0]
         self.order = tuple(name for name in first.order if name in wanted)
-        self._flat = [
-            {name: checkpoint.tensor(name).view(-1) for name in self.order} for checkpoint in self._checkpoints
-        ]
+        self._flat = [_flat(checkpoint, self.order) for checkpoint in self._checkpoints]
         self._scratch: dict[torch.device, Scratch] = {}
         self._selectors: dict[int, Selector] = {}
-        self._mosaics = Mosaics({name: self._flat[0][name].numel() for name in self.order})
+        self._mosaics = Mosaics({name: math.prod(first.info(name).shape) for name in self.order})
 
     @property
     def private_bytes_needed(self) -> int:
@@ -104,10 +103,11 @@ class MergeEngine:
         """
         target = out if isinstance(out, Destination) else Destination(out)
         self._check_recipe(recipe)
-        if isinstance(recipe.body, MosaicBody):
-            scratch = self._merge_mosaic(recipe, recipe.body, target)
+        body = _merge_in(recipe)
+        if isinstance(body, MosaicBody):
+            scratch = self._merge_mosaic(recipe, body, target)
         else:
-            scratch = self._merge_blocks(recipe, recipe.body, target)
+            scratch = self._merge_blocks(recipe, body, target)
         if not scratch.healthy():
             for name in self.order:
                 _check_finite(recipe, name, target[name])
@@ -148,16 +148,26 @@ class MergeEngine:
             raise BadRecipe(f"tensor {name!r} is not one of the {len(self.order)} that are merged")
         out = torch.empty(self._checkpoints[0].info(name).shape, dtype=DTYPES[recipe.dtype])
         scratch = self._scratch_on(out.device)
-        if isinstance(recipe.body, MosaicBody):
-            self._mosaic_tensor(recipe.body, name, out.view(-1), scratch)
+        body = _merge_in(recipe)
+        if isinstance(body, MosaicBody):
+            self._mosaic_tensor(body, name, out.view(-1), scratch)
         else:
-            keys = mask_keys(recipe.body.mask_seed, recipe.sources)
-            block = recipe.body.blocks[self._block_index(recipe.body, name)]
-            kernel = self._kernel(recipe, block, name, keys)
+            kernel = self.kernel(recipe, name)
             kernel.run([flat[name] for flat in self._flat], out.view(-1), scratch)
         if not scratch.healthy():
             _check_finite(recipe, name, out)
         return out
+
+    def kernel(self, recipe: Recipe, name: str) -> Kernel:
+        """Return what merges tensor ``name`` of a recipe of blocks.
+
+        Raises:
+            BadRecipe: no block covers it.
+            CandidateFailed: weights that cancel.
+        """
+        assert isinstance(recipe.body, Blocks)
+        keys = mask_keys(recipe.body.mask_seed, recipe.sources)
+        return self._kernel(recipe, recipe.body.blocks[self._block_index(recipe.body, name)], name, keys)
 
     def _kernel(self, recipe: Recipe, block: Block, name: str, keys: Sequence[MaskKey]) -> Kernel:
         selector = self._selector(recipe)
@@ -227,6 +237,33 @@ class MergeEngine:
         if name not in target or tuple(target[name].shape) != shape:
             found = list(target[name].shape) if name in target else "no such tensor"
             raise BadRecipe(f"out: tensor {name!r} should have shape {list(shape)}, got {found}")
+
+
+def _merge_in(recipe: Recipe) -> Blocks | MosaicBody:
+    if isinstance(recipe.body, PathBody):
+        raise BadRecipe("a path is not one merge: its slots are merged, each by itself")
+    return recipe.body
+
+
+class _Streamed(Mapping[str, Tensor]):
+    """Flat tensors that are made when they are asked for, and not kept."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Sequence[str]) -> None:
+        self._checkpoint, self._names = checkpoint, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._checkpoint.tensor(name).view(-1)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _flat(checkpoint: Checkpoint, names: Sequence[str]) -> Mapping[str, Tensor]:
+    streamed = _Streamed(checkpoint, names)
+    return dict(streamed) if checkpoint.mapped else streamed
 
 
 def _alike(block: Block) -> bool:

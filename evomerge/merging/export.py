@@ -7,17 +7,25 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import NotEnoughRoom, UserMistake
+import torch
+from torch import Tensor
+
+from evomerge.errors import BadRecipe, NotEnoughRoom, UserMistake
+from evomerge.merging.adapter import open_sources
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, MergeEngine
+from evomerge.merging.path_export import layer_types, path_config, verify_path
+from evomerge.merging.paths import FoldedPath
 from evomerge.merging.safetensors_writer import plan_shards, tensor_bytes, write_index, write_shard
 from evomerge.merging.sources import verify
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import PathBody, Recipe
 
 SHARD_BYTES = 5_000_000_000
 _COPIED = (
@@ -51,43 +59,87 @@ def write_checkpoint(
 ) -> Path:
     """Write the model of ``recipe`` as folder ``to`` and return it.
 
+    The scales of a path are folded into the weights; the result is loaded and compared with the path before it is kept.
+
     The folder holds safetensors, config.json with the recipe's dtype, the tokenizer files, chat template and
     generation config of the recipe's tokenizer source, recipe.json, and README.md when ``card`` gives its text.
     One tensor is held in memory at a time. ``progress`` is called with the bytes of weights written and in total.
 
     Raises:
         UserMistake: ``to`` exists and is not an empty folder.
-        BadSource, BadRecipe: the sources have changed or do not fit the recipe.
+        BadSource, BadRecipe: the sources have changed or do not fit the recipe, or the scales of a path cannot be
+            folded so that the model stays the same.
         NotEnoughRoom: the disk is too small; nothing is left behind.
         CandidateFailed: the recipe cannot be merged; nothing is left behind.
     """
     to = Path(to).absolute()
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserMistake(f"{to}: exists already; give a folder that does not exist or is empty")
-    checkpoints = [Checkpoint.open(verify(source)) for source in recipe.sources]
+    _check_free(to)
+    checkpoints = open_sources([verify(source) for source in recipe.sources], recipe.base)
     names = mergeable_names(checkpoints[0])
     check(checkpoints, names)
-    engine = MergeEngine(checkpoints, names=names)
+    weights = _weights(recipe, checkpoints, MergeEngine(checkpoints, names=names))
     donor = checkpoints[recipe.tokenizer]
+    if donor.home != donor.path:
+        raise BadRecipe(f"{donor.path} is an adapter and has no config: give the base as the recipe's tokenizer")
     to.parent.mkdir(parents=True, exist_ok=True)
-    _check_disk(to.parent, recipe, engine, donor)
+    _check_disk(to.parent, recipe, weights, donor)
+    with writing_folder(to) as partial:
+        _write_weights(weights, DTYPES[recipe.dtype], partial, max_shard_bytes, progress)
+        _write_rest(recipe, partial, donor, card)
+        if isinstance(recipe.body, PathBody):
+            verify_path(recipe, checkpoints, partial)
+    return to
+
+
+@contextmanager
+def writing_folder(to: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``to`` that gets its name at the end, synced, or vanishes on any error.
+
+    Raises:
+        UserMistake: ``to`` exists and is not an empty folder.
+        NotEnoughRoom: the disk is full.
+    """
+    to = to.absolute()
+    _check_free(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
     partial = to.parent / f".{to.name}.partial-{uuid.uuid4().hex}"
     partial.mkdir()
     try:
-        _write_weights(recipe, partial, engine, donor, max_shard_bytes, progress)
-        _write_rest(recipe, partial, donor, card)
+        yield partial
         _publish(partial, to)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NotEnoughRoom(f"{to.parent}: the disk is full; nothing was left behind") from error
         raise
-    return to
 
 
-def _check_disk(parent: Path, recipe: Recipe, engine: MergeEngine, donor: Checkpoint) -> None:
+def _check_free(to: Path) -> None:
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserMistake(f"{to}: exists already; give a folder that does not exist or is empty")
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What is written: shapes by name, in order, and the function that makes a tensor."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    tensor: Callable[[str], Tensor]
+
+
+def _weights(recipe: Recipe, checkpoints: Sequence[Checkpoint], engine: MergeEngine) -> _Weights:
+    if isinstance(recipe.body, PathBody):
+        path = FoldedPath(recipe, checkpoints, engine)
+        return _Weights(path.shapes, path.tensor)
+    donor = checkpoints[recipe.tokenizer]
+    return _Weights(
+        {name: donor.info(name).shape for name in engine.order}, lambda name: engine.merge_tensor(recipe, name)
+    )
+
+
+def _check_disk(parent: Path, recipe: Recipe, made: _Weights, donor: Checkpoint) -> None:
     dtype = DTYPES[recipe.dtype]
-    weights = sum(tensor_bytes(donor.info(name).shape, dtype) for name in engine.order)
+    weights = sum(tensor_bytes(shape, dtype) for shape in made.shapes.values())
     rest = sum(file.stat().st_size for path in _companions(donor.path) for file in [path, *path.glob("*")])
     needed, free = weights + rest + _MARGIN_BYTES, shutil.disk_usage(parent).free
     if needed > free:
@@ -97,27 +149,20 @@ def _check_disk(parent: Path, recipe: Recipe, engine: MergeEngine, donor: Checkp
 
 
 def _write_weights(
-    recipe: Recipe,
-    folder: Path,
-    engine: MergeEngine,
-    donor: Checkpoint,
-    max_shard_bytes: int,
-    progress: Progress | None,
+    made: _Weights, dtype: torch.dtype, folder: Path, max_shard_bytes: int, progress: Progress | None
 ) -> None:
-    dtype = DTYPES[recipe.dtype]
-    shapes = {name: donor.info(name).shape for name in engine.order}
-    total = sum(tensor_bytes(shape, dtype) for shape in shapes.values())
+    total = sum(tensor_bytes(shape, dtype) for shape in made.shapes.values())
     written = 0
 
-    def tensor(name: str) -> Any:
+    def tensor(name: str) -> Tensor:
         nonlocal written
-        value = engine.merge_tensor(recipe, name)
-        written += tensor_bytes(shapes[name], dtype)
+        value = made.tensor(name)
+        written += tensor_bytes(made.shapes[name], dtype)
         if progress is not None:
             progress(written, total)
         return value
 
-    shards = plan_shards(shapes, dtype, max_shard_bytes=max_shard_bytes)
+    shards = plan_shards(made.shapes, dtype, max_shard_bytes=max_shard_bytes)
     for shard in shards:
         write_shard(shard, folder, dtype, tensor=tensor)
     write_index(shards, folder, dtype)
@@ -129,7 +174,10 @@ def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | Non
             shutil.copytree(path, folder / path.name)
         else:
             shutil.copyfile(path, folder / path.name)
-    config = json.dumps(_config(donor.config, recipe.dtype), indent=2, sort_keys=True)
+    value = _config(donor.config, recipe.dtype)
+    if isinstance(recipe.body, PathBody):
+        value = path_config(value, hops=recipe.body.hops, types=layer_types(donor))
+    config = json.dumps(value, indent=2, sort_keys=True)
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
     (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
     if card is not None:

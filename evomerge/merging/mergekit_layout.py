@@ -40,7 +40,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class MergekitConfig:
-    """A mergekit config, checked: every key is known, every slice continues the one before."""
+    """A mergekit config, checked: keys are known, every slice continues the one before unless it is of passthrough."""
 
     method: str
     base: Source | None
@@ -119,9 +119,10 @@ def _slices(entries: Any, base: Source | None, method: str) -> tuple[Slice, ...]
             inputs.append(SliceInput(_model(source.get("model")), _parameters(source, method)))
             ranges.append(tuple(source.get("layer_range") or ()))
         first = slices[-1].stop if slices else 0
-        if len(set(ranges)) != 1 or len(ranges[0]) != 2 or ranges[0][0] != first or ranges[0][1] <= ranges[0][0]:
+        whole = len(set(ranges)) == 1 and len(ranges[0]) == 2 and 0 <= ranges[0][0] < ranges[0][1]
+        if not whole or (ranges[0][0] != first and method != "passthrough"):
             raise BadRecipe(
-                f"mergekit config: slices that move, repeat or drop layers are not supported: expected "
+                f"mergekit config: only passthrough may move, repeat or drop layers: expected "
                 f"layer_range [{first}, ...] for every source of slice {len(slices)}, got {[list(r) for r in ranges]}"
             )
         own = _model(entry["base_model"]) if entry.get("base_model") is not None else base
@@ -164,7 +165,10 @@ def _model(value: Any) -> Source:
     if not isinstance(value, str) or not value:
         raise BadRecipe(f"mergekit config: expected a model's folder or Hub id, got {value!r}")
     if "+" in value:
-        raise BadRecipe(f"mergekit config: LoRA adapters ({value!r}) are not supported; merge them into a model first")
+        raise BadRecipe(
+            f"mergekit config: LoRA adapters ({value!r}) are not supported; name the adapter as an expert "
+            "of a recipe or of a search file"
+        )
     path, _, revision = value.partition("@")
     return Source(path=path, revision=revision or None)
 

@@ -15,15 +15,17 @@ from typing import Any
 import torch
 
 from evomerge.errors import BadRecipe
+from evomerge.merging.adapter import open_sources
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.mergekit_layout import MergekitConfig, Slice, parse
 from evomerge.merging.mergekit_operators import Asked, read_operator
+from evomerge.merging.mergekit_paths import is_path, path_of
 from evomerge.merging.mergekit_settings import filters_in
 from evomerge.merging.sources import resolve
 from search_spaces.operators import Operator
 from search_spaces.patterns import matches
-from search_spaces.recipe import Block, Blocks, Dtype, Recipe
+from search_spaces.recipe import Block, Blocks, Dtype, PathBody, Recipe
 from search_spaces.tensors import in_stack, layer_of
 
 _Groups = list[tuple[tuple[str, ...], Operator]]
@@ -39,15 +41,20 @@ def from_mergekit(text_or_path: str | Path, *, mask_seed: int = 0) -> Recipe:
         BadSource: a model cannot be opened.
     """
     config = parse(text_or_path)
-    checkpoints = [Checkpoint.open(resolve(model.path, model.revision)) for model in config.models]
     donor = config.tokenizer or config.base or config.models[0]
     base = config.models.index(config.base) if config.base is not None else None
+    checkpoints = open_sources([resolve(model.path, model.revision) for model in config.models], base)
+    body: Blocks | PathBody
+    if config.method == "passthrough" and is_path(config, checkpoints[0].layers):
+        body = path_of(config, checkpoints[0])
+    else:
+        body = Blocks(blocks=_blocks(config, checkpoints[0]), mask_seed=mask_seed)
     return Recipe(
         sources=config.models,
         base=base,
         tokenizer=config.models.index(donor),
         dtype=_dtype(config, checkpoints),
-        body=Blocks(blocks=_blocks(config, checkpoints[0]), mask_seed=mask_seed),
+        body=body,
     )
 
 

@@ -9,13 +9,15 @@ from typing import Any
 import yaml
 
 from evomerge.errors import BadRecipe
+from evomerge.merging.adapter import is_adapter
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.mergekit_inputs import Piece, Rule, check_expressible, inputs_of, pair_of, slerp_base
+from evomerge.merging.mergekit_paths import slices_of
 from evomerge.merging.sources import resolve
 from search_spaces.operators import Karcher, Linear, Passthrough, Slerp
 from search_spaces.patterns import matches
-from search_spaces.recipe import Block, Blocks, Recipe, Source
+from search_spaces.recipe import Block, Blocks, PathBody, Recipe, Source
 from search_spaces.tensors import layer_of
 from search_spaces.tiles import MosaicBody
 
@@ -36,12 +38,19 @@ def to_mergekit(recipe: Recipe) -> str:
             "mergekit cannot express a mosaic, whose coefficients change inside tensors; export it as a checkpoint, or "
             "as a recipe for `evomerge merge`"
         )
-    if any(block.has_step for block in recipe.body.blocks):
+    for each in recipe.sources:
+        if is_adapter(resolve(each.path, each.revision)):
+            raise BadRecipe(f"{each.path} is an adapter: export the merge as a checkpoint, an adapter or a recipe")
+    return _path(recipe, recipe.body) if isinstance(recipe.body, PathBody) else _blocks(recipe, recipe.body)
+
+
+def _blocks(recipe: Recipe, body: Blocks) -> str:
+    if any(block.has_step for block in body.blocks):
         raise BadRecipe("mergekit has no length and no lines: export the checkpoint or the recipe")
     source = recipe.sources[recipe.tokenizer]
     checkpoint = Checkpoint.open(resolve(source.path, source.revision))
     names, layers = mergeable_names(checkpoint), checkpoint.layers
-    pieces = _pieces(recipe.body, names, layers)
+    pieces = _pieces(body, names, layers)
     kinds = sorted({operator.kind for piece in pieces for _, operator in piece.rules})
     if len(kinds) > 1:
         raise BadRecipe(f"mergekit knows one merge_method a config, and the recipe has {', '.join(kinds)}")
@@ -65,6 +74,18 @@ def to_mergekit(recipe: Recipe) -> str:
         value["tokenizer_source"] = _reference(source)
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
     return (_DRAWS if kinds[0].startswith(("dare", "della")) else "") + text
+
+
+def _path(recipe: Recipe, body: PathBody) -> str:
+    source = recipe.sources[recipe.tokenizer]
+    slices = [
+        {"sources": [entry | {"model": _reference(recipe.sources[entry["model"]])}]}
+        for entry in slices_of(body, Checkpoint.open(resolve(source.path, source.revision)))
+    ]
+    value = {"merge_method": "passthrough", "slices": slices, "dtype": "float32", "out_dtype": recipe.dtype}
+    return yaml.safe_dump(
+        value | {"tokenizer_source": _reference(source)}, sort_keys=False, allow_unicode=True, width=120
+    )
 
 
 def _pieces(body: Blocks, names: Sequence[str], layers: int) -> list[Piece]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from evomerge.atomic import replacing
 from evomerge.errors import NotEnoughRoom
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.resident import available_bytes
@@ -104,11 +104,8 @@ def cached_tile_products(
 
 
 def _write(path: Path, table: np.ndarray) -> None:
-    """Write under a temporary name and rename, so that nobody reads half of it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, table, allow_pickle=False)
-        Path(file.name).replace(path)
     except OSError:
         return  # a read-only cache costs time, not correctness

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from evomerge.errors import BadSource, NotEnoughRoom
+from evomerge.errors import BadRecipe, BadSource, NotEnoughRoom
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, Destination, MergeEngine
-from search_spaces.recipe import Recipe
+from evomerge.merging.paths import FoldedPath, SlotModels, folded_model, path_model
+from search_spaces.recipe import PathBody, Recipe
 
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -22,8 +24,8 @@ _GROUPS = Path("/sys/fs/cgroup")
 class ResidentModel:
     """An ordinary transformers model on one flat buffer, and the engine that merges recipes into it.
 
-    ``model`` is in eval mode and undefined until the first `apply`. Its parameters are views on the buffer; the
-    sources stay mapped from disk.
+    ``model`` is in eval mode and undefined until the first `apply` of a merge. Its parameters are views on the buffer;
+    the sources stay mapped from disk. A path is a model of its own, made of layers of the sources and of merges.
     """
 
     def __init__(
@@ -41,23 +43,46 @@ class ResidentModel:
         self.engine = MergeEngine(checkpoints, names=names)
         donor = checkpoints[tokenizer]
         shapes = {name: donor.info(name).shape for name in self.engine.order}
-        self._flat, views = _allocate(shapes, DTYPES[dtype], torch.device(device), self.engine.private_bytes_needed)
-        self.model = _build(donor.path, views, DTYPES[dtype])
+        scratch = self.engine.private_bytes_needed
+
+        def allocate() -> dict[str, Tensor]:
+            return _allocate(shapes, DTYPES[dtype], torch.device(device), scratch)
+
+        def build(tensors: Mapping[str, Tensor]) -> Any:
+            return _build(donor.path, dict(tensors), DTYPES[dtype])
+
+        views = allocate()
+        self.model = build(views)
         self._destination = Destination(views)
+        self._checkpoints = tuple(checkpoints)
+        self._slots = SlotModels(checkpoints, self.engine, build, allocate, mappable=device == "cpu")
 
     @property
     def tensors(self) -> Destination:
         """The model's weights by their names in the checkpoints: views on the buffer."""
         return self._destination
 
-    def apply(self, recipe: Recipe) -> None:
-        """Merge ``recipe`` into the model.
+    def apply(self, recipe: Recipe, *, folded: bool = False) -> Any:
+        """Merge ``recipe`` into the model, or lay its path; return the live model, which the next `apply` may change.
+
+        Args:
+            folded: run a path with its scales folded into the weights, as the checkpoint that export writes; otherwise
+                it runs by reference, and only the residual stream is scaled.
 
         Raises:
             BadRecipe: the recipe does not fit the checkpoints, or has another dtype.
             CandidateFailed: see `MergeEngine.merge`; the model is undefined until the next `apply`.
         """
-        self.engine.merge(recipe, self._destination)
+        body = recipe.body
+        if not isinstance(body, PathBody):
+            self.engine.merge(recipe, self._destination)
+            return self.model
+        if recipe.dtype != self.dtype:
+            raise BadRecipe(f"the recipe is {recipe.dtype}, but the resident model is {self.dtype}")
+        models = self._slots.of(recipe, body)
+        if folded:
+            return folded_model(body, models, FoldedPath(recipe, self._checkpoints, self.engine))
+        return path_model(body, models)
 
 
 def available_bytes() -> int:
@@ -77,8 +102,8 @@ def available_bytes() -> int:
 
 def _allocate(
     shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device, scratch: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return one flat buffer and the views on it, side by side in the order of ``shapes``."""
+) -> dict[str, Tensor]:
+    """Return views on one flat buffer, side by side in the order of ``shapes``."""
     sizes = {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
     needed = sum(sizes.values()) * dtype.itemsize
     if device.type == "cpu":
@@ -92,7 +117,7 @@ def _allocate(
         )
     flat = torch.empty(sum(sizes.values()), dtype=dtype, device=device)
     pieces = torch.split(flat, list(sizes.values()))
-    return flat, {name: piece.view(shapes[name]) for name, piece in zip(sizes, pieces, strict=True)}
+    return {name: piece.view(shapes[name]) for name, piece in zip(sizes, pieces, strict=True)}
 
 
 def _build(folder: Path, views: dict[str, Tensor], dtype: torch.dtype) -> Any:
@@ -121,27 +146,36 @@ def _build(folder: Path, views: dict[str, Tensor], dtype: torch.dtype) -> Any:
 def _from_state_dict(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoConfig, GenerationConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-    from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise BadSource(f"{folder}: transformers has no causal language model for {config.model_type!r}")
         model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        model, info = model_class.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
-        )
+        with quiet():
+            model, info = model_class.from_pretrained(
+                None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+            )
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadSource(f"{folder}: transformers cannot build this model without remote code ({first})") from None
+    return model, info
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers draws no progress bars."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
     finally:
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    return model, info
 
 
 def _names_differ(folder: Path, strangers: list[str], unused: list[str]) -> BadSource:

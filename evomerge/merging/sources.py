@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 
+from evomerge.atomic import replacing
 from evomerge.errors import BadSource
 from search_spaces.recipe import Source
 
@@ -17,6 +17,7 @@ _HUB_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
@@ -69,7 +70,7 @@ def _download(path: str, revision: str | None) -> Path:
 
 
 def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
-    """Return the SHA-256 (hexadecimal) over the names and contents of config.json and every safetensors file.
+    """Return the SHA-256 (hexadecimal) over the names and contents of the config and every safetensors file.
 
     Digests of single files are remembered under ``cache`` (default: the folder that EVOMERGE_CACHE names, else the
     user's cache folder) by path, size and time of modification.
@@ -78,7 +79,7 @@ def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
         BadSource: the folder holds neither, or a file cannot be read.
     """
     folder = Path(folder)
-    files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
+    files = sorted([*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")])
     if not files:
         raise BadSource(f"{folder}: there is nothing to fingerprint (no config.json, no safetensors)")
     total = hashlib.sha256()
@@ -144,12 +145,8 @@ def _file_digest(file: Path, cache: Path) -> str:
 
 
 def _remember(remembered: Path, value: str, real: Path) -> None:
-    """Write the digest by rename, so that a reader sees all of it or nothing."""
     try:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=remembered.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump({"sha256": value, "path": str(real)}, stream)
-        Path(name).replace(remembered)
+        with replacing(remembered) as temporary:
+            temporary.write_text(json.dumps({"sha256": value, "path": str(real)}), encoding="utf-8")
     except OSError:
         return  # a read-only cache costs time, not correctness

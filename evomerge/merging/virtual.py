@@ -5,24 +5,18 @@ A candidate is then ``theta_0 + sum_i w_i E_i``: it costs what task arithmetic d
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from evomerge.errors import NotEnoughRoom
 from evomerge.merging import spectral
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
 from evomerge.merging.kernels import Combination, Scratch, chunks, finish, float32, part
+from evomerge.merging.prepared import prepared
 from evomerge.merging.selection import Selector
-from evomerge.merging.sources import CACHE_VARIABLE, cache_folder, fingerprint, resolve
+from evomerge.merging.sources import fingerprint, resolve
 from evomerge.merging.terms import Term
 from search_spaces.canonical import digest
 from search_spaces.operators import IsoC, Swudi, TsvM
@@ -30,7 +24,6 @@ from search_spaces.recipe import Recipe, Source
 from search_spaces.tensors import in_stack
 
 _FORMAT = 1  # of what is prepared: a change makes what lies in caches obsolete
-_VECTORS = "vectors"
 Spectral = TsvM | IsoC | Swudi
 
 
@@ -75,7 +68,7 @@ def added(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> 
         terms = [Term(source, share) for source, share in zip(experts, shares, strict=True)]
         return Combination(base_of(recipe), 1.0, effective(terms))
     key = selector.remember(("prepared", _parameters(operator), recipe.sources), lambda: _key(operator, recipe))
-    vectors = _prepared(key, name, lambda: _vectors(operator, recipe, name, selector))
+    vectors = prepared("virtual", key, name, lambda: _vectors(operator, recipe, name, selector))
     used = (1.0,) if isinstance(operator, IsoC) else weights
     for weight in used:
         check_size(weight * operator.scale)
@@ -109,32 +102,3 @@ def _key(operator: Spectral, recipe: Recipe) -> str:
 
 def _content(source: Source) -> str:
     return source.digest or fingerprint(resolve(source.path, source.revision))
-
-
-def _prepared(key: str, name: str, make: Callable[[], Tensor]) -> Tensor:
-    file = cache_folder() / "virtual" / key / f"{name}.safetensors"
-    if not file.is_file():
-        _write(file, make())
-    return _mapped(file)
-
-
-@lru_cache(maxsize=8192)
-def _mapped(file: Path) -> Tensor:
-    with safe_open(file, framework="pt") as opened:
-        vectors: Tensor = opened.get_tensor(_VECTORS)
-    return vectors
-
-
-def _write(file: Path, vectors: Tensor) -> None:
-    """Write by rename, so that another worker sees all of it or nothing."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent)
-        os.close(handle)
-        save_file({_VECTORS: vectors}, name)
-        Path(name).replace(file)
-    except OSError as error:
-        raise NotEnoughRoom(
-            f"{file.parent}: prepared task vectors cannot be written ({error}); let {CACHE_VARIABLE} name a folder "
-            "with room"
-        ) from None

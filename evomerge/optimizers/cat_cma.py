@@ -9,6 +9,7 @@ point with twice the population (Auger and Hansen 2005).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -105,7 +106,10 @@ class CatCma:
             return
         numbers = ranked_values(observations, self._preference)
         pairs = zip(population.back, numbers, strict=True)
-        self._run.tell([(solution, -number) for (solution, _), number in pairs])  # cmaes minimises
+        with warnings.catch_warnings():
+            # While all values were equal it has no scale for what lies outside of bounds, and leaves their order alone.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            self._run.tell([(solution, -number) for (solution, _), number in pairs])  # cmaes minimises
         if (len(self._real) or len(self._integer)) and self._run.should_stop():
             self._size *= 2
             self._populations = []

@@ -26,7 +26,7 @@ import json, os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from contextlib import closing
 import psutil
-from cluster.pool import Call
+from cluster.pool import Call, WorkersFailed
 from cluster.ray_pool import RayPool
 from cluster.ray_session import RaySession
 from cluster.testing import Probe, ask
@@ -72,6 +72,19 @@ with RaySession() as session:
 say(results=results, still_open=still_open, open_after=session.ray.is_initialized(), left=below(),
     handler_kept=signal.getsignal(signal.SIGTERM) is handler, environment_kept=dict(os.environ) == before,
     token_in_environment="RAY_AUTH_TOKEN" in inside, usage="RAY_USAGE_STATS_ENABLED" in inside)
+"""
+
+LOSES_RAY = """
+with closing(RayPool(Own, workers=1)) as pool:
+    pool.submit(Call("hang"))
+    raylet = next(process.pid for process in psutil.Process().children(recursive=True) if process.name() == "raylet")
+    os.kill(raylet, signal.SIGKILL)
+    try:
+        while True:  # a call that is lost with its worker, then those of workers that cannot be started
+            pool.wait()
+            pool.submit(Call("hang"))
+    except WorkersFailed as error:
+        say(failed=str(error))
 """
 
 JOINS = """
@@ -138,6 +151,14 @@ def test_an_interrupted_driver_can_tidy_up(tmp_path: Path) -> None:
     assert said(driver) == {"interrupted": True}
     assert driver.wait(120) == 0
     assert until(lambda: not any(alive(process) for process in heard["all"]))
+
+
+@pytest.mark.slow
+def test_a_driver_does_not_wait_for_a_ray_that_has_died(tmp_path: Path) -> None:
+    quick = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3", "initial_delay_ms": "500"}
+    driver = start(LOSES_RAY, tmp_path, **{f"RAY_health_check_{name}": value for name, value in quick.items()})
+    assert "the raylet) has died" in said(driver)["failed"]
+    driver.wait(120)
 
 
 @pytest.mark.slow

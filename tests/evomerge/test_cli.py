@@ -29,7 +29,7 @@ OPTIONS = {
     "front": {"--predicted", "--portfolio", "--storage", "--json"},
     "show": {"--storage", "--json"},
     "report": {"--storage", "--output", "-o"},
-    "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--storage"},
+    "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--storage"},
     "merge": {"--to"},
     "evaluate": {
         "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
@@ -150,7 +150,8 @@ def test_prefer_picks_along_the_front(run, storage, tmp_path):
         (("show", "fake", "-1"), "No such option"),
         (("show", "fake", "worst"), "expected a number or 'best'"),
         (("export", "fake", "--to", "x", "--best", "--candidate", "1"), "give one of"),
-        (("export", "fake", "--to", "x", "--format", "gguf"), "expected one of checkpoint, mergekit, recipe"),
+        (("export", "fake", "--to", "x", "--rank", "4"), "--rank is of adapters"),
+        (("export", "fake", "--to", "x", "--format", "gguf"), "expected one of checkpoint, adapter, mergekit, recipe"),
         (("export", "fake", "--to", "x", "--prefer", "third=1"), "no objective 'third'"),
         (("export", "fake", "--to", "x", "--prefer", "first"), "expected task=weight"),
         (("export", "fake", "--to", "x", "--prefer", "first=-1"), "positive number"),

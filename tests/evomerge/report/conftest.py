@@ -11,6 +11,7 @@ import pytest
 
 from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureKind, Outcome, Score
 from evomerge.config import SearchFile
+from evomerge.inspection import Inspection
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.selection import SINGLE
@@ -53,11 +54,18 @@ class FakeSearch:
             "layers": self.space.layers,
             "genes": list(self.space.genes.names),
             "suite": "s" * 64,
+            "inspection": self._inspection().record(),
             "documents": {
                 split: {task: list(ids) for task, ids in documents.ids.items()}
                 for split, documents in self.documents.items()
             },
         }
+
+    def _inspection(self) -> Inspection:
+        experts, layers = self.space.expert_names, self.space.layers
+        sums = self.rng.uniform(0.5, 2.0, (len(experts), 3, layers + 2, 3)) * [1.0, 1.0, 1e-3]
+        sums[:, :2, [0, -1]] = 0.0  # nothing but the rest lies before and behind the layers
+        return Inspection(experts, True, 12 * layers, (0,) * len(experts), sums)
 
     def quality(self, recipe: Recipe) -> np.ndarray:
         """(objectives,) chance of answering a document: expert k helps task k, too much weight hurts all."""

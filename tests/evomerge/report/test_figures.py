@@ -24,10 +24,11 @@ from evomerge.figures import (
     test_figure as scores_figure,
 )
 from evomerge.figures.mosaic import mosaic_figure
+from evomerge.figures.path import path_figure
 from evomerge.figures.theme import STYLES, thinned
 from evomerge.results import JOINT
 from search_spaces.operators import DareTies, Linear, Slerp, TaskArithmetic
-from search_spaces.recipe import Block, Blocks, Recipe, Source
+from search_spaces.recipe import Block, Blocks, Hop, PathBody, Recipe, Source
 from search_spaces.tiles import Chromosome, MosaicBody
 
 pytest.importorskip("evaluators.statistics")
@@ -327,3 +328,17 @@ def test_mosaics_are_drawn_segment_by_segment():
     assert np.array_equal(first.z, [[1.0, -0.2], [0.0, 1.2]])
     assert list(second.y) == ["base", "expert"]
     assert figure.layout.coloraxis.cmin == -1.2, "negative coefficients have a colour of their own"
+
+
+def test_paths_are_drawn_hop_by_hop():
+    hops = (Hop(slot=0, layer=0), Hop(slot=1, layer=1, scale=0.5), Hop(slot=0, layer=3))
+    merge = Blocks(blocks=(Block(layers=(0, 4), operator=Linear(weights=(0.5, 0.5))),))
+    recipe = Recipe(sources=SOURCES[:2], body=PathBody(slots=(1, merge), hops=hops))
+    line, first, second, scales = recipe_figure(recipe, source_names=("base", "<expert>"), layers=4).data
+    assert list(line.y) == [0, 1, 3]
+    assert (first.name, list(first.x), list(first.y)) == ("&lt;expert&gt;", [1, 3], [0, 3])
+    assert (second.name, list(second.x), list(second.y)) == ("merge", [2], [1])
+    assert first.marker.symbol != second.marker.symbol
+    assert [scales.base + y for y in scales.y] == [1.0, 0.5, 1.0]
+    plain = PathBody(slots=(merge, merge), hops=(Hop(slot=0, layer=0), Hop(slot=1, layer=0)))
+    assert [trace.name for trace in path_figure(plain, source_names=("base", "x")).data[1:]] == ["merge 1", "merge 2"]

@@ -55,7 +55,14 @@ def test_finished_search_says_its_test_scores(finished, random_search, tmp_path)
     for source in results.record.row.plan["sources"]:
         assert source["digest"] in words
     assert "non finite" in words and "timed out" in words
-    assert set(figures_of(page)) == {*(f"front-{i}" for i in range(6)), "parallel", "progress", "scores", "recipe"}
+    assert set(figures_of(page)) == {
+        *(f"front-{i}" for i in range(6)),
+        "parallel",
+        "progress",
+        "scores",
+        "recipe",
+        "inspection",
+    }
 
 
 def test_report_is_self_contained(finished, tmp_path):
@@ -122,7 +129,7 @@ def test_search_between_validation_and_test_says_so(make_search, tmp_path):
 
 def test_search_without_any_candidate(make_search, tmp_path):
     page = page_of(make_search().results, tmp_path)
-    assert "no candidate has been measured" in words_of(page) and figures_of(page) == {}
+    assert "no candidate has been measured" in words_of(page) and set(figures_of(page)) == {"inspection"}
 
 
 def test_search_of_failures_only(make_search, tmp_path):
@@ -145,7 +152,7 @@ def test_one_objective(make_search, tmp_path, direction):
     (winner,) = [row for row in results.table() if row.role == "winner"]
     assert f"scores {interval(winner.estimates['gsm8k_ja/acc'])} on gsm8k_ja/acc" in words_of(page)
     assert ("less is better" in words_of(page)) == (direction == "minimize")
-    assert set(figures_of(page)) == {"progress", "scores", "recipe"}
+    assert set(figures_of(page)) == {"progress", "scores", "recipe", "inspection"}
 
 
 def test_a_failed_report_leaves_the_old_one(finished, make_search, tmp_path):
@@ -180,7 +187,7 @@ def test_browser_draws_every_figure(finished, tmp_path):
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'user'}"]
     command += ["--virtual-time-budget=8000", "--enable-logging=stderr", "--dump-dom", to.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.count('class="figure js-plotly-plot"') == done.stdout.count("data-figure=") == 5
+    assert done.stdout.count('class="figure js-plotly-plot"') == done.stdout.count("data-figure=") == 6
     assert "CONSOLE" not in done.stderr, "the page reports errors or refused requests"
 
 

@@ -1,0 +1,191 @@
+"""Paths through layers: what they find, what running one costs, and what a candidate costs beside writing it.
+
+Questions:
+1. quality: with equal evaluations, do paths, or merges and paths together, beat merges alone? What are scales worth?
+   The demo's experts and tasks, fewer documents, one search per space and seed. Reported: the winner's test score, and
+   the best search score among what the optimizer proposed, because a winner can be a seed, which is no path.
+2. overhead: a forward pass of a path beside the same stack of layers as a plain transformers model, in turns; median
+   CPU time. Target: at most 3 %.
+3. candidates: laying and measuring a path in a worker beside writing the checkpoint, loading and measuring it, for the
+   same random paths. Target: 10 times as many a minute.
+
+Run: `.venv/bin/python benchmarks/data_flow.py [quality|overhead|candidates ...]`. Each part saves
+results/data_flow_PART.json. About 20 CPU minutes, nearly all of them `quality`.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from common import experts, save
+
+import evomerge
+from evaluators.context import context_length
+from evaluators.evaluation import Evaluation
+from evaluators.evaluator import LmEvalEvaluator
+from evaluators.tasks import TaskSuite
+from evomerge import demo
+from evomerge.config import SearchFile, parse
+from evomerge.merging.assembly import Visit, assemble
+from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.resident import ResidentModel
+from evomerge.problem import prepare
+from evomerge.results import JOINT
+from search_spaces.genes import Genome
+from search_spaces.path_space import PathSpace
+from search_spaces.recipe import Recipe
+
+SEEDS, EVALUATIONS = (10, 11), 150
+ROUNDS, CANDIDATES = 60, 20
+MODELS = ["expert-language", "expert-add", "expert-sort", "expert-reverse"]
+MERGE = {"operator": "task_arithmetic", "layer_groups": 2}
+SPACES: dict[str, tuple[dict[str, Any], str]] = {
+    "parameter": ({"kind": "parameter", **MERGE}, "cma_es"),
+    "data flow": ({"kind": "data_flow", "models": MODELS}, "cat_cma"),
+    "data flow, no scales": ({"kind": "data_flow", "models": MODELS, "scales": "none"}, "cat_cma"),
+    "joint": ({"kind": "joint", "models": [MERGE, "expert-language"]}, "cat_cma"),
+    "joint, no scales": ({"kind": "joint", "models": [MERGE, "expert-language"], "scales": "none"}, "cat_cma"),
+    "hybrid": ({"kind": "hybrid", "merge": MERGE, "models": ["expert-language"]}, "cat_cma"),
+}
+
+
+def search_file(folder: Path, space: dict[str, Any], kind: str, seed: int) -> SearchFile:
+    """Return the demo's search with another space."""
+    value: dict[str, Any] = demo.search_file(experts(), folder, budget=EVALUATIONS, seed=seed)
+    value |= {
+        "space": space,
+        "optimizer": {"kind": kind, "seed": seed},
+        "cluster": {"backend": "in_process", "workers": 1},
+        "baselines": {"single_coefficient": 0, "random_search": False},
+    }
+    value["evaluation"] |= {"search_documents": 64, "validation_documents": 128, "test_documents": 256}
+    value["budget"] |= {"finalists": 8}
+    return parse(value, folder=folder, where="benchmark")
+
+
+def quality() -> None:
+    """Search every space with every seed."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SPACES}
+    for seed in SEEDS:
+        for name, (space, kind) in SPACES.items():
+            with tempfile.TemporaryDirectory() as folder:
+                started = time.process_time()
+                results = evomerge.run(search_file(Path(folder), space, kind, seed))
+                assert results.winner is not None
+                own = [c for c in results.candidates if c.origin == "optimizer"]
+                best = max(results.chooser.number(c, "search") for c in own)
+                rows[name].append(
+                    {
+                        "seed": seed,
+                        "winner": results.winner.label,
+                        "winner_is_a_seed": results.winner.origin == "seed",
+                        "winner_test": results.estimate(results.winner, "test")[JOINT].value,
+                        "best_search_of_optimizer": best,
+                        "cpu_seconds": time.process_time() - started,
+                    }
+                )
+                print(name, rows[name][-1], flush=True)
+        save("data_flow_quality", {"evaluations": EVALUATIONS, "seeds": list(SEEDS), "spaces": rows})
+
+
+def overhead() -> None:
+    """Time forward passes of paths and of plain models of the same depth, in turns."""
+    table = {}
+    for name, shape in {
+        "demo (64 wide)": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6},
+        "512 wide": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8},
+    }.items():
+        config = transformers.LlamaConfig(vocab_size=256, num_attention_heads=8, **shape)
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        layers = config.num_hidden_layers
+        order = [layer for layer in range(layers) for _ in range(1 + layer % 2)]
+        plain_config = copy.deepcopy(config)
+        plain_config.num_hidden_layers = len(order)
+        plain = transformers.AutoModelForCausalLM.from_config(plain_config).eval()
+        paths = {
+            "plain": plain,
+            "path": assemble(model, [Visit(model, layer, 1.0) for layer in order]),
+            "path with a scale at every hop": assemble(model, [Visit(model, layer, 1.01) for layer in order]),
+        }
+        ids = torch.randint(256, (32, 24))
+        seconds: dict[str, list[float]] = {key: [] for key in paths}
+        for _ in range(ROUNDS):
+            for key, each in paths.items():
+                started = time.process_time()
+                with torch.inference_mode():
+                    each(input_ids=ids, use_cache=False)
+                seconds[key].append(time.process_time() - started)
+        medians = {key: float(np.median(values)) for key, values in seconds.items()}
+        table[name] = {"cpu_ms": {k: 1e3 * v for k, v in medians.items()}} | {
+            f"overhead of {key}": medians[key] / medians["plain"] - 1.0 for key in paths if key != "plain"
+        }
+        print(name, table[name], flush=True)
+    save("data_flow_overhead", {"rounds": ROUNDS, "tokens": 32 * 24, "models": table})
+
+
+def random_recipes(space: PathSpace) -> list[Recipe]:
+    """Return random paths of the space."""
+    generator = np.random.default_rng(0)
+    return [space.decode(Genome(space.genes.from_unit(generator.random(len(space.genes))))) for _ in range(CANDIDATES)]
+
+
+def candidates() -> None:
+    """Measure random paths by reference, and by writing and loading each of them, with one evaluator."""
+    rows: dict[str, list[dict[str, float]]] = {"by reference": [], "written and loaded": []}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        problem = prepare(search_file(folder, *SPACES["data flow"], seed=0))
+        assert isinstance(problem.space, PathSpace)
+        checkpoints = [Checkpoint.open(source) for source in problem.folders]
+        frame = problem.space.tokenizer
+        resident = ResidentModel(checkpoints, tokenizer=frame, dtype="float32")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(problem.folders[frame])
+        suite = TaskSuite.load(problem.file.objectives, problem.file.evaluation)
+        length = context_length(resident.model.config, tokenizer)
+        evaluator = LmEvalEvaluator(suite, tokenizer, settings=problem.file.evaluation, max_length=length)
+
+        def measured(kind: str, make: Callable[[], Any]) -> Evaluation:
+            started, cpu = time.perf_counter(), time.process_time()
+            model = make()
+            made = time.process_time() - cpu
+            outcome = evaluator.evaluate(model, problem.splits.search)
+            assert isinstance(outcome, Evaluation), outcome
+            seconds, all_cpu = time.perf_counter() - started, time.process_time() - cpu
+            rows[kind].append({"make_cpu": made, "cpu": all_cpu, "seconds": seconds})
+            return outcome
+
+        def written(recipe: Recipe, number: int) -> Any:
+            target = folder / f"candidate-{number}"
+            copy.deepcopy(resident.apply(recipe, folded=True)).save_pretrained(target)
+            return transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+
+        apart = 0.0
+        for number, recipe in enumerate(random_recipes(problem.space)):
+            one = measured("by reference", lambda recipe=recipe: resident.apply(recipe))  # type: ignore[misc]
+            other = measured("written and loaded", lambda recipe=recipe, n=number: written(recipe, n))  # type: ignore[misc]
+            apart = max(apart, *(abs(one.scores[o].value - other.scores[o].value) for o in one.scores))
+            if number == 0:  # plans batches, maps sources
+                rows = {kind: [] for kind in rows}
+    medians = {kind: {k: float(np.median([r[k] for r in each])) for k in each[0]} for kind, each in rows.items()}
+    ours, theirs = medians["by reference"], medians["written and loaded"]
+    ratios = {key: theirs[key] / ours[key] for key in ours}
+    print(medians, ratios, apart)
+    save("data_flow_candidates", {"medians": medians, "ratios": ratios, "largest_difference_of_scores": apart})
+
+
+PARTS = {"overhead": overhead, "candidates": candidates, "quality": quality}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part]()

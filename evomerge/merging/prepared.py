@@ -1,0 +1,47 @@
+"""Tensors that are made once and then mapped from the cache folder by every worker of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from evomerge.atomic import replacing
+from evomerge.errors import NotEnoughRoom
+from evomerge.merging.sources import CACHE_VARIABLE, cache_folder
+
+_KEY = "vectors"
+
+
+def prepared(kind: str, key: str, name: str, make: Callable[[], Tensor]) -> Tensor:
+    """Return tensor ``name`` of what ``kind`` (a folder of the cache) and ``key`` name, making it if no one has.
+
+    Raises:
+        NotEnoughRoom: it cannot be written.
+    """
+    file = cache_folder() / kind / key / f"{name}.safetensors"
+    if not file.is_file():
+        _write(file, make())
+    return _mapped(file)
+
+
+@lru_cache(maxsize=8192)
+def _mapped(file: Path) -> Tensor:
+    with safe_open(file, framework="pt") as opened:
+        tensor: Tensor = opened.get_tensor(_KEY)
+    return tensor
+
+
+def _write(file: Path, tensor: Tensor) -> None:
+    try:
+        with replacing(file) as temporary:
+            save_file({_KEY: tensor}, temporary)
+    except OSError as error:
+        raise NotEnoughRoom(
+            f"{file.parent}: prepared task vectors cannot be written ({error}); let {CACHE_VARIABLE} name a folder "
+            "with room"
+        ) from None

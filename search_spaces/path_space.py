@@ -1,0 +1,207 @@
+"""Spaces of paths: through models as they are, through merges that are searched with the path, or found before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+import numpy as np
+from pydantic import Field
+
+from search_spaces.courses import Course, CourseSettings
+from search_spaces.genes import Gene, Genes, Genome
+from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
+from search_spaces.recipe import Block, Blocks, Dtype, Merge, PathBody, Recipe, Source
+
+Model: TypeAlias = int | Merge | ParameterSpace  # a source, a merge, or merges that are searched
+
+
+class DataFlowSettings(CourseSettings):
+    """The `space` section of a search file for ``kind: data_flow``."""
+
+    kind: Literal["data_flow"] = "data_flow"
+    models: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="names of experts, or base; the first gives embeddings and head. All "
+        "experts by default"
+    )  # fmt: skip
+
+
+class JointSettings(CourseSettings):
+    """The `space` section of a search file for ``kind: joint``: merges and the path through them at once."""
+
+    kind: Literal["joint"] = "joint"
+    models: tuple[ParameterSpaceSettings | str, ...] = Field(
+        min_length=1, description="a parameter space ({operator: ...}) for each merge, names of experts, or base"
+    )
+
+
+class HybridSettings(CourseSettings):
+    """The `space` section of a search file for ``kind: hybrid``: the best merge first, then paths from it."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    merge: ParameterSpaceSettings = Field(description="the parameter space whose winner becomes the first model")
+    models: tuple[str, ...] | None = Field(default=None, description="the other models; all experts by default")
+    share: float = Field(default=0.5, gt=0.0, lt=1.0, description="of budget.evaluations that the merge gets")
+
+
+PathSpaceSettings: TypeAlias = DataFlowSettings | JointSettings | HybridSettings
+
+
+@dataclass(frozen=True)
+class PathSpace:
+    """Paths through some models, and the way to a recipe.
+
+    Attributes:
+        sources: base first, then the experts.
+        expert_names: short names, used in reports.
+        models: what paths lead through; the first is model A.
+        layers: number of layers of each model.
+    """
+
+    settings: CourseSettings
+    sources: tuple[Source, ...]
+    expert_names: tuple[str, ...]
+    models: tuple[Model, ...]
+    layers: int
+    dtype: Dtype = "bfloat16"
+
+    @cached_property
+    def model_names(self) -> tuple[str, ...]:
+        """A name for every model: that of the source, or merge, merge-2, ..."""
+        known, merges, names = ("base", *self.expert_names), 0, []
+        for model in self.models:
+            merges += not isinstance(model, int)
+            names.append(known[model] if isinstance(model, int) else f"merge-{merges}" if merges > 1 else "merge")
+        return tuple(names)
+
+    @cached_property
+    def course(self) -> Course:
+        """The genes of the path itself."""
+        return Course(self.settings, self.model_names, self.layers)
+
+    @cached_property
+    def genes(self) -> Genes:
+        """The genes of every merge that is searched, under its name, then those of the path."""
+        return Genes((*self._merge_genes(), *self.course.genes))
+
+    def _merge_genes(self) -> Iterator[Gene]:
+        for name, model in zip(self.model_names, self.models, strict=True):
+            if isinstance(model, ParameterSpace):
+                for gene in model.genes.genes:
+                    yield Gene(f"{name}/{gene.name}", gene.low, gene.high, gene.start, gene.kind)
+
+    @property
+    def in_words(self) -> str:
+        """How large the space is."""
+        return (
+            f"{len(self.genes)} genes, paths of at most {self.course.most_hops} layers through "
+            f"{', '.join(self.model_names)} ({self.settings.form})"
+        )
+
+    @property
+    def tokenizer(self) -> int:
+        """Position of the source that gives tokenizer and config: model A, if it is a source."""
+        return self.models[0] if isinstance(self.models[0], int) else 0
+
+    def decode(self, genome: Genome) -> Recipe:
+        """Return the recipe of ``genome``; models that its path does not visit are not in it.
+
+        Raises:
+            ValueError: the genome has the wrong length or leaves the bounds.
+        """
+        values = self.genes.check(genome).values
+        slots: list[int | Merge] = []
+        for model in self.models:
+            if isinstance(model, ParameterSpace):
+                count = len(model.genes)
+                body = model.decode(Genome(values[:count])).body
+                assert not isinstance(body, PathBody)  # a parameter space decodes merges
+                slots.append(body)
+                values = values[count:]
+            else:
+                slots.append(model)
+        hops = self.course.hops(values)
+        used = sorted({0, *(hop.slot for hop in hops)})
+        body = PathBody(
+            slots=tuple(slots[number] for number in used),
+            hops=tuple(hop.model_copy(update={"slot": used.index(hop.slot)}) for hop in hops),
+            signed=self.settings.signed,
+        )
+        return self._recipe(body)
+
+    def recipe(self, blocks: tuple[Block, ...]) -> Recipe:
+        """Return a recipe over this space's sources with ``blocks`` as its body."""
+        return self._recipe(Blocks(blocks=blocks))
+
+    def _recipe(self, body: Blocks | PathBody) -> Recipe:
+        return Recipe(sources=self.sources, base=0, tokenizer=self.tokenizer, dtype=self.dtype, body=body)
+
+    @property
+    def start(self) -> Genome:
+        """The genome of model A itself, with every merge at its start."""
+        return Genome(self.genes.start)
+
+    def plain(self, weights: tuple[float, ...], *, linear: bool = True) -> Genome | None:
+        """Return the genome that is ``base + sum_i weights_i (expert_i - base)``, or None where there is none.
+
+        Args:
+            linear: whether it is a linear combination in which the base has no part of its own.
+        """
+        first = self.models[0]
+        if isinstance(first, ParameterSpace):
+            merge = first.plain(weights, linear=linear)
+            rest = self.genes.start[len(first.genes) :]
+            return None if merge is None else Genome(np.concatenate([merge.values, rest]))
+        alone = tuple(float(position == first) for position in range(1, len(self.sources)))
+        return self.start if isinstance(first, int) and weights == alone else None
+
+
+def path_space(
+    settings: PathSpaceSettings,
+    *,
+    sources: tuple[Source, ...],
+    expert_names: tuple[str, ...],
+    layers: int,
+    dtype: Dtype = "bfloat16",
+    mask_seed: int = 0,
+    first: Merge | None = None,
+) -> PathSpace:
+    """Return the space of ``settings``.
+
+    Args:
+        first: of a hybrid, the merge that was found; the start of its parameter space if None.
+
+    Raises:
+        ValueError: a model is not known, or the space does not fit the models.
+    """
+
+    def merges(inner: ParameterSpaceSettings) -> ParameterSpace:
+        return ParameterSpace(inner, sources, expert_names, layers, dtype, mask_seed)
+
+    named = ("base", *expert_names)
+    models: list[Model] = []
+    if isinstance(settings, HybridSettings):
+        space = merges(settings.merge)
+        body = first or space.decode(Genome(space.genes.start)).body
+        assert not isinstance(body, PathBody)  # a parameter space decodes merges
+        models.append(body)
+    for model in expert_names if settings.models is None else settings.models:
+        models.append(_position(model, named) if isinstance(model, str) else merges(model))
+    made = PathSpace(settings, sources, expert_names, tuple(models), layers, dtype)
+    if twice := sorted({name for name in made.model_names if made.model_names.count(name) > 1}):
+        raise ValueError(f"models: {', '.join(twice)} is given twice; use repeats to visit a layer again")
+    len(made.genes)  # refuses what the course refuses
+    return made
+
+
+def _position(name: str, named: Sequence[str]) -> int:
+    if name not in named:
+        raise ValueError(f"models: {name!r} is not known; expected one of {', '.join(named)}")
+    return named.index(name)
+
+
+def fixed_merges(space: PathSpace) -> list[Merge]:
+    """Return the merges that paths of ``space`` lead through and that are not searched."""
+    return [model for model in space.models if not isinstance(model, int | ParameterSpace)]
