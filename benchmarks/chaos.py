@@ -83,6 +83,7 @@ def main() -> None:
     """Run the trials that are missing, save the table, exit with 1 if anything was wrong."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--trials", type=int, default=25)
+    parser.add_argument("--first", type=int, default=0, help="leave those before it out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="trials of this platform only")
     arguments = parser.parse_args()
@@ -94,7 +95,7 @@ def main() -> None:
     disk_is_real = probe.is_real
     probe.close()
     probe.folder.rmdir()
-    for number in range(arguments.trials):
+    for number in range(arguments.first, arguments.trials):
         plan = make_plan(arguments.seed, number, disk_is_real=disk_is_real)
         if number in done or (arguments.only and plan.platform != arguments.only):
             continue

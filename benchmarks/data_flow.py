@@ -44,16 +44,16 @@ from search_spaces.genes import Genome
 from search_spaces.path_space import PathSpace
 from search_spaces.recipe import Recipe
 
-SEEDS, EVALUATIONS = (10, 11), 150
-ROUNDS, CANDIDATES = 60, 20
+SEEDS, EVALUATIONS = (10, 11, 12), 100
+ROUNDS, CANDIDATES = 40, 10
 MODELS = ["expert-language", "expert-add", "expert-sort", "expert-reverse"]
 MERGE = {"operator": "task_arithmetic", "layer_groups": 2}
 SPACES: dict[str, tuple[dict[str, Any], str]] = {
     "parameter": ({"kind": "parameter", **MERGE}, "cma_es"),
-    "data flow": ({"kind": "data_flow", "models": MODELS}, "cat_cma"),
-    "data flow, no scales": ({"kind": "data_flow", "models": MODELS, "scales": "none"}, "cat_cma"),
     "joint": ({"kind": "joint", "models": [MERGE, "expert-language"]}, "cat_cma"),
+    "data flow": ({"kind": "data_flow", "models": MODELS}, "cat_cma"),
     "joint, no scales": ({"kind": "joint", "models": [MERGE, "expert-language"], "scales": "none"}, "cat_cma"),
+    "data flow, no scales": ({"kind": "data_flow", "models": MODELS, "scales": "none"}, "cat_cma"),
     "hybrid": ({"kind": "hybrid", "merge": MERGE, "models": ["expert-language"]}, "cat_cma"),
 }
 
@@ -67,8 +67,8 @@ def search_file(folder: Path, space: dict[str, Any], kind: str, seed: int) -> Se
         "cluster": {"backend": "in_process", "workers": 1},
         "baselines": {"single_coefficient": 0, "random_search": False},
     }
-    value["evaluation"] |= {"search_documents": 64, "validation_documents": 128, "test_documents": 256}
-    value["budget"] |= {"finalists": 8}
+    value["evaluation"] |= {"search_documents": 48, "validation_documents": 64, "test_documents": 192}
+    value["budget"] |= {"finalists": 4}
     return parse(value, folder=folder, where="benchmark")
 
 
@@ -94,7 +94,7 @@ def quality() -> None:
                     }
                 )
                 print(name, rows[name][-1], flush=True)
-        save("data_flow_quality", {"evaluations": EVALUATIONS, "seeds": list(SEEDS), "spaces": rows})
+                save("data_flow_quality", {"evaluations": EVALUATIONS, "seeds": list(SEEDS), "spaces": rows})
 
 
 def overhead() -> None:
@@ -102,7 +102,7 @@ def overhead() -> None:
     table = {}
     for name, shape in {
         "demo (64 wide)": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6},
-        "512 wide": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8},
+        "256 wide": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8},
     }.items():
         config = transformers.LlamaConfig(vocab_size=256, num_attention_heads=8, **shape)
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -129,7 +129,7 @@ def overhead() -> None:
             f"overhead of {key}": medians[key] / medians["plain"] - 1.0 for key in paths if key != "plain"
         }
         print(name, table[name], flush=True)
-    save("data_flow_overhead", {"rounds": ROUNDS, "tokens": 32 * 24, "models": table})
+        save("data_flow_overhead", {"rounds": ROUNDS, "tokens": 32 * 24, "models": table})
 
 
 def random_recipes(space: PathSpace) -> list[Recipe]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from evaluators.evaluation import Cost, Documents
 from evomerge.config import SearchFile
 from evomerge.records import pack_scores
-from evomerge.schema import candidates, evaluations, scores
+from evomerge.schema import candidates, evaluations, scores, searches
 from evomerge.store import Store
 from search_spaces.genes import Genome
 from search_spaces.parameter_space import ParameterSpace
@@ -56,10 +57,9 @@ def write_search(storage: str, name: str, count: int, *, seed: int = 0) -> None:
     for start in range(0, count, BATCH):
         numbers = range(start, min(start + BATCH, count))
         rows = [_rows(record.row.id, n, count, first, known, documents, began, rng) for n in numbers]
-        with store.writing() as connection:
-            _insert(connection, rows)
-    with store.writing() as connection:
-        connection.execute(sa.text(f"UPDATE searches SET seconds = {3.0 * count}, created = {began}"))
+        store.database.write(partial(_insert, rows=rows), done=lambda connection: None)
+    spent = sa.update(searches).values(seconds=3.0 * count, created=began)
+    store.database.write(lambda connection: connection.execute(spent), done=lambda connection: None)
     store.close()
 
 

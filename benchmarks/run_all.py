@@ -9,6 +9,7 @@ from pathlib import Path
 NAMES = (
     "footprint",
     "candidate_cost",
+    "dashboard",
     "evaluation",
     "merge_bandwidth",
     "operator_cost",
@@ -27,6 +28,7 @@ NAMES = (
     "demo_quality",
     "scale",
     "chaos",
+    "data_flow",
 )
 
 

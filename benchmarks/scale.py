@@ -8,12 +8,14 @@ and memory by tenths of the search, then `evomerge status` and `evomerge front` 
 1,000 in-process workers whose evaluations take 2 s. `actors`: 50 Ray actors (20 to a CPU) whose evaluations take 0.5
 s. For both the CPU time of the driver's process per candidate, and how busy the workers were.
 
-Run: `.venv/bin/python benchmarks/scale.py [--candidates 100000]` (about ten minutes). Writes results/scale.json.
+Run: `.venv/bin/python benchmarks/scale.py [--candidates 100000] [--only long]` (about ten minutes). Writes
+results/scale.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import ROOT, save
+from common import RESULTS, ROOT, save
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -168,19 +170,23 @@ def actors(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure all three."""
+    """Measure all three, or one, keeping what is known of the others."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--candidates", type=int, default=100_000)
+    parser.add_argument("--only", choices=("long", "threads", "actors"))
     arguments = parser.parse_args()
-    result: dict[str, Any] = {}
+    path = RESULTS / "scale.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if arguments.only and path.exists() else {}
+    result.pop("machine", None)
     for name, measure in (
         ("long", lambda folder: long(folder, arguments.candidates)),
         ("threads", threads),
         ("actors", actors),
     ):
-        with tempfile.TemporaryDirectory() as folder:
-            result[name] = measure(Path(folder))
-        print(name, result[name], flush=True)
+        if arguments.only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                result[name] = measure(Path(folder))
+            print(name, result[name], flush=True)
     save("scale", result)
 
 

@@ -19,25 +19,19 @@ import contextlib
 import importlib
 import logging
 import os
-import secrets
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cluster.ray_environment import RAY_SETS, environment, ray_settings
+
 # Weights never pass through Ray's object store; scores do, and they are small. Ray refuses less than 75 MiB.
 OBJECT_STORE_BYTES = 100 * 2**20
-
-# Ray caches the token that it read first, so all private clusters of a process use the same one.
-_PROCESS_TOKEN = secrets.token_hex(32)
-_TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-
-# What Ray changes in the driver's environment by itself (the first sends `breakpoint()` to Ray's debugger).
-_RAY_SETS = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")
 
 # Ray keeps trying an address where nobody listens for many minutes.
 HEAD_ANSWERS_WITHIN_SECONDS = 10.0
@@ -64,7 +58,7 @@ class RaySession:
         if where not in ("local", "auto"):
             _check_head(where)
         self._undo = contextlib.ExitStack()
-        self._undo.enter_context(_environment(_settings(private=where == "local"), also_restored=_RAY_SETS))
+        self._undo.enter_context(environment(ray_settings(private=where == "local"), also_restored=RAY_SETS))
         self.ray: Any = importlib.import_module("ray")  # only now: Ray reads its settings when it is imported
         self.owned = not self.ray.is_initialized()
         if not self.owned:
@@ -73,7 +67,7 @@ class RaySession:
         if where == "local":
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "num_cpus": cpus}
         try:
-            with _callers_signal_handlers(), _environment(_private_only(where)):
+            with _callers_signal_handlers(), environment(_private_only(where)):
                 self.ray.init(logging_level=logging.ERROR, **options)
         except BaseException as error:
             self._undo.close()
@@ -86,7 +80,15 @@ class RaySession:
 
     def capacity(self, *, cpus: float, gpus: float) -> int:
         """Return how many workers of ``cpus`` CPUs and ``gpus`` GPUs each fit on the nodes that are there now."""
-        return sum(room_on_node(node["Resources"], cpus=cpus, gpus=gpus) for node in self.ray.nodes() if node["Alive"])
+        return sum(room_on_node(offers, cpus=cpus, gpus=gpus) for offers in self._offers())
+
+    def gpus(self) -> float:
+        """Return the number of GPUs on the nodes that are there now."""
+        return sum(offers.get("GPU", 0.0) for offers in self._offers())
+
+    def _offers(self) -> list[dict[str, float]]:
+        """The resources of every node that is there now."""
+        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
     def node_is_alive(self) -> bool:
         """Whether Ray's process on this machine lives. Without it no worker can be started; the cluster notices its
@@ -134,20 +136,6 @@ def _check_head(address: str) -> None:
         ) from error
 
 
-def _settings(*, private: bool) -> dict[str, str]:
-    """Return the environment variables that Ray needs while the session is open; what the user set is kept."""
-    wanted = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would ship the current folder to every worker
-    }
-    has_token = any(os.environ.get(name) for name in _TOKEN_VARIABLES) or (Path.home() / ".ray/auth_token").exists()
-    if private and not has_token:
-        wanted["RAY_AUTH_TOKEN"] = _PROCESS_TOKEN  # otherwise Ray writes one into the home folder, readable by all
-    if private or has_token:
-        wanted["RAY_AUTH_MODE"] = "token"  # Ray does so by itself, but not when it joins by address
-    return {name: value for name, value in wanted.items() if name not in os.environ}
-
-
 def _private_only(where: str) -> dict[str, str]:
     """Return what the processes of a private cluster inherit."""
     if where != "local":
@@ -157,21 +145,6 @@ def _private_only(where: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
         "RAY_process_group_cleanup_enabled": "true",  # what a worker has started dies with it
     }
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str], also_restored: Sequence[str] = ()) -> Iterator[None]:
-    """Set ``variables``; at the end they, and those ``also_restored``, are again what they were."""
-    before = {name: os.environ.get(name) for name in (*variables, *also_restored)}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ class Score:
         return cls(mean, error, documents)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cost:
     """What an evaluation took. Seconds are wall time; `forward_seconds` is the part inside the model."""
 

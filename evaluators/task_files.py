@@ -97,17 +97,19 @@ def _code_in_config(config: Mapping[str, Any]) -> Iterator[str]:
             yield from _code_in_config(member)
 
 
-def _foreign_tags(node: yaml.Node | None) -> Iterator[str]:
-    """Tags that are not plain YAML: `!function`, `!!python/...`."""
-    if node is None:
+def _foreign_tags(node: yaml.Node | None, seen: set[int] | None = None) -> Iterator[str]:
+    """Tags that are not plain YAML: `!function`, `!!python/...`. ``seen``: nodes that aliases may name again."""
+    seen = set() if seen is None else seen
+    if node is None or id(node) in seen:
         return
+    seen.add(id(node))
     standard = node.tag.startswith("tag:yaml.org,2002:") and not node.tag.startswith("tag:yaml.org,2002:python/")
     if not standard:
         yield f"`{node.tag}`"
     if isinstance(node, yaml.SequenceNode):
         for child in node.value:
-            yield from _foreign_tags(child)
+            yield from _foreign_tags(child, seen)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            yield from _foreign_tags(key)
-            yield from _foreign_tags(value)
+            yield from _foreign_tags(key, seen)
+            yield from _foreign_tags(value, seen)

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from evomerge.commands import models, reading, searching
+from evomerge.commands import jobs, models, reading, searching
 
 INTERRUPTED = 130  # what shells report for SIGINT
 COMMANDS = (  # in the order of `evomerge --help`
@@ -17,10 +17,15 @@ COMMANDS = (  # in the order of `evomerge --help`
     searching.init,
     searching.check,
     searching.run,
+    jobs.submit,
+    jobs.jobs,
+    jobs.logs,
+    jobs.stop,
     reading.status,
     reading.front,
     reading.show,
     reading.report,
+    reading.dashboard,
     models.export,
     models.merge,
     models.evaluate,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from evaluators.evaluation import Cost, FailureKind, Floats
+from evomerge.foreign import a_row
 from evomerge.records import CandidateRecord, Origin, Split
 from evomerge.schema import candidates, evaluations, scores
 from evomerge.store import SearchRecord
@@ -214,8 +215,9 @@ class Columns(Sequence[CandidateRecord]):
             query = sa.select(evaluations.c.cost).where(self._new_evaluations(missing[0] - 1))
             query = query.where(evaluations.c.id <= int(missing[-1])).order_by(evaluations.c.id)
             # One text is read in a third of the time of many.
-            each = json.loads(f"[{','.join(text for (text,) in self._rows(query))}]")
-            rows = np.array([[cost.get(name, 0.0) for name in COSTS] for cost in each], dtype=np.float64)
+            with a_row():
+                each = json.loads(f"[{','.join(text for (text,) in self._rows(query))}]")
+                rows = np.array([[cost.get(name, 0.0) for name in COSTS] for cost in each], dtype=np.float64)
             self._costs = np.concatenate([self._costs, rows.reshape(-1, len(COSTS))])
         return self._costs
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evaluators.objective import EvaluationSettings
 from evaluators.objective_kinds import AnyObjective, Distance
 from evomerge.errors import BadSearch
+from evomerge.foreign import parse_yaml
 from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
 from evomerge.preferences import PreferenceSettings, aim_of
 from search_spaces.courses import CourseSettings
@@ -95,6 +95,13 @@ class ClusterSettings(_Section):
     cpus_per_worker: float = Field(default=1.0, gt=0.0)
     gpus_per_worker: float | None = Field(default=None, ge=0.0, description="1 where there are GPUs, else 0")
 
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _at_most_one(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1.0:
+            raise ValueError("at most 1: a worker keeps its model on one GPU; larger models cannot be searched yet")
+        return gpus
+
     @field_validator("workers")
     @classmethod
     def _at_least_one(cls, workers: int | str) -> int | str:
@@ -164,7 +171,23 @@ class SearchFile(_Section):
 
     def fixed_part(self) -> dict[str, Any]:
         """Return everything that must not change between two runs of one search, as JSON types."""
-        return {key: value for key, value in self.model_dump(mode="json").items() if key not in CHANGEABLE}
+        return fixed_part(self.model_dump(mode="json"))
+
+
+def fixed_part(file: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a search file (JSON types) must not change between two runs of one search.
+
+    Where task folders and texts lie may change, and does from job to job; that they are the same is checked by their
+    digests.
+    """
+    fixed = {key: value for key, value in file.items() if key not in CHANGEABLE}
+    if evaluation := fixed.get("evaluation"):
+        fixed["evaluation"] = {k: v for k, v in evaluation.items() if k not in ("include_path", "trusted_paths")}
+    if objectives := fixed.get("objectives"):
+        fixed["objectives"] = [
+            each | {"file": Path(each["file"]).name} if each.get("file") else each for each in objectives
+        ]
+    return fixed
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
@@ -196,13 +219,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
         BadSearch: it cannot be read, is not YAML, or holds something else.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadSearch(f"{path}: no such file; `evomerge init` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadSearch(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise BadSearch(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise BadSearch(f"{path}: {error}") from None
     if not isinstance(value, dict):
         raise BadSearch(f"{path}: expected a mapping of sections (name, sources, objectives, ...), got {_kind(value)}")
     return value
@@ -298,7 +321,9 @@ def absolute_folders(paths: Sequence[str], folder: Path) -> tuple[str, ...]:
 
 
 def absolute_source(path: str, folder: Path) -> str:
-    """Return a folder's absolute path; what is no folder and does not look like one is taken for a Hub id."""
+    """Return a folder's absolute path; what is no folder and does not look like one is a Hub id, or a URL."""
+    if "://" in path:
+        return path
     local = folder / Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     return str(Path(os.path.normpath(local))) if looks_local or local.is_dir() else path

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from pydantic import ValidationError
 
+from evaluators.objective_kinds import AnyObjective
 from evomerge.card import plain_card, search_card
 from evomerge.config import explain
 from evomerge.errors import BadRecipe, BadSearch
-from evomerge.preferences import ConstraintSettings, parse_prefer
+from evomerge.preferences import ConstraintSettings, PreferenceSettings, parse_prefer
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.selection import Chooser
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import Dtype, Recipe
 
 FORMATS = ("checkpoint", "adapter", "mergekit", "recipe")
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
@@ -34,21 +36,28 @@ def choose(results: Results, *, candidate: int | None, best: bool, prefer: str |
 
 
 def _preferred(results: Results, prefer: str) -> CandidateRecord:
-    """Return the front's best candidate under another preference, on validation documents as far as they were
-    measured."""
     objectives, preference = parse_prefer(prefer, results.objectives)
-    chooser = Chooser.of(objectives, results.candidates.of_origin("seed"), preference)
-    measured = [c for c in results.front if c.values("validation", chooser.names) is not None]
-    split: Split = "validation" if measured else "search"
-    chosen = chooser.best(measured or results.front, split)
+    chosen, split = preferred(results, objectives, preference)
     if chosen is None:
         raise BadSearch(f"search {results.record.name!r} has no front yet; run it first")
-    if chooser.number(chosen, split) <= -1.0 and isinstance(preference, ConstraintSettings):
+    number = Chooser.of(objectives, results.candidates.of_origin("seed"), preference).number(chosen, split)
+    if number <= -1.0 and isinstance(preference, ConstraintSettings):
         raise BadSearch(
             f"--prefer {prefer!r}: no candidate of the front keeps these limits on {split} documents; `evomerge front "
             f"{results.record.name}` shows what there is"
         )
     return chosen
+
+
+def preferred(
+    results: Results, objectives: tuple[AnyObjective, ...], preference: PreferenceSettings
+) -> tuple[CandidateRecord | None, Split]:
+    """Return the front's best candidate under another preference, and the documents that decide: validation documents
+    if any of the front was measured on them, then those candidates alone are compared; else search documents."""
+    chooser = Chooser.of(objectives, results.candidates.of_origin("seed"), preference)
+    measured = [c for c in results.front if c.values("validation", chooser.names) is not None]
+    split: Split = "validation" if measured else "search"
+    return chooser.best(measured or results.front, split), split
 
 
 def export(
@@ -58,19 +67,22 @@ def export(
     *,
     kind: str,
     rank: int | None = None,
+    dtype: str | None = None,
     progress: Progress | None = None,
-) -> str | None:
+) -> list[str]:
     """Write ``candidate`` to ``to`` in one of `FORMATS`; an adapter may have at most ``rank``.
 
+    ``dtype`` is that of the weights; by default that of the recipe, in which it was measured.
+
     Returns:
-        What the user should know of what was written, if anything.
+        What the user should know of what was written.
 
     Raises:
         UserMistake: an unknown format, a place that exists, sources that have changed, not enough disk.
     """
     if kind not in FORMATS:
         raise BadSearch(f"--format {kind!r}: expected one of {', '.join(FORMATS)}")
-    recipe = candidate.recipe
+    recipe = in_dtype(candidate.recipe, dtype)
     if rank is not None and kind != "adapter":
         raise BadSearch(f"--rank is of adapters (--format adapter), and a {kind} is asked for")
     if kind == "adapter":
@@ -78,27 +90,44 @@ def export(
 
         card = search_card(results, candidate)
         lost = write_adapter(_pinned(recipe), to, rank=rank, progress=progress, card=card)
-        return f"rank {rank} leaves out {lost:.3g} of the length of the step from the base" if lost else None
+        return [f"rank {rank} leaves out {lost:.3g} of the length of the step from the base"] if lost else []
     if kind == "checkpoint":
-        _checkpoint(recipe, to, card=search_card(results, candidate), progress=progress)
-        return None
+        return _checkpoint(recipe, to, card=search_card(results, candidate), progress=progress)
     if kind == "mergekit":
         from evomerge.merging.mergekit_config import to_mergekit
 
         _write_text(to, to_mergekit(recipe))
     else:
         _write_text(to, recipe.to_json() + "\n")
-    return None
+    return []
 
 
-def merge_file(file: Path, to: Path, *, progress: Progress | None = None) -> None:
+def in_dtype(recipe: Recipe, dtype: str | None) -> Recipe:
+    """Return ``recipe`` for weights in ``dtype``; as it is by default.
+
+    Raises:
+        BadRecipe: there is no such dtype.
+    """
+    if dtype is None:
+        return recipe
+    if dtype not in get_args(Dtype):
+        raise BadRecipe(f"--dtype {dtype!r}: expected one of {', '.join(get_args(Dtype))}")
+    return recipe.model_copy(update={"dtype": dtype})
+
+
+def merge_file(file: Path, to: Path, *, dtype: str | None = None, progress: Progress | None = None) -> list[str]:
     """Write the merge that a recipe (JSON) or a mergekit config (YAML) describes as a checkpoint.
+
+    ``dtype`` is that of the weights; by default that of the recipe.
+
+    Returns:
+        What the user should know of what was written.
 
     Raises:
         UserMistake: the file is neither, or cannot be merged.
     """
-    recipe = read_recipe(file)
-    _checkpoint(recipe, to, card=plain_card(recipe, to.name), progress=progress)
+    recipe = in_dtype(read_recipe(file), dtype)
+    return _checkpoint(recipe, to, card=plain_card(recipe, to.name), progress=progress)
 
 
 def read_recipe(file: Path) -> Recipe:
@@ -121,10 +150,12 @@ def read_recipe(file: Path) -> Recipe:
         raise BadRecipe(f"{file}: not a recipe: {explain(error, Recipe)}") from None
 
 
-def _checkpoint(recipe: Recipe, to: Path, *, card: str, progress: Progress | None) -> None:
+def _checkpoint(recipe: Recipe, to: Path, *, card: str, progress: Progress | None) -> list[str]:
     from evomerge.merging.export import write_checkpoint
 
-    write_checkpoint(_pinned(recipe), to, progress=progress, card=card)
+    remarks: list[str] = []
+    write_checkpoint(_pinned(recipe), to, progress=progress, card=card, warn=remarks.append)
+    return remarks
 
 
 def _pinned(recipe: Recipe) -> Recipe:

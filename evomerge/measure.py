@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -14,11 +14,11 @@ from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import NEEDS_BASE, AnyObjective
 from evomerge.config import explain, read_mapping, with_absolute_file
 from evomerge.errors import BadRecipe, BadSearch
-from evomerge.export import read_recipe
+from evomerge.export import in_dtype, read_recipe
 from evomerge.results import JOINT, Estimate, estimate_of, joint
 from evomerge.scaffold import objectives as parse_objectives
 from evomerge.worker import WorkerSpec
-from search_spaces.recipe import Dtype, Recipe, Source, alone
+from search_spaces.recipe import Recipe, Source, alone
 
 if TYPE_CHECKING:
     from evaluators.endpoint import EndpointSettings
@@ -131,28 +131,26 @@ def _documents(suite: TaskSuite, limit: int | None) -> Documents:
 
 
 def _recipe(model: str, dtype: str | None, base: str | None) -> Recipe:
-    if dtype is not None and dtype not in get_args(Dtype):
-        raise BadRecipe(f"--dtype {dtype!r}: expected one of {', '.join(get_args(Dtype))}")
     if Path(model).is_file():
         if base is not None:
             raise BadRecipe(f"--base: {model} names its own base; leave --base out")
-        recipe = read_recipe(Path(model))
-        return recipe.model_copy(update={"dtype": dtype}) if dtype else recipe
+        return in_dtype(read_recipe(Path(model)), dtype)
     from evomerge.merging.adapter import is_adapter, open_sources
     from evomerge.merging.sources import resolve
 
     paths = (model,) if base is None else (model, base)
     folders = [resolve(path, None) for path in paths]
     checkpoint = open_sources(folders, len(paths) - 1)[-1]
-    return Recipe.model_validate(
+    recipe = Recipe.model_validate(
         {
             "sources": tuple(Source(path=path) for path in paths),
             "base": len(paths) - 1,
             "tokenizer": len(paths) - 1 if is_adapter(folders[0]) else 0,
-            "dtype": dtype or str(checkpoint.info(checkpoint.names[0]).dtype).removeprefix("torch."),
+            "dtype": str(checkpoint.info(checkpoint.names[0]).dtype).removeprefix("torch."),
             "body": alone(0, len(paths)),
         }
     )
+    return in_dtype(recipe, dtype)
 
 
 def _estimates(objectives: Sequence[AnyObjective], scores: Mapping[str, Score]) -> dict[str, Estimate]:

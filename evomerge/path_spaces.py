@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
@@ -18,36 +19,40 @@ def make_path_space(
     file: SearchFile,
     settings: PathSpaceSettings,
     pinned: tuple[Source, ...],
+    checkpoints: Sequence[Checkpoint],
     *,
-    layers: int,
     first: Merge | None = None,
 ) -> PathSpace:
-    """Return the space of paths of ``file`` over the ``pinned`` sources; ``first`` is what a hybrid search found.
+    """Return the space of paths of ``file`` over ``checkpoints``, in the order of the ``pinned`` sources.
+
+    ``first`` is the merge that a hybrid search found. Tokenizer and config are those of model A if it has any: those of
+    merges and adapters are the base's.
 
     Raises:
         BadSearch: the space does not fit the models.
+        BadSource: their layers cannot run with one config.
+        BadRecipe: scales cannot be folded in this architecture, so no winner could be exported.
     """
     try:
-        return path_space(
+        space = path_space(
             settings,
             sources=pinned,
             expert_names=tuple(source.short_name for source in file.sources.experts),
-            layers=layers,
+            layers=checkpoints[0].layers,
             dtype=file.sources.dtype,
             mask_seed=file.optimizer.seed,
             first=first,
         )
     except ValueError as error:
         raise BadSearch(f"space: {error}") from None
+    frame = space.models[0] if isinstance(space.models[0], int) else 0
+    if checkpoints[frame].home == checkpoints[frame].path:
+        space = replace(space, tokenizer=frame)
+    _check(space, checkpoints)
+    return space
 
 
-def check_paths(space: PathSpace, checkpoints: Sequence[Checkpoint]) -> None:
-    """Check that the winner of ``space`` can be exported: layers share a config, and their scales can be folded.
-
-    Raises:
-        BadSource: configs differ.
-        BadRecipe: scales cannot be folded in this architecture.
-    """
+def _check(space: PathSpace, checkpoints: Sequence[Checkpoint]) -> None:
     frame = checkpoints[space.tokenizer]
     for model in space.models:
         if isinstance(model, int):

@@ -78,12 +78,7 @@ def predict(results: Results, *, front: bool = True) -> Predicted:
     Raises:
         BadSearch: the search uses none, or has measured too little.
     """
-    name = results.record.name
-    if results.file.optimizer.kind not in SURROGATE_KINDS:
-        kinds = " or ".join(SURROGATE_KINDS)
-        raise BadSearch(f"search {name!r} has no surrogates: its optimizer is {results.optimizer}, not {kinds}")
-    if not has_surrogates(results):
-        raise BadSearch(f"search {name!r} has measured too little to predict a front; run it first")
+    _check(results)
     genes, (unit, values) = _genes(results), _known(results)
     surrogates = Surrogates.fitted(unit, values)
     names = results.chooser.names
@@ -95,6 +90,47 @@ def predict(results: Results, *, front: bool = True) -> Predicted:
     signs = np.array([objective.sign for objective in results.objectives])
     predicted = surrogates.predict(points)[0] * signs
     return Predicted(names, r_squared, genes.from_unit(points), predicted)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Every measured candidate beside what surrogates predict for it from all the others.
+
+    Attributes:
+        numbers: (points,) of the candidates.
+        measured, predicted: (points, objectives) in the metrics' own directions.
+        r_squared: by objective name.
+    """
+
+    numbers: list[int]
+    measured: Vector
+    predicted: Vector
+    r_squared: dict[str, float]
+
+
+def left_out(results: Results) -> LeftOut:
+    """Return leave-one-out predictions of the surrogates of a MAP search.
+
+    Raises:
+        BadSearch: the search uses none, or has measured too little.
+    """
+    _check(results)
+    unit, values = _known(results)
+    surrogates = Surrogates.fitted(unit, values)
+    names = results.chooser.names
+    predicted = values - np.column_stack([surrogate.errors for surrogate in surrogates.each])
+    last = {c.genome: c.number for c in results.candidates if c.genome is not None and c.state == "measured"}
+    r_squared = dict(zip(names, surrogates.r_squared.tolist(), strict=True))
+    return LeftOut(list(last.values()), values * results.signs, predicted * results.signs, r_squared)
+
+
+def _check(results: Results) -> None:
+    name = results.record.name
+    if results.file.optimizer.kind not in SURROGATE_KINDS:
+        kinds = " or ".join(SURROGATE_KINDS)
+        raise BadSearch(f"search {name!r} has no surrogates: its optimizer is {results.optimizer}, not {kinds}")
+    if not has_surrogates(results):
+        raise BadSearch(f"search {name!r} has measured too little to predict a front; run it first")
 
 
 def _genes(results: Results) -> Genes:

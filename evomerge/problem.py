@@ -14,7 +14,7 @@ import numpy as np
 from evaluators.evaluation import Documents
 from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
-from evomerge.config import SearchFile, differences
+from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
@@ -109,6 +109,7 @@ class Problem:
         """What a worker needs to make itself."""
         return WorkerSpec(
             folders=tuple(map(str, self.folders)),
+            sources=self.space.sources,
             tokenizer=self.space.tokenizer if isinstance(self.space, PathSpace) else 0,
             dtype=self.file.sources.dtype,
             objectives=self.file.objectives,
@@ -159,10 +160,9 @@ def prepare(
     elif isinstance(file.space, ParameterSpaceSettings):
         space = make_space(file, pinned, layers=checkpoints[0].layers)
     else:
-        from evomerge.path_spaces import check_paths, make_path_space
+        from evomerge.path_spaces import make_path_space
 
-        space = make_path_space(file, file.space, pinned, layers=checkpoints[0].layers, first=first)
-        check_paths(space, checkpoints)
+        space = make_path_space(file, file.space, pinned, checkpoints, first=first)
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
@@ -248,7 +248,8 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
     """
     name = problem.file.name
     fixed = problem.file.fixed_part()
-    changed = differences({key: recorded_file.get(key) for key in fixed}, fixed)
+    recorded = fixed_part(recorded_file)
+    changed = differences({key: recorded.get(key) for key in fixed}, fixed)
     if changed:
         raise BadSearch(
             f"search {name!r} exists and may change only its budget, cluster and storage; "

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators.evaluation import Cost, Failure, Floats, Stop
+from evomerge.foreign import a_row
 from search_spaces.genes import Genome
 from search_spaces.recipe import Recipe
 
@@ -19,7 +20,7 @@ Split = Literal["search", "validation", "test"]
 State = Literal["waiting", "measured", "stopped", "failed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Measured:
     """One objective of one evaluation: the numbers without the documents."""
 
@@ -28,7 +29,7 @@ class Measured:
     tie_break: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EvaluationRecord:
     """One evaluation as recorded: scores by objective name, or a failure.
 
@@ -55,7 +56,7 @@ class EvaluationRecord:
         return None if self.failure else np.array([self.scores[name].value for name in objectives])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CandidateRecord:
     """One candidate as recorded. `evaluations` holds the latest per split."""
 
@@ -125,6 +126,7 @@ def pack_scores(values: npt.NDArray[np.float64]) -> bytes:
     return _FLOATS + values.astype("<f4").tobytes()
 
 
+@a_row()
 def unpack_scores(data: bytes) -> npt.NDArray[np.float64]:
     """Read what `pack_scores` wrote, (documents,) float64."""
     if data[:1] == _BITS:

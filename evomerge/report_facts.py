@@ -34,27 +34,27 @@ def facts(results: Results, others: Sequence[Results]) -> dict[str, Any]:
     chosen_one = chosen(results)
     return {
         "name": results.record.name,
-        "summary": _summary(results, rows),
+        "summary": summary(results, rows),
         "warnings": _warnings(results),
-        "facts": _headline_facts(results),
+        "facts": headline_facts(results),
         "rows": rows,
         "columns": ([{"name": JOINT, "title": JOINT, "detail": ""}] if several else [])
-        + [_column(objective) for objective in results.objectives],
+        + [column(objective) for objective in results.objectives],
         "joint": JOINT if several else None,
         "joint_is_scaled": results.joint_is_scaled,
         "titles": [objective.name for objective in results.objectives],
-        "front": _front_rows(results),
+        "front": front_rows(results),
         "front_size": len(results.front),
         "volume": several,
         "compared": ", ".join(other.record.name for other in others),
         "recipe": _recipe(results, chosen_one) if chosen_one else None,
-        "export": _export_command(results, chosen_one) if chosen_one else None,
+        "export": export_command(results, chosen_one) if chosen_one else None,
         "run": "evomerge run search.yaml",
         "storage": masked(results.record.store.storage),
-        "search_file": _search_file(results),
+        "search_file": search_file(results),
         "tasks": _tasks(results),
-        "costs": _costs(results),
-        "failures": _failures(results),
+        "costs": costs(results),
+        "failures": failures(results),
         "sources": _sources(results),
         "inspection": results.inspection,
         "suite": results.record.row.plan["suite"],
@@ -68,7 +68,7 @@ def chosen(results: Results) -> CandidateRecord | None:
     return results.winner or next(iter(results.front), None)
 
 
-def _summary(results: Results, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def summary(results: Results, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The first sentence, in parts of which some are strong."""
     winner = next((row for row in rows if row.role == "winner"), None)
     if winner is None:
@@ -127,7 +127,8 @@ def _warnings(results: Results) -> list[str]:
     return []
 
 
-def _headline_facts(results: Results) -> list[dict[str, str]]:
+def headline_facts(results: Results) -> list[dict[str, str]]:
+    """Return name and value of the facts at the head of a report."""
     file = results.file
     pairs = [
         ("state", results.state),
@@ -154,12 +155,14 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def _column(objective: AnyObjective) -> dict[str, str]:
+def column(objective: AnyObjective) -> dict[str, str]:
+    """Return name, title and detail of an objective's column."""
     less = "" if objective.sign > 0 else ", less is better"
     return {"name": objective.name, "title": objective.title, "detail": f"{objective.detail}{less}".removeprefix(", ")}
 
 
-def _front_rows(results: Results) -> list[dict[str, Any]]:
+def front_rows(results: Results) -> list[dict[str, Any]]:
+    """Return the first lines of the front's table."""
     names, chooser = results.chooser.names, results.chooser
     lines = []
     for candidate in results.front[:MOST_FRONT_ROWS]:
@@ -182,13 +185,14 @@ def _recipe(results: Results, candidate: CandidateRecord) -> dict[str, Any]:
     title = "the winner" if candidate == results.winner else "the candidate preferred so far"
     return {
         "title": f"{title} ({candidate.label})",
-        "about": f"{_body_in_words(results, recipe)} Written as {recipe.dtype}.",
+        "about": f"{body_in_words(results, recipe)} Written as {recipe.dtype}.",
         "digest": candidate.recipe_digest,
         "json": json.dumps(json.loads(candidate.recipe_json), indent=1, ensure_ascii=False),
     }
 
 
-def _body_in_words(results: Results, recipe: Recipe) -> str:
+def body_in_words(results: Results, recipe: Recipe) -> str:
+    """Return what a figure of the recipe shows, in words."""
     if isinstance(recipe.body, MosaicBody):
         return (
             f"A mosaic of {sum(len(c.coefficients) for c in recipe.body.chromosomes):,} segments. Each cell is the "
@@ -216,7 +220,8 @@ def _path_in_words(body: PathBody) -> str:
     )
 
 
-def _export_command(results: Results, candidate: CandidateRecord) -> str:
+def export_command(results: Results, candidate: CandidateRecord) -> str:
+    """Return the command that writes ``candidate`` as a checkpoint."""
     name = results.record.name
     words = ["evomerge", "export", name, "--candidate", str(candidate.number), "--to", f"{name}-{candidate.number}"]
     storage = results.record.store.storage
@@ -225,7 +230,8 @@ def _export_command(results: Results, candidate: CandidateRecord) -> str:
     return shlex.join(words)
 
 
-def _search_file(results: Results) -> str:
+def search_file(results: Results) -> str:
+    """Return the search file as YAML, without what is at its default."""
     value = results.file.model_dump(mode="json", exclude_defaults=True)
     value["storage"] = masked(results.file.storage)
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
@@ -239,7 +245,8 @@ def _tasks(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _costs(results: Results) -> list[dict[str, Any]]:
+def costs(results: Results) -> list[dict[str, Any]]:
+    """Return what new evaluations took, a line a split."""
     lines, costs = [], results.costs
     for split in SPLITS:
         cost = costs.get(split)
@@ -253,7 +260,8 @@ def _costs(results: Results) -> list[dict[str, Any]]:
     return lines
 
 
-def _failures(results: Results) -> list[dict[str, Any]]:
+def failures(results: Results) -> list[dict[str, Any]]:
+    """Return failed evaluations by kind, the most frequent first, each with the last message."""
     pairs = sorted(results.failures.items(), key=lambda pair: -pair[1])
     lines = []
     for kind, count in pairs:

@@ -19,6 +19,7 @@ from evomerge.archives import portfolio as portfolios
 from evomerge.columns import COSTS, FAILURES, SPLITS, Columns, Ints
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
+from evomerge.foreign import a_row
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.records import CandidateRecord, Split
 from evomerge.selection import Chooser, Finalist, best_single_coefficient, finalists, references
@@ -59,7 +60,8 @@ class Results:
     @classmethod
     def of(cls, record: SearchRecord) -> Results:
         """Read the record of one search."""
-        file = SearchFile.model_validate(record.row.file)
+        with a_row():
+            file = SearchFile.model_validate(record.row.file)
         return cls(record, file, Columns.read(record, tuple(objective.name for objective in file.objectives)))
 
     def newer(self) -> Results:

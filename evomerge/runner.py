@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
@@ -25,6 +25,9 @@ from evomerge.selection import conclude
 from evomerge.store import SearchRecord, Store
 from search_spaces.path_space import HybridSettings
 from search_spaces.recipe import Blocks, Merge
+
+if TYPE_CHECKING:
+    from cluster.ray_session import RaySession
 
 WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
 IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
@@ -58,11 +61,17 @@ class Silent:
 
 @dataclass(frozen=True)
 class Machine:
-    """What workers of a search run on here."""
+    """What workers of a search run on: this machine, or the cluster that RAY_ADDRESS names.
+
+    Attributes:
+        workers: how many; on a cluster as many as its nodes have room for.
+        gpus: what each worker reserves.
+    """
 
     device: str
     workers: int
     threads: int
+    gpus: float = 0.0
 
 
 def run(file: SearchFile, *, watcher: Watcher | None = None) -> Results:
@@ -85,9 +94,12 @@ def run(file: SearchFile, *, watcher: Watcher | None = None) -> Results:
         for each in files:
             stack.enter_context(store.driving(each.name))
         problem = prepare(file, say=watcher.say, first=first)
+        if _on_cluster(file.cluster):
+            stack.enter_context(join_cluster())
         machine = find_machine(file.cluster, problem)
         records = [open_record(store, replace(problem, file=each)) for each in files]
-        watcher.say(f"starting {machine.workers} worker{'s' if machine.workers > 1 else ''}")
+        at_most = "at most " if _on_cluster(file.cluster) else ""
+        watcher.say(f"starting {at_most}{machine.workers} worker{'s' if machine.workers > 1 else ''}")
         pool = stack.enter_context(open_pool(file.cluster, problem, machine))
         for each, record in zip(files, records, strict=True):
             drive(replace(problem, file=each), record, pool, watcher)
@@ -156,32 +168,67 @@ def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) 
     watcher.say(f"the search stops: {search.run()}")
     conclude(search)
     watcher.say("writing the Optuna view")
-    optuna_view.sync(Results.of(record))
+    try:
+        optuna_view.sync(Results.of(record))
+    except OSError as error:  # the record is whole, and the same command tries again
+        raise NotEnoughRoom(f"the Optuna view cannot be written: {error}; make room and run it again") from None
 
 
 def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
-    """Return device, number of workers and threads for workers on this machine.
+    """Return what the workers of ``problem`` run on.
 
     Raises:
-        NotEnoughRoom: that many workers would not fit into memory.
+        NotEnoughRoom: that many workers would not fit into this machine's memory.
+        BadSearch: there is no cluster where RAY_ADDRESS says.
     """
+    threads = max(1, int(cluster.cpus_per_worker))
+    if _on_cluster(cluster):
+        with join_cluster() as session:
+            gpus = _gpus_per_worker(cluster, session.gpus())
+            room = session.capacity(cpus=cluster.cpus_per_worker, gpus=gpus)
+        workers = room if cluster.workers == "auto" else min(room, cluster.workers)
+        return Machine("cuda" if gpus else "cpu", max(1, workers), threads, gpus)
     import torch
 
-    gpus = torch.cuda.device_count() if cluster.gpus_per_worker != 0 else 0
-    device = "cuda" if gpus else "cpu"
-    threads = max(1, int(cluster.cpus_per_worker))
+    there = torch.cuda.device_count()
+    gpus = _gpus_per_worker(cluster, there)
     if cluster.workers != "auto":
         workers = cluster.workers
     elif cluster.backend == "in_process":
         workers = 1
     elif gpus:
-        workers = max(1, int(gpus / (cluster.gpus_per_worker or 1.0)))
+        workers = max(1, int(there / gpus))
     else:
         workers = max(1, int(len(os.sched_getaffinity(0)) / cluster.cpus_per_worker))
-    machine = Machine(device=device, workers=workers, threads=threads)
-    if "RAY_ADDRESS" not in os.environ:
-        _check_memory(problem, machine)
-    return machine
+    _check_memory(problem, workers)
+    return Machine("cuda" if gpus and there else "cpu", workers, threads, gpus)
+
+
+def _on_cluster(cluster: ClusterSettings) -> bool:
+    return cluster.backend == "ray" and "RAY_ADDRESS" in os.environ
+
+
+def _gpus_per_worker(cluster: ClusterSettings, there: float) -> float:
+    if cluster.gpus_per_worker is None:
+        return 1.0 if there else 0.0
+    return cluster.gpus_per_worker
+
+
+@contextmanager
+def join_cluster() -> Iterator[RaySession]:
+    """Open the connection to the cluster that RAY_ADDRESS names; pools share it.
+
+    Raises:
+        BadSearch: there is none.
+    """
+    from cluster.ray_session import RaySession
+
+    try:
+        session = RaySession()
+    except (ValueError, ConnectionError) as error:
+        raise BadSearch(f"RAY_ADDRESS: {str(error).removeprefix('address: ')}") from None
+    with session:
+        yield session
 
 
 def worker_bytes(problem: Problem) -> int:
@@ -189,14 +236,14 @@ def worker_bytes(problem: Problem) -> int:
     return problem.copies * problem.model_bytes + WORKER_OVERHEAD_BYTES
 
 
-def _check_memory(problem: Problem, machine: Machine) -> None:
+def _check_memory(problem: Problem, workers: int) -> None:
     from evomerge.merging.resident import available_bytes
 
-    needed = machine.workers * (worker_bytes(problem) + IMPORTS_BYTES)
+    needed = workers * (worker_bytes(problem) + IMPORTS_BYTES)
     available = available_bytes()
     if needed > available:
         raise NotEnoughRoom(
-            f"cluster.workers: {machine.workers} workers need {needed / 2**30:.1f} GiB of memory, "
+            f"cluster.workers: {workers} workers need {needed / 2**30:.1f} GiB of memory, "
             f"{available / 2**30:.1f} GiB are available; ask for fewer workers"
         )
 
@@ -213,13 +260,15 @@ def open_pool(cluster: ClusterSettings, problem: Problem, machine: Machine) -> I
     else:
         from cluster.ray_pool import RayPool
 
-        gpus = cluster.gpus_per_worker
-        pool = RayPool(
-            spec,
-            workers=machine.workers,
-            cpus_per_worker=cluster.cpus_per_worker,
-            gpus_per_worker=(1.0 if machine.device == "cuda" else 0.0) if gpus is None else gpus,
-        )
+        try:
+            pool = RayPool(
+                spec,
+                workers=cluster.workers if _on_cluster(cluster) else machine.workers,
+                cpus_per_worker=cluster.cpus_per_worker,
+                gpus_per_worker=machine.gpus,
+            )
+        except ValueError as error:  # no node has room for such a worker
+            raise BadSearch(f"cluster: {error}") from None
     try:
         yield pool
     finally:

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from evaluators.evaluation import Cost, Evaluation, Failure, FailureKind, Floats, Outcome, Stop
 from evomerge.database import Database
 from evomerge.errors import BadSearch
+from evomerge.foreign import a_row
 from evomerge.records import (
     CandidateRecord,
     EvaluationRecord,
@@ -57,6 +58,11 @@ class Store:
         """Return all searches, the oldest first."""
         query = sa.select(searches).order_by(searches.c.id)
         return [_search_row(row) for row in self.database.read(lambda c: c.execute(query).all())]
+
+    def names(self) -> list[str]:
+        """Return the names of all searches, the oldest first."""
+        query = sa.select(searches.c.name).order_by(searches.c.id)
+        return list(self.database.read(lambda c: c.execute(query).scalars().all()))
 
     def search(self, name: str) -> SearchRecord:
         """Return the search called ``name``.
@@ -286,6 +292,7 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
+@a_row()
 def _search_row(row: Any) -> SearchRow:
     return SearchRow(
         id=row.id,
@@ -297,6 +304,7 @@ def _search_row(row: Any) -> SearchRow:
     )
 
 
+@a_row()
 def _candidate_record(row: Any, found: dict[Split, EvaluationRecord]) -> CandidateRecord:
     return CandidateRecord(
         id=row["id"],
@@ -313,6 +321,7 @@ def _candidate_record(row: Any, found: dict[Split, EvaluationRecord]) -> Candida
     )
 
 
+@a_row()
 def _evaluation_record(row: Any, measured: dict[str, Measured]) -> EvaluationRecord:
     cost = Cost(**json.loads(row["cost"]))
     kind = row["failure_kind"]

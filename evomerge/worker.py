@@ -12,7 +12,7 @@ from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import AnyObjective
 from evaluators.racing import Race
 from evomerge.errors import CandidateFailed
-from search_spaces.recipe import Dtype, Recipe
+from search_spaces.recipe import Dtype, Recipe, Source
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class WorkerSpec:
         folders: one per source of every recipe, in the recipes' order.
         tokenizer: position of the source that gives tokenizer and config.
         base: position of the source that objectives relative to a base mean; None if there is none.
+        sources: what the folders hold, for workers on machines that do not have them.
         threads: CPU threads for tensor work.
     """
 
@@ -34,6 +35,19 @@ class WorkerSpec:
     device: str = "cpu"
     threads: int = 1
     base: int | None = 0
+    sources: tuple[Source, ...] = ()
+
+    def local_folders(self) -> tuple[Path, ...]:
+        """Return the folders of the sources on this machine; Hub ids and URLs are copied here if need be.
+
+        Raises:
+            BadSource: a source cannot be had here, or differs from what the search began with.
+        """
+        from evomerge.merging.sources import on_this_node
+
+        if not self.sources:
+            return tuple(map(Path, self.folders))
+        return tuple(map(on_this_node, self.sources, self.folders))
 
     def __call__(self) -> Worker:
         """Return a new worker."""
@@ -57,9 +71,10 @@ class Worker:
         from evomerge.merging.sources import cache_folder
 
         torch.set_num_threads(spec.threads)
-        checkpoints = open_sources([Path(folder) for folder in spec.folders], spec.base, keep=True)
+        folders = spec.local_folders()
+        checkpoints = open_sources(folders, spec.base, keep=True)
         self._resident = ResidentModel(checkpoints, tokenizer=spec.tokenizer, dtype=spec.dtype, device=spec.device)
-        tokenizer = AutoTokenizer.from_pretrained(spec.folders[spec.tokenizer], trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folders[spec.tokenizer], trust_remote_code=False)
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
         length = context_length(self._resident.model.config, tokenizer)
         self._evaluator = LmEvalEvaluator(

@@ -37,7 +37,9 @@ class OwnKnobs(Frozen):
     spread: Bounds | None = Field(default=None, description="della: bounds of epsilon / min(density, 1 - density)")
     select_topk: Bounds | None = Field(default=None, description="sce: bounds of the share of elements selected")
     power: Bounds | None = Field(default=None, description="model_stock: bounds of the exponent on its share")
-    factor: Bounds | None = Field(default=None, description="passthrough, iso_c: bounds of the factor on the result")
+    factor: Bounds | None = Field(
+        default=None, description="passthrough, iso_c, iso_cts, subspace_boosting: bounds of the factor"
+    )
     reach: Bounds | None = Field(default=None, description="nearswap: bounds of the most that an element moves")
     fence: Bounds | None = Field(default=None, description="arcee_fusion: bounds of the interquartile ranges")
     epsilon: Bounds | None = Field(default=None, description="ram: bounds of the largest change that counts as none")
@@ -87,6 +89,8 @@ class OwnOptions(Frozen):
     )
     rank: float | None = Field(default=None, gt=0.0, le=1.0, description="tsv_m, swudi: share of the spectrum used")
     time: float | None = Field(default=None, gt=0.0, description="swudi: of the gradient flow")
+    common: float | None = Field(default=None, ge=0.0, le=1.0, description="iso_cts: share of the common directions")
+    energy: float | None = Field(default=None, gt=0.0, le=1.0, description="subspace_boosting: share left as it is")
     filter_wise: bool | None = Field(default=None, description="model_stock: a share for every row")
 
 

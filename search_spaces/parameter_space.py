@@ -24,6 +24,7 @@ OperatorKind = Literal[
     "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "nuslerp",
     "multislerp", "karcher", "passthrough", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
     "magmax", "consensus", "localize_stitch", "compeft", "pcb", "tsv_m", "iso_c", "swudi",
+    "iso_cts", "subspace_boosting",
 ]  # fmt: skip
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),

@@ -58,6 +58,7 @@ class PathSpace:
         expert_names: short names, used in reports.
         models: what paths lead through; the first is model A.
         layers: number of layers of each model.
+        tokenizer: position of the source that gives tokenizer and config.
     """
 
     settings: CourseSettings
@@ -66,6 +67,7 @@ class PathSpace:
     models: tuple[Model, ...]
     layers: int
     dtype: Dtype = "bfloat16"
+    tokenizer: int = 0
 
     @cached_property
     def model_names(self) -> tuple[str, ...]:
@@ -99,11 +101,6 @@ class PathSpace:
             f"{len(self.genes)} genes, paths of at most {self.course.most_hops} layers through "
             f"{', '.join(self.model_names)} ({self.settings.form})"
         )
-
-    @property
-    def tokenizer(self) -> int:
-        """Position of the source that gives tokenizer and config: model A, if it is a source."""
-        return self.models[0] if isinstance(self.models[0], int) else 0
 
     def decode(self, genome: Genome) -> Recipe:
         """Return the recipe of ``genome``; models that its path does not visit are not in it.

@@ -16,6 +16,7 @@ class Driver:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.environment = ENVIRONMENT
 
     def write(self, foundry, **changes) -> dict:
         """Write search.yaml for the experts of ``foundry``."""
@@ -55,7 +56,7 @@ class Driver:
         return subprocess.Popen(
             self.command(*arguments),
             cwd=self.folder,
-            env=ENVIRONMENT,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -65,7 +66,7 @@ class Driver:
     def run(self, *arguments, status=0) -> subprocess.CompletedProcess:
         """Run a command to its end and check its exit status."""
         done = subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=ENVIRONMENT, capture_output=True, text=True
+            self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True
         )
         assert done.returncode == status, done.stderr[-3000:] + done.stdout[-1000:]
         return done

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("search_spaces", "evaluators", "cluster", "evomerge")
 LEAVES = PACKAGES[:3]
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
-HEAVY = ("torch", "ray", "lm_eval", "transformers")
+HEAVY = ("torch", "ray", "lm_eval", "transformers", "dash")
 ONLY_IN = {  # library -> places that may import it
     "ray": ("cluster/",),
     "lm_eval": ("evaluators/",),
@@ -23,6 +23,9 @@ ONLY_IN = {  # library -> places that may import it
     "py3langid": ("evaluators/languages.py",),
     "moocore": ("evomerge/archives/pareto.py",),
     "optuna": ("evomerge/optuna_view.py", "evomerge/optimizers/"),
+    "dash": ("evomerge/dashboard/",),
+    "flask": ("evomerge/dashboard/",),
+    "waitress": ("evomerge/dashboard/",),
     "psycopg": (),  # SQLAlchemy loads it
     "sqlalchemy": (
         "evomerge/store.py",

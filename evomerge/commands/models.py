@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,10 @@ import typer
 import evomerge
 from evomerge.commands.common import AsJson, SearchName, Storage, To, open_search, print_json, progress_bar
 from evomerge.shares import shares
+
+WeightsDtype = Annotated[
+    str | None, typer.Option("--dtype", help="of the weights: float32, bfloat16 or float16; the recipe's by default")
+]
 
 
 def export(
@@ -25,6 +30,7 @@ def export(
     rank: Annotated[
         int | None, typer.Option(help="most rank of an adapter; the ranks add up by default", min=1)
     ] = None,
+    dtype: WeightsDtype = None,
     storage: Storage = evomerge.DEFAULT_STORAGE,
 ) -> None:
     """Write a candidate as a checkpoint, a LoRA adapter, a mergekit config or a recipe."""
@@ -33,20 +39,29 @@ def export(
     results = open_search(search, storage)
     chosen = exporting.choose(results, candidate=candidate, best=best, prefer=prefer)
     with progress_bar("exporting") as progress:
-        remark = exporting.export(results, chosen, to, kind=kind, rank=rank, progress=shares(progress, "exporting"))
-    typer.echo(f"wrote {chosen.label} to {to}" + (f"; {remark}" if remark else ""))
+        remarks = exporting.export(
+            results, chosen, to, kind=kind, rank=rank, dtype=dtype, progress=shares(progress, "exporting")
+        )
+    _wrote(chosen.label, to, remarks)
 
 
 def merge(
     file: Annotated[Path, typer.Argument(help="recipe (JSON) or mergekit config (YAML)")],
     to: To,
+    dtype: WeightsDtype = None,
 ) -> None:
     """Materialise a recipe or a mergekit config as a checkpoint."""
     from evomerge import export as exporting
 
     with progress_bar("merging") as progress:
-        exporting.merge_file(file, to, progress=shares(progress, "merging"))
-    typer.echo(f"wrote {to}")
+        remarks = exporting.merge_file(file, to, dtype=dtype, progress=shares(progress, "merging"))
+    _wrote("", to, remarks)
+
+
+def _wrote(what: str, to: Path, remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        typer.echo(f"evomerge: {remark}", err=True)
+    typer.echo(f"wrote {what} to {to}" if what else f"wrote {to}")
 
 
 def evaluate(

@@ -14,6 +14,8 @@ from evomerge.commands.common import AsJson, SearchName, Storage, compared, open
 if TYPE_CHECKING:
     from evomerge.results import Results
 
+FEWEST_TOKEN_CHARACTERS = 8
+
 
 def status(search: SearchName, storage: Storage = evomerge.DEFAULT_STORAGE, as_json: AsJson = False) -> None:
     """Say where a search stands."""
@@ -90,3 +92,34 @@ def report(
     results = open_search(search, storage)
     write_report(results, output, others=compared(results))
     typer.echo(f"wrote {output}")
+
+
+def dashboard(
+    search: Annotated[str | None, typer.Argument(metavar="[SEARCH]", help="open this search, not the list")] = None,
+    storage: Storage = evomerge.DEFAULT_STORAGE,
+    host: Annotated[str, typer.Option(help="address to listen on; from elsewhere a token is asked for")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free one", min=0, max=65535)] = 8050,
+    token: Annotated[
+        str | None, typer.Option(help="what visitors must know; made up if others can reach the address")
+    ] = None,
+) -> None:
+    """Show the searches of a record in a browser, live while they run."""
+    from evomerge.errors import UserMistake
+
+    if token is not None and len(token) < FEWEST_TOKEN_CHARACTERS:
+        raise UserMistake(f"--token: expected at least {FEWEST_TOKEN_CHARACTERS} characters, got {len(token)}")
+    try:
+        from evomerge.dashboard.app import Server
+    except ModuleNotFoundError as error:
+        raise UserMistake(
+            f"the dashboard needs {error.name}: pip install 'evomerge[dashboard]' installs what is missing"
+        ) from None
+    name = open_search(search, storage).record.name if search else None
+    if search and search.endswith((".yaml", ".yml")) and Path(search).exists():
+        storage = evomerge.load_file(search).storage
+    server = Server(storage, host=host, port=port, token=token)
+    typer.echo(f"dashboard: {server.address(name)} (Ctrl-C ends it)")
+    try:
+        server.run()
+    finally:
+        server.close()

@@ -32,7 +32,7 @@ def front_figure(results: Results, x: str | None = None, y: str | None = None) -
     Raises:
         ValueError: there is only one objective, or the names are unknown or equal.
     """
-    across, up = _axes(results, x, y)
+    across, up = chosen_axes(results, (x, y))
     figure = go.Figure()
     points = shown(results, MOST_POINTS)
     roles = {number: role for role, number in points.marked}
@@ -55,18 +55,26 @@ def front_figure(results: Results, x: str | None = None, y: str | None = None) -
     return figure
 
 
-def _axes(results: Results, x: str | None, y: str | None) -> tuple[AnyObjective, AnyObjective]:
+def chosen_axes(results: Results, names: Sequence[str | None]) -> list[AnyObjective]:
+    """Return the objectives with ``names``, the first that is not taken for each None.
+
+    Raises:
+        ValueError: there are fewer objectives than names, or the names are unknown or equal.
+    """
     known = {objective.name: objective for objective in results.objectives}
-    if len(known) < 2:
-        raise ValueError(f"a front needs two objectives, search {results.record.name!r} has one")
-    for name in (x, y):
-        if name is not None and name not in known:
+    if len(known) < len(names):
+        numbers = {1: "one", 2: "two", 3: "three"}
+        raise ValueError(
+            f"a front needs {numbers[len(names)]} objectives, search {results.record.name!r} has {numbers[len(known)]}"
+        )
+    given = [name for name in names if name is not None]
+    for name in given:
+        if name not in known:
             raise ValueError(f"no objective {name!r} (there: {', '.join(known)})")
-    across = known[x] if x else next(o for name, o in known.items() if name != y)
-    up = known[y] if y else next(o for o in known.values() if o != across)
-    if across == up:
-        raise ValueError(f"x and y are both {across.name!r}; give two different objectives")
-    return across, up
+        if given.count(name) > 1:
+            raise ValueError(f"two axes are {name!r}; give two different objectives")
+    free = iter(name for name in known if name not in given)
+    return [known[next(free) if name is None else name] for name in names]
 
 
 class _Plane:
@@ -130,6 +138,8 @@ class _Plane:
             legendgroup=split,
             visible=None if split == "test" else "legendonly",
         )
+        if split == "test":
+            self._whiskers(figure, numbers, roles)
         colors = [style(roles.get(number, "front")).color for number in numbers]
         figure.add_scatter(
             x=values[:, across],
@@ -145,6 +155,22 @@ class _Plane:
             hovertemplate=hover_lines(self._names).replace("</b>", f"</b>, {split} documents"),
             cliponaxis=False,
         )
+
+    def _whiskers(self, figure: go.Figure, numbers: Sequence[int], roles: dict[int, str]) -> None:
+        """Add the 95 % intervals of test scores, a cross of two lines a model."""
+        for candidate in self._results.candidates.records(numbers):
+            estimates = self._results.estimate(candidate, "test")
+            across, up = (estimates[self._names[column]] for column in self._columns)
+            figure.add_scatter(
+                x=[across.low, across.high, None, across.value, across.value],
+                y=[up.value, up.value, None, up.low, up.high],
+                mode="lines",
+                line={"width": 1.5, "color": style(roles.get(candidate.number, "front")).color},
+                opacity=0.6,
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup="test",
+            )
 
     def _values(self, numbers: Sequence[int], split: Split) -> np.ndarray:
         return np.asarray(self._results.candidates.values[split][list(numbers)], dtype=np.float32)

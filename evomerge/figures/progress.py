@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,12 @@ class _Course:
 
 
 def progress_figure(
-    results: Results, others: Sequence[Results] = (), *, columns: int = 2, time_axis: bool = False
+    results: Results,
+    others: Sequence[Results] = (),
+    *,
+    columns: int = 2,
+    time_axis: bool = False,
+    over_time: bool = False,
 ) -> go.Figure:
     """Draw the best score so far and the hypervolume against evaluations, for a search and those compared with it.
 
@@ -50,6 +55,7 @@ def progress_figure(
         others: searches with the same objectives, such as the random search with equal budget.
         columns: 2 puts the panels side by side, 1 one above the other.
         time_axis: write the hours of the first search above the panels as well.
+        over_time: draw against the hours since each search began, pauses included, not against evaluations.
 
     Raises:
         ValueError: a compared search has other objectives.
@@ -60,17 +66,18 @@ def progress_figure(
     titles = [SCORE, VOLUME][: 1 + volume]
     gaps = {"horizontal_spacing": 0.09, "vertical_spacing": 0.2}
     figure = make_subplots(rows=rows, cols=columns, subplot_titles=titles, **gaps)
-    _scatter_of(figure, courses[0])
+    place = _hours if over_time else _evaluations
+    _scatter_of(figure, courses[0], place)
     reference = _worst_seeds(results)
     for position, course in enumerate(courses):
         line = {"color": SEARCH_LINES[position % 4], "dash": SEARCH_DASHES[position % 4], "width": 2.5}
         about = {"mode": "lines", "line": line, "name": text(course.name), "legendgroup": course.name}
         x, y = _best_so_far(course)
-        figure.add_scatter(x=x, y=y, line_shape="hv", **about, row=1, col=1)
+        figure.add_scatter(x=place(course, x), y=y, line_shape="hv", **about, row=1, col=1)
         if volume and len(course.values):
             x, y = _hypervolumes(course, reference)
-            figure.add_scatter(x=x, y=y, showlegend=False, **about, row=rows, col=columns)
-    _lay_out(figure, rows=rows)
+            figure.add_scatter(x=place(course, x), y=y, showlegend=False, **about, row=rows, col=columns)
+    _lay_out(figure, rows=rows, title="hours" if over_time else "evaluations")
     if time_axis and len(courses[0].seconds):
         _add_hours(figure, courses[0])
     return figure
@@ -121,11 +128,19 @@ def _hypervolumes(course: _Course, reference: np.ndarray) -> tuple[np.ndarray, n
     return at + 1, np.array(volumes)
 
 
-def _scatter_of(figure: go.Figure, course: _Course) -> None:
+def _evaluations(_course: _Course, numbers: np.ndarray) -> np.ndarray:
+    return numbers
+
+
+def _hours(course: _Course, numbers: np.ndarray) -> np.ndarray:
+    return np.asarray(course.seconds[numbers - 1] / 3600.0)
+
+
+def _scatter_of(figure: go.Figure, course: _Course, place: Callable[[_Course, np.ndarray], np.ndarray]) -> None:
     """Every candidate's own score, so that one sees how the search narrows down."""
     kept = thinned(len(course.numbers), MOST_POINTS)
     figure.add_scatter(
-        x=kept + 1,
+        x=place(course, kept + 1),
         y=course.numbers[kept],
         mode="markers",
         marker={"size": 3, "color": GREY},
@@ -137,9 +152,9 @@ def _scatter_of(figure: go.Figure, course: _Course) -> None:
     )
 
 
-def _lay_out(figure: go.Figure, *, rows: int) -> None:
+def _lay_out(figure: go.Figure, *, rows: int, title: str) -> None:
     figure.update_layout(height=340 if rows == 1 else 620, hovermode="x unified")
-    figure.update_xaxes(title_text="evaluations", rangemode="tozero")
+    figure.update_xaxes(title_text=title, rangemode="tozero")
     figure.update_yaxes(tickformat=".2f")
     if rows == 2:
         figure.update_xaxes(title_text=None, row=1)

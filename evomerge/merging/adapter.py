@@ -6,7 +6,6 @@ to the base's dtype.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evomerge.errors import BadRecipe, BadSource
+from evomerge.foreign import read_json
 from evomerge.merging.checkpoint import Checkpoint, TensorInfo
 from evomerge.merging.prepared import prepared
 from evomerge.merging.sources import fingerprint
@@ -167,7 +167,7 @@ def open_sources(folders: Sequence[Path], base: int | None, *, keep: bool = Fals
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
         kind = str(config.get("peft_type"))
     except (OSError, ValueError, AttributeError) as error:
         raise BadSource(f"{file}: not readable as the JSON object of an adapter ({error})") from None

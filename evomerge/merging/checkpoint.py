@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evomerge.errors import BadSource
+from evomerge.foreign import read_json
 
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -146,10 +147,10 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         adapter = (path / "adapter_config.json").is_file()
-        hint = "; it holds an adapter, which can be an expert beside its base" if adapter else ""
+        hint = "; it holds a LoRA adapter, which can be an expert beside its base" if adapter else ""
         raise BadSource(f"{path}: there is no config.json, so this is not a model folder{hint}")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
     except (OSError, ValueError) as error:
         raise BadSource(f"{file}: not readable as JSON ({error})") from None
     if not isinstance(config, dict):
@@ -192,7 +193,7 @@ def _find_shards(path: Path) -> tuple[list[Path], set[str]]:
 
 def _read_index(path: Path, index: Path) -> tuple[list[Path], set[str]]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         files = sorted(set(weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadSource(f"{index}: not a safetensors index ({type(error).__name__}: {error})") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import BadSource
+from evomerge.foreign import read_json
 from evomerge.merging.checkpoint import Checkpoint, text_config
 
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
@@ -123,14 +123,14 @@ def _vocabulary_differs(first: Checkpoint, other: Checkpoint, what: str) -> BadS
 def _vocabulary(file: Path) -> dict[str, int]:
     """Return token -> id of a tokenizer.json, added tokens included."""
     try:
-        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        value: dict[str, Any] = read_json(file)
         vocabulary = value["model"]["vocab"]
         added = {entry["content"]: int(entry["id"]) for entry in value.get("added_tokens") or []}
-    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(vocabulary, list):  # unigram models list [token, score] in the order of the ids
+            vocabulary = {entry[0]: number for number, entry in enumerate(vocabulary)}
+        return {**vocabulary, **added}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise BadSource(f"{file}: not a tokenizer file ({type(error).__name__}: {error})") from None
-    if isinstance(vocabulary, list):  # unigram models list [token, score] in the order of the ids
-        vocabulary = {entry[0]: number for number, entry in enumerate(vocabulary)}
-    return {**vocabulary, **added}
 
 
 def _check_copy(checkpoint: Checkpoint, head: str) -> None:

@@ -16,6 +16,7 @@ from evomerge.merging.kernels import Scratch, part
 from evomerge.merging.masks import MaskKey, mask_keys
 from evomerge.merging.mosaics import Mosaics
 from evomerge.merging.operators import for_tensor, whole_run
+from evomerge.merging.rounding import Rounding
 from evomerge.merging.selection import CACHE_BYTES, Selector
 from evomerge.merging.step import stepped
 from search_spaces.operators import Linear, TaskArithmetic
@@ -136,8 +137,10 @@ class MergeEngine:
         for start, stop, kernel in self._mosaics.pieces(body, name):
             kernel.run([part(source, start, stop) for source in sources], part(out, start, stop), scratch)
 
-    def merge_tensor(self, recipe: Recipe, name: str) -> Tensor:
+    def merge_tensor(self, recipe: Recipe, name: str, *, rounding: Rounding | None = None) -> Tensor:
         """Return tensor ``name`` of ``recipe``, with the bytes that `merge` would write.
+
+        ``rounding`` casts it and looks at what that changes.
 
         Raises:
             BadRecipe: the recipe does not fit the checkpoints, or there is no such tensor.
@@ -146,7 +149,8 @@ class MergeEngine:
         self._check_recipe(recipe)
         if name not in self._flat[0]:
             raise BadRecipe(f"tensor {name!r} is not one of the {len(self.order)} that are merged")
-        out = torch.empty(self._checkpoints[0].info(name).shape, dtype=DTYPES[recipe.dtype])
+        shape = self._checkpoints[0].info(name).shape
+        out = torch.empty(shape, dtype=DTYPES[recipe.dtype]) if rounding is None else rounding.room(shape)
         scratch = self._scratch_on(out.device)
         body = _merge_in(recipe)
         if isinstance(body, MosaicBody):
@@ -154,6 +158,9 @@ class MergeEngine:
         else:
             kernel = self.kernel(recipe, name)
             kernel.run([flat[name] for flat in self._flat], out.view(-1), scratch)
+        if rounding is not None:
+            out = rounding.cast(name, out)
+            scratch.watch(out)
         if not scratch.healthy():
             _check_finite(recipe, name, out)
         return out

@@ -23,6 +23,7 @@ from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, MergeEngine
 from evomerge.merging.path_export import layer_types, path_config, verify_path
 from evomerge.merging.paths import FoldedPath
+from evomerge.merging.rounding import Rounding
 from evomerge.merging.safetensors_writer import plan_shards, tensor_bytes, write_index, write_shard
 from evomerge.merging.sources import verify
 from search_spaces.recipe import PathBody, Recipe
@@ -56,6 +57,7 @@ def write_checkpoint(
     max_shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
     card: str | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the model of ``recipe`` as folder ``to`` and return it.
 
@@ -63,7 +65,8 @@ def write_checkpoint(
 
     The folder holds safetensors, config.json with the recipe's dtype, the tokenizer files, chat template and
     generation config of the recipe's tokenizer source, recipe.json, and README.md when ``card`` gives its text.
-    One tensor is held in memory at a time. ``progress`` is called with the bytes of weights written and in total.
+    One tensor is held in memory at a time. ``progress`` is called with the bytes of weights written and in total. What
+    rounding to 16 bits leaves of the step from the base goes into the card; ``warn`` hears if that is little.
 
     Raises:
         UserMistake: ``to`` exists and is not an empty folder.
@@ -77,7 +80,8 @@ def write_checkpoint(
     checkpoints = open_sources([verify(source) for source in recipe.sources], recipe.base)
     names = mergeable_names(checkpoints[0])
     check(checkpoints, names)
-    weights = _weights(recipe, checkpoints, MergeEngine(checkpoints, names=names))
+    rounding = _rounding(recipe, checkpoints)
+    weights = _weights(recipe, checkpoints, MergeEngine(checkpoints, names=names), rounding)
     donor = checkpoints[recipe.tokenizer]
     if donor.home != donor.path:
         raise BadRecipe(f"{donor.path} is an adapter and has no config: give the base as the recipe's tokenizer")
@@ -85,9 +89,12 @@ def write_checkpoint(
     _check_disk(to.parent, recipe, weights, donor)
     with writing_folder(to) as partial:
         _write_weights(weights, DTYPES[recipe.dtype], partial, max_shard_bytes, progress)
-        _write_rest(recipe, partial, donor, card)
+        sentence = rounding.sentence if rounding is not None else None
+        _write_rest(recipe, partial, donor, f"{card}\n\n{sentence}\n" if card is not None and sentence else card)
         if isinstance(recipe.body, PathBody):
             verify_path(recipe, checkpoints, partial)
+    if warn is not None and rounding is not None and rounding.warning:
+        warn(rounding.warning)
     return to
 
 
@@ -127,13 +134,23 @@ class _Weights:
     tensor: Callable[[str], Tensor]
 
 
-def _weights(recipe: Recipe, checkpoints: Sequence[Checkpoint], engine: MergeEngine) -> _Weights:
+def _rounding(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Rounding | None:
+    """Return who looks at the cast; none where nothing is rounded or there is no base to step from."""
+    if recipe.base is None or recipe.dtype == "float32" or isinstance(recipe.body, PathBody):
+        return None
+    return Rounding(checkpoints[recipe.base], DTYPES[recipe.dtype])
+
+
+def _weights(
+    recipe: Recipe, checkpoints: Sequence[Checkpoint], engine: MergeEngine, rounding: Rounding | None
+) -> _Weights:
     if isinstance(recipe.body, PathBody):
         path = FoldedPath(recipe, checkpoints, engine)
         return _Weights(path.shapes, path.tensor)
     donor = checkpoints[recipe.tokenizer]
     return _Weights(
-        {name: donor.info(name).shape for name in engine.order}, lambda name: engine.merge_tensor(recipe, name)
+        {name: donor.info(name).shape for name in engine.order},
+        lambda name: engine.merge_tensor(recipe, name, rounding=rounding),
     )
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evomerge.errors import BadRecipe
+from evomerge.foreign import parse_yaml
 from evomerge.merging.mergekit_settings import METHODS, WITHOUT_BASE, Settings, parameters_of
 from search_spaces.recipe import Source
 
@@ -89,11 +88,11 @@ def _load(text_or_path: str | Path) -> Mapping[str, Any]:
     try:
         if isinstance(text_or_path, Path) or "\n" not in text_or_path and Path(text_or_path).is_file():
             text_or_path = Path(text_or_path).read_text(encoding="utf-8")
-        value = yaml.safe_load(text_or_path)
-    except OSError as error:
+        value = parse_yaml(text_or_path)
+    except (OSError, UnicodeDecodeError) as error:
         raise BadRecipe(f"mergekit config: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise BadRecipe(f"mergekit config: not YAML ({' '.join(str(error).split())})") from None
+    except ValueError as error:
+        raise BadRecipe(f"mergekit config: {error}") from None
     if not isinstance(value, Mapping):
         raise BadRecipe(f"mergekit config: expected a mapping or the path of a file, got {text_or_path!r}")
     return value

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evomerge.atomic import replacing
 from evomerge.errors import BadSource
+from evomerge.merging.staging import is_url, staged
 from search_spaces.recipe import Source
 
 CACHE_VARIABLE = "EVOMERGE_CACHE"
@@ -34,11 +35,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve(path: str, revision: str | None = None) -> Path:
-    """Return the folder of ``path``: a local folder, or a Hub id at ``revision``, downloaded when not cached.
+    """Return the folder of ``path``: a local folder, or what is copied here when it is not yet: a Hub id at
+    ``revision``, or an fsspec URL.
 
     Raises:
-        BadSource: no such folder, or the Hub does not give the model; the text says what to do.
+        BadSource: no such folder, or the Hub or the store does not give the model; the text says what to do.
     """
+    if is_url(path):
+        return staged(path, patterns=_HUB_FILES, cache=cache_folder())
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -106,6 +110,15 @@ def pin(source: Source, *, cache: Path | None = None) -> Source:
     if not Path(source.path).expanduser().is_dir() and _COMMIT.fullmatch(folder.name):
         revision = folder.name
     return source.model_copy(update={"digest": fingerprint(folder, cache=cache), "revision": revision})
+
+
+def on_this_node(source: Source, folder: str) -> Path:
+    """Return the folder of ``source`` on the machine of this process; ``folder`` is where another one found it.
+
+    Raises:
+        BadSource: it is not here and cannot be brought here, or is not the same here.
+    """
+    return Path(folder) if Path(folder).is_dir() else verify(source)
 
 
 def verify(source: Source, *, cache: Path | None = None) -> Path:

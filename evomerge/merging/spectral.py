@@ -40,6 +40,34 @@ def iso_c(taus: Sequence[Tensor]) -> list[Tensor]:
     return [polar * ((polar * total).sum() / min(total.shape))]
 
 
+def iso_cts(taus: Sequence[Tensor], common: float) -> list[Tensor]:
+    """Return the one virtual task vector of Iso-CTS, float64 (m, d)."""
+    total = torch.stack(list(taus)).sum(0)
+    directions = min(total.shape)
+    own = (directions - int(common * directions)) // len(taus)
+    parts = [_largest(total, directions - own * len(taus))]
+    shared = parts[0][0]
+    for tau in taus:
+        rest = tau - shared @ (shared.T @ tau)
+        if own and rest.norm() > _NOISE * tau.norm():
+            parts.append(_largest(rest, own))
+    values = torch.cat([part[1] for part in parts])
+    if not len(values):
+        return [torch.zeros_like(total)]
+    left, right = (_polar(torch.cat([part[side] for part in parts], dim=1)) for side in (0, 2))
+    return [left @ right.T * values.mean()]
+
+
+def subspace_boosting(taus: Sequence[Tensor], energy: float) -> list[Tensor]:
+    """Return the one virtual task vector of subspace boosting, float64 (m, d)."""
+    total = torch.stack(list(taus)).sum(0)
+    left, values, right = _largest(total, min(total.shape))
+    if not len(values):
+        return [torch.zeros_like(total)]
+    reached = torch.cumsum(values, 0) >= energy * values.sum() * (1.0 - 1e-12)
+    return [left * values.clamp(min=float(values[reached][0])) @ right.T]
+
+
 def swudi(taus: Sequence[Tensor], rank: float, time: float) -> list[Tensor]:
     """Return the virtual task vectors of WUDI in closed form, float64 (m, d) each."""
     energies = [float(tau.square().sum()) for tau in taus]

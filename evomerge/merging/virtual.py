@@ -19,12 +19,13 @@ from evomerge.merging.selection import Selector
 from evomerge.merging.sources import fingerprint, resolve
 from evomerge.merging.terms import Term
 from search_spaces.canonical import digest
-from search_spaces.operators import IsoC, Swudi, TsvM
+from search_spaces.operators import IsoC, IsoCts, SubspaceBoosting, Swudi, TsvM
 from search_spaces.recipe import Recipe, Source
 from search_spaces.tensors import in_stack
 
 _FORMAT = 1  # of what is prepared: a change makes what lies in caches obsolete
-Spectral = TsvM | IsoC | Swudi
+Weighted = TsvM | Swudi
+Spectral = Weighted | IsoC | IsoCts | SubspaceBoosting  # those that have no weights are one vector
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def added(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> 
         NotEnoughRoom: they cannot be written.
     """
     experts = recipe.experts
-    weights = (1.0,) * len(experts) if isinstance(operator, IsoC) else operator.weights
+    weights = operator.weights if isinstance(operator, Weighted) else (1.0,) * len(experts)
     shape = selector.shapes[name]
     if not in_stack(name) or len(shape) != 2:
         shares = [weight * operator.scale / len(experts) for weight in weights]
@@ -69,7 +70,7 @@ def added(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> 
         return Combination(base_of(recipe), 1.0, effective(terms))
     key = selector.remember(("prepared", _parameters(operator), recipe.sources), lambda: _key(operator, recipe))
     vectors = prepared("virtual", key, name, lambda: _vectors(operator, recipe, name, selector))
-    used = (1.0,) if isinstance(operator, IsoC) else weights
+    used = weights if isinstance(operator, Weighted) else (1.0,)
     for weight in used:
         check_size(weight * operator.scale)
     return Addition(base_of(recipe), vectors, used, operator.scale)
@@ -84,6 +85,10 @@ def _vectors(operator: Spectral, recipe: Recipe, name: str, selector: Selector) 
         found = spectral.tsv_m(taus, operator.rank)
     elif isinstance(operator, IsoC):
         found = spectral.iso_c(taus)
+    elif isinstance(operator, IsoCts):
+        found = spectral.iso_cts(taus, operator.common)
+    elif isinstance(operator, SubspaceBoosting):
+        found = spectral.subspace_boosting(taus, operator.energy)
     else:
         found = spectral.swudi(taus, operator.rank, operator.time)
     dtype = torch.float32 if base.dtype is torch.float32 else torch.bfloat16

@@ -23,7 +23,7 @@ from search_spaces.operators.elementwise import (
     Ram,
     RamPlus,
 )
-from search_spaces.operators.spectral import IsoC, Swudi, TsvM
+from search_spaces.operators.spectral import IsoC, IsoCts, SubspaceBoosting, Swudi, TsvM
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -43,7 +43,7 @@ _Plain = Linear | Slerp | Karcher | Passthrough | TaskArithmetic | ModelStock | 
 _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
 _Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
 _Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb
-_Spectral = TsvM | IsoC | Swudi
+_Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi
 _Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral
 Operator = Annotated[_Any, Field(discriminator="kind")]
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
@@ -60,6 +60,7 @@ __all__ = [
     "Della",
     "DellaLinear",
     "IsoC",
+    "IsoCts",
     "Karcher",
     "KnobSpec",
     "Linear",
@@ -77,6 +78,7 @@ __all__ = [
     "RamPlus",
     "Sce",
     "Slerp",
+    "SubspaceBoosting",
     "Swudi",
     "TaskArithmetic",
     "Ties",

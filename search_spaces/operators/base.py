@@ -50,7 +50,19 @@ class KnobSpec:
     per_expert: bool = True
 
 
-_FIXED = ("normalize", "rescale", "scale", "vectors", "filter_wise", "votes", "scope", "rank", "time")
+_FIXED = (
+    "normalize",
+    "rescale",
+    "scale",
+    "vectors",
+    "filter_wise",
+    "votes",
+    "scope",
+    "rank",
+    "time",
+    "common",
+    "energy",
+)
 WEIGHT = KnobSpec("weight", "weights", (0.0, 1.5))
 GAMMA = KnobSpec("gamma", "gammas", (0.0, 0.05), (0.0, 1.0), 0.01)
 SPREAD = KnobSpec("spread", "spreads", (0.0, 0.9), (0.0, 1.0), 0.5)

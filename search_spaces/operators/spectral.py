@@ -40,6 +40,35 @@ class IsoC(MergeOperator):
     scale: float = 1.0
 
 
+class IsoCts(MergeOperator):
+    """Iso-CTS (Marczak et al. 2025): ``theta_0 + scale s U' V'^T``, one length in a common and in specific subspaces.
+
+    U' and V' are the matrices with orthonormal columns nearest to the singular vectors of the `common` share of the
+    largest singular values of ``sum_i tau_i`` and, for the rest, of as many of each ``tau_i`` outside that column
+    space; s is the mean of all these singular values.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (KnobSpec("factor", "scale", (0.0, 1.5), start=1.0, per_expert=False),)
+
+    kind: Literal["iso_cts"] = "iso_cts"
+    common: float = Field(default=0.8, ge=0.0, le=1.0, description="share of the directions that all experts share")
+    scale: float = 1.0
+
+
+class SubspaceBoosting(MergeOperator):
+    """Subspace boosting (Skorobogat et al. 2025) of task arithmetic: ``theta_0 + scale U max(S, s) V^T``.
+
+    ``U S V^T = sum_i tau_i``; s is the singular value at which the largest ones reach the share `energy` of their sum.
+    Directions that no expert uses stay unused.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (KnobSpec("factor", "scale", (0.0, 1.5), start=0.5, per_expert=False),)
+
+    kind: Literal["subspace_boosting"] = "subspace_boosting"
+    energy: float = Field(default=0.2, gt=0.0, le=1.0, description="share of the sum of singular values left as it is")
+    scale: float = 1.0
+
+
 class Swudi(MergeOperator):
     """WUDI's optimum in closed form, early stopped: ``theta_0 + scale sum_i w_i E_i``.
 

@@ -294,7 +294,7 @@ class Trial:
             self.disk.empty()
             self._goes_on()
             return
-        if self.driver.status == 2 and "disk" not in self.driver.text:
+        if self.driver.status == 2 and not any(text in self.driver.text for text in ("disk", "No space left")):
             self.report.wrong.append(f"a full disk is not named: {self.driver.text[-500:]}")
         self._end_driver({0, 2})
         self.disk.empty()
@@ -319,7 +319,9 @@ class Trial:
         """The same search again, beside the first."""
         first, self.driver = self.driver, Driver(self)
         second = self.driver
-        self._end_driver({2} if first.status is None else {0, 2})
+        self._end_driver({0, 2})
+        if second.process.returncode == 0 and first.status is None:
+            self.report.wrong.append("a second driver ran beside the first")
         if second.process.returncode == 2 and "is being run by another process" not in second.text:
             self.report.wrong.append(f"a second driver is not told of the first: {second.text[-500:]}")
         self.driver = first

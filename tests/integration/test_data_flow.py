@@ -1,7 +1,13 @@
-"""Searches of paths as a user runs them, on trained experts."""
+"""Searches of paths on trained experts: one as a user runs it, the other forms in this process."""
 
 import pytest
 import yaml
+
+import evomerge
+from evomerge.config import parse
+from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.resident import ResidentModel
+from evomerge.results import Results
 
 pytestmark = pytest.mark.slow
 
@@ -11,63 +17,76 @@ def names(sketch):
     return list(sketch.experts)
 
 
-def run(driver, sketch, space, kind, evaluations=24):
-    budget = {"evaluations": evaluations, "finalists": 2}
-    driver.write(
-        sketch, space=space, optimizer={"kind": kind, "seed": 1}, budget=budget, baselines={"single_coefficient": 0}
-    )
-    driver.run("check", "search.yaml")
-    driver.run("run", "search.yaml")
-    results = driver.results()
-    assert results.state == "finished"
-    asked = [c for c in results.candidates if c.origin == "optimizer"]
-    assert {c.recipe.body.kind for c in asked} == {"path"}
-    assert not results.failures
-    return results
+def changes(space, kind, evaluations):
+    return {
+        "space": space,
+        "optimizer": {"kind": kind, "seed": 1},
+        "budget": {"evaluations": evaluations, "finalists": 2},
+        "baselines": {"single_coefficient": 0},
+        "evaluation": {"search_documents": 16, "validation_documents": 16, "test_documents": 32},
+    }
 
 
 def best_path(results):
     asked = [c for c in results.candidates if c.recipe.body.kind == "path" and len(c.recipe.body.slots) > 1]
-    return str(max(asked, key=lambda c: results.chooser.number(c, "search")).number)
+    return max(asked, key=lambda c: results.chooser.number(c, "search"))
+
+
+def check(results):
+    assert results.state == "finished"
+    assert not results.failures
+    assert {c.recipe.body.kind for c in results.candidates if c.origin == "optimizer"} == {"path"}
 
 
 def test_edits_from_check_to_export(driver, sketch, names):
-    results = run(driver, sketch, {"kind": "data_flow", "models": names, "scales": "hop"}, "cat_cma")
+    value = changes({"kind": "data_flow", "models": names, "scales": "hop"}, "cat_cma", 20)
+    value["evaluation"] |= {"include_path": [str(sketch.tasks)]}
+    driver.write(sketch, **value)
+    driver.run("check", "search.yaml")
+    driver.run("run", "search.yaml")
+    results = driver.results()
+    check(results)
     chosen = best_path(results)
     driver.run("report", "small", "-o", "report.html")
-    assert "hop" in (driver.folder / "report.html").read_text()
-    driver.run("show", "small", chosen)
-    driver.run("export", "small", "--candidate", chosen, "--to", "path")
-    driver.run("export", "small", "--candidate", chosen, "--to", "recipe.json", "--format", "recipe")
-    driver.run("merge", "recipe.json", "--to", "again")
-    one, two = (driver.folder / name / "model.safetensors" for name in ("path", "again"))
-    assert one.read_bytes() == two.read_bytes()
-    driver.run("export", "small", "--candidate", chosen, "--to", "slices.yaml", "--format", "mergekit")
-    assert yaml.safe_load((driver.folder / "slices.yaml").read_text())["merge_method"] == "passthrough"
-    task = ("--tasks", "rev_e_mc", "--include-path", sketch.tasks, "--limit", 40)
-    exported = driver.run("evaluate", "path", *task, "--json").stdout
-    assert exported == driver.run("evaluate", "recipe.json", *task, "--json").stdout
+    assert "hop" in (driver.folder / "report.html").read_text(encoding="utf-8")
+    driver.run("show", "small", chosen.number)
+    driver.run("export", "small", "--candidate", chosen.number, "--to", "path")
+    driver.run("export", "small", "--candidate", chosen.number, "--to", "slices.yaml", "--format", "mergekit")
+    slices = yaml.safe_load((driver.folder / "slices.yaml").read_text(encoding="utf-8"))
+    assert slices["merge_method"] == "passthrough"
+    checkpoints = [Checkpoint.open(source) for source in (sketch.base, *sketch.experts.values())]
+    resident = ResidentModel(checkpoints, tokenizer=chosen.recipe.tokenizer, dtype="float32")
+    folded = resident.apply(chosen.recipe, folded=True).state_dict()
+    exported = Checkpoint.open(driver.folder / "path")
+    for name in exported.names:
+        assert (exported.tensor(name) == folded[name]).all(), "what was measured is what is written"
+
+
+def run(tmp_path, driver, sketch, space, kind):
+    value = driver.write(sketch, **changes(space, kind, 26))
+    value["evaluation"] |= {"include_path": [str(sketch.tasks)]}
+    return evomerge.run(parse(value | {"storage": f"sqlite:///{tmp_path}/x.db"}, folder=tmp_path, where="test"))
 
 
 @pytest.mark.parametrize(("form", "kind"), [("paper", "cma_es"), ("swaps", "auto")])
-def test_other_forms(driver, sketch, names, form, kind):
-    run(driver, sketch, {"kind": "data_flow", "models": names, "form": form}, kind, evaluations=16)
+def test_other_forms(tmp_path, driver, sketch, names, form, kind):
+    check(run(tmp_path, driver, sketch, {"kind": "data_flow", "models": names, "form": form}, kind))
 
 
-def test_joint(driver, sketch, names):
-    results = run(driver, sketch, {"kind": "joint", "models": [{"layer_groups": 2}, names[0]]}, "cat_cma")
-    driver.run("export", "small", "--candidate", best_path(results), "--to", "path")
-    assert (driver.folder / "path" / "model.safetensors").exists()
+def test_joint(tmp_path, driver, sketch, names):
+    results = run(tmp_path, driver, sketch, {"kind": "joint", "models": [{"layer_groups": 2}, names[0]]}, "cat_cma")
+    check(results)
+    assert all(c.recipe.body.merged_slots for c in results.candidates if c.origin == "optimizer")
 
 
-def test_hybrid(driver, sketch, names):
+def test_hybrid(tmp_path, driver, sketch, names):
     space = {"kind": "hybrid", "merge": {"operator": "task_arithmetic"}, "models": [names[0]]}
-    results = run(driver, sketch, space, "cat_cma")
+    results = run(tmp_path, driver, sketch, space, "cat_cma")
+    check(results)
     first = results.record.store.find("small.first")
-    assert first is not None
     merges = results.record.row.plan["merges"]
+    assert merges == [Results.of(first).winner.recipe.body.model_dump(mode="json")]
     paths = [c.recipe.body for c in results.candidates if c.recipe.body.kind == "path"]
     assert all(path.slots[0].model_dump(mode="json") == merges[0] for path in paths)
-    spent = results.spent
-    driver.run("run", "search.yaml")
-    assert driver.results().spent == spent, "a finished search is not run again"
+    again = run(tmp_path, driver, sketch, space, "cat_cma")
+    assert len(again.candidates) == len(results.candidates), "a finished search is not run again"

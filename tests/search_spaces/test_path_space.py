@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -49,6 +49,7 @@ def test_the_start_is_model_a(name):
 
 @pytest.mark.parametrize("name", SPACES)
 @given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
 def test_every_genome_is_a_path(name, seed):
     made = space(SPACES[name])
     genome = Genome(made.genes.from_unit(np.random.default_rng(seed).random(len(made.genes))))
@@ -80,7 +81,6 @@ def test_edits_skip_and_insert_at_their_depth():
     recipe = made.decode(genome)
     assert visits(recipe) == [(0, 0), (0, 1), (1, 2), (1, 3), (0, 3)]
     assert [hop.scale for hop in recipe.body.hops] == pytest.approx([1.0, 1.0, 0.5, 1.0, 1.0])
-    assert recipe.tokenizer == 1, "that of model A"
 
 
 def test_in_series_inserted_layers_follow_the_whole_stack():

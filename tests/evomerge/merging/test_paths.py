@@ -1,6 +1,7 @@
 """Paths: by reference, folded, written; against slow references and stock transformers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.errors import BadRecipe, BadSource
+from evomerge.config import SearchFile
+from evomerge.errors import BadRecipe, BadSearch, BadSource
 from evomerge.merging.assembly import Visit, assemble
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.export import write_checkpoint
@@ -18,8 +20,10 @@ from evomerge.merging.folding import folding_of
 from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
 from evomerge.merging.path_export import apart
 from evomerge.merging.resident import ResidentModel
+from evomerge.path_spaces import copies, make_path_space
 from search_spaces.operators import TaskArithmetic
-from search_spaces.recipe import Block, Blocks, Hop, PathBody, Recipe, Source
+from search_spaces.path_space import PathSpace
+from search_spaces.recipe import Block, Blocks, Hop, PathBody, Recipe, Source, alone
 
 LAYERS = 4
 SHAPE = {
@@ -328,3 +332,39 @@ def test_paths_that_mergekit_cannot_express(pair: list[Path], make_family: MakeF
     gemma = make_family(ARCHITECTURES["gemma2"], experts=1)
     refused(path_recipe(gemma, SCALED), "layer_types")
     refused(path_recipe(gemma, (*IDENTITY[:2], (0, 2, 1.5), IDENTITY[3])), "shifts those of norms")
+
+
+def path_space_of(folders: list[Path], **space: object) -> PathSpace:
+    """The space that a search file over these models lays out."""
+    names = [folder.name for folder in folders[1:]]
+    value = {
+        "name": "x",
+        "sources": {"base": str(folders[0]), "experts": list(map(str, folders[1:]))},
+        "space": {"kind": "data_flow", "models": names, **space},
+        "objectives": [{"task": "t"}],
+    }
+    file = SearchFile.model_validate(value)
+    sources = tuple(Source(path=str(folder)) for folder in folders)
+    return make_path_space(file, file.space, sources, [Checkpoint.open(folder) for folder in folders])
+
+
+def test_a_search_that_could_not_export_its_winner_does_not_begin(pair: list[Path], make_family: MakeFamily) -> None:
+    assert path_space_of(pair).tokenizer == 1, "that of model A"
+    with pytest.raises(BadSearch, match=r"space: models: 'x' is not known; expected one of base, expert1"):
+        path_space_of(pair, models=["x"])
+    olmo = make_family(transformers.Olmo2Config(**SHAPE), experts=1)
+    with pytest.raises(BadRecipe, match="olmo2.*scales: none"):
+        path_space_of(olmo)
+    assert path_space_of(olmo, scales="none").settings.scales == "none"
+    (other,) = make_family(transformers.LlamaConfig(**GROUPED | {"rms_norm_eps": 1e-3}), experts=0)
+    with pytest.raises(BadSource, match="rms_norm_eps"):
+        path_space_of([*pair, other.rename(other.parent / "other")])
+
+
+def test_memory_counts_merges_and_sources_of_another_dtype(pair: list[Path]) -> None:
+    checkpoints = [Checkpoint.open(folder) for folder in pair]
+    space = path_space_of(pair)
+    assert copies(replace(space, dtype="float32"), checkpoints) == 1
+    assert copies(replace(space, dtype="bfloat16"), checkpoints) == 2
+    merged = replace(space, models=(alone(0, 2), alone(1, 2), 1), dtype="float32")
+    assert copies(merged, checkpoints) == 3

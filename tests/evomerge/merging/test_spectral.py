@@ -13,7 +13,7 @@ from evomerge.errors import NotEnoughRoom
 from evomerge.merging import spectral
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
-from search_spaces.operators import IsoC, Operator, Swudi, TaskArithmetic, TsvM
+from search_spaces.operators import IsoC, IsoCts, Operator, SubspaceBoosting, Swudi, TaskArithmetic, TsvM
 from search_spaces.recipe import Recipe
 
 RecipeOf = Callable[..., Recipe]
@@ -73,6 +73,46 @@ def test_iso_c_leaves_unused_directions_alone(seed: int, rank: int) -> None:
     torch.testing.assert_close(values[:rank], values[:1].expand(rank), rtol=1e-3, atol=0)
 
 
+@given(seed=SEEDS, shape=SHAPES, common=st.floats(0, 1))
+@LIGHT
+def test_iso_cts(seed: int, shape: tuple[int, int], common: float) -> None:
+    taus = matrices(seed, shape)
+    total, size = sum(taus, torch.zeros(shape, dtype=torch.float64)), min(shape)
+    own = (size - int(common * size)) // 3
+    u, s, v = torch.linalg.svd(total, full_matrices=False)
+    kept = size - 3 * own
+    parts = [(u[:, :kept], s[:kept], v[:kept])]
+    outside = torch.eye(shape[0], dtype=torch.float64) - u[:, :kept] @ u[:, :kept].T
+    for tau in taus:
+        a, b, c = torch.linalg.svd(outside @ tau, full_matrices=False)
+        parts.append((a[:, :own], b[:own], c[:own]))
+    left = orthogonal(torch.cat([part[0] for part in parts], 1))
+    right = orthogonal(torch.cat([part[2].T for part in parts], 1))
+    mean = torch.cat([part[1] for part in parts]).mean()
+    (found,) = spectral.iso_cts(taus, common)
+    torch.testing.assert_close(found, left @ right.T * mean, rtol=1e-6, atol=1e-10)
+
+
+def test_iso_cts_of_all_directions_is_iso_c() -> None:
+    taus = matrices(3, (9, 14))
+    torch.testing.assert_close(spectral.iso_cts(taus, 1.0), spectral.iso_c(taus), rtol=1e-6, atol=1e-12)
+
+
+@given(seed=SEEDS, shape=SHAPES, energy=st.floats(0.01, 1))
+@LIGHT
+def test_subspace_boosting_lifts_the_small_singular_values(seed: int, shape: tuple[int, int], energy: float) -> None:
+    taus = matrices(seed, shape)
+    total = sum(taus, torch.zeros(shape, dtype=torch.float64))
+    (found,) = spectral.subspace_boosting(taus, energy)
+    before, after = torch.linalg.svdvals(total), torch.linalg.svdvals(found)
+    place = next(i for i in range(len(before)) if before[: i + 1].sum() >= energy * before.sum() * (1 - 1e-12))
+    torch.testing.assert_close(after[: place + 1], before[: place + 1], rtol=1e-9, atol=0)
+    torch.testing.assert_close(after[place:], before[place].expand(len(before) - place), rtol=1e-9, atol=0)
+    if place == len(before) - 1:
+        torch.testing.assert_close(found, total, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(found.T @ total, total.T @ found, rtol=0, atol=1e-12)  # the same singular vectors
+
+
 @given(seed=SEEDS, shape=SHAPES, time=st.floats(0.05, 30))
 @settings(max_examples=5, deadline=None)
 def test_swudi_is_the_gradient_flow_of_wudi(seed: int, shape: tuple[int, int], time: float) -> None:
@@ -103,7 +143,13 @@ def test_equal_experts_share_and_unmoved_ones_add_nothing(seed: int) -> None:
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
         assert not none.any()
     zeros = [torch.zeros(4, 5, dtype=torch.float64)] * 2
-    for found in (*spectral.tsv_m(zeros, 1.0), *spectral.iso_c(zeros), *spectral.swudi(zeros, 1.0, 1.0)):
+    for found in (
+        *spectral.tsv_m(zeros, 1.0),
+        *spectral.iso_c(zeros),
+        *spectral.iso_cts(zeros, 0.8),
+        *spectral.subspace_boosting(zeros, 0.2),
+        *spectral.swudi(zeros, 1.0, 1.0),
+    ):
         assert not found.any()
 
 
@@ -113,6 +159,8 @@ def test_equal_experts_share_and_unmoved_ones_add_nothing(seed: int) -> None:
         (TsvM(weights=(0.5, -0.2, 0.9), rank=0.7, scale=1.2), lambda taus: spectral.tsv_m(taus, 0.7)),
         (Swudi(weights=(0.5, -0.2, 0.9), scale=1.2), lambda taus: spectral.swudi(taus, 0.85, 300.0)),
         (IsoC(scale=1.2), spectral.iso_c),
+        (IsoCts(common=0.5, scale=1.2), lambda taus: spectral.iso_cts(taus, 0.5)),
+        (SubspaceBoosting(energy=0.3, scale=1.2), lambda taus: spectral.subspace_boosting(taus, 0.3)),
     ],
 )
 def test_recipes_add_virtual_task_vectors(

@@ -1,0 +1,173 @@
+"""The dashboard in a real headless Chromium: loads without errors, shows and opens the right things, follows, asks."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+
+import pytest
+
+pytest.importorskip("dash")
+pytest.importorskip("waitress")
+selenium = pytest.importorskip("selenium.webdriver")
+from selenium.common.exceptions import JavascriptException, StaleElementReferenceException  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+
+from evomerge.dashboard.app import Server  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PATIENCE_SECONDS = 90  # of a test that will fail; a slow machine is no failure
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-dev-shm-usage",
+    "--enable-unsafe-swiftshader",
+    "--window-size=1280,900",
+)
+CLICK = """
+document.querySelector('#front-figure .js-plotly-plot').emit(
+  'plotly_click', {points: [{id: arguments[0], curveNumber: 0, pointNumber: 0, x: 0, y: 0}], event: {}});"""
+DRAWN = """
+const found = {};
+for (const trace of document.querySelector('#front-figure .js-plotly-plot').calcdata) {
+  for (const point of trace) { if (point.id !== undefined) { found[point.id] ??= [point.x, point.y]; } }
+}
+return found;"""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with chromedriver; on Debian: chromium-driver"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = selenium.Chrome(options=options, service=Service(DRIVER))
+    driver.set_page_load_timeout(PATIENCE_SECONDS)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def serve(storage):
+    servers = []
+
+    def start(**arguments):
+        server = Server(storage, port=0, **arguments)
+        threading.Thread(target=server.run, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def until(browser, condition):
+    """Wait for a true value of ``condition()``; the page may be drawn again meanwhile."""
+    ignored = (JavascriptException, StaleElementReferenceException)
+    return WebDriverWait(browser, PATIENCE_SECONDS, ignored_exceptions=ignored).until(lambda _: condition())
+
+
+def text(browser, selector):
+    return " ".join(element.text for element in browser.find_elements(By.CSS_SELECTOR, selector))
+
+
+def errors(browser):
+    return [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+
+
+def hosts(browser):
+    """Hosts that the browser asked for something."""
+    import json
+    from urllib.parse import urlsplit
+
+    found = set()
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            url = urlsplit(message["params"]["request"]["url"])
+            if url.scheme in ("http", "https", "ws", "wss"):
+                found.add(url.hostname)
+    return found
+
+
+def test_from_the_list_to_a_candidate_and_on_while_the_search_grows(browser, serve, finished):
+    server = serve()
+    browser.get(server.address())
+    card = until(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "a.card"))[0]
+    assert "ja-math" in card.text
+    assert "finished" in card.text
+    card.click()
+
+    # the front shows what the record says, and nothing else
+    results = finished.results
+    until(browser, lambda: len(browser.execute_script(DRAWN)) > 20)
+    drawn = browser.execute_script(DRAWN)
+    assert {int(key) for key in drawn} == {c.number for c in results.candidates if c.state == "measured"}
+    names = results.chooser.names
+    for key, (x, y) in drawn.items():
+        values = results.candidate(int(key)).values("search", names)
+        assert (x, y) == pytest.approx((values[0], values[1]), abs=1e-6)
+
+    # the winner is open; a click opens another candidate, and the address names it
+    until(browser, lambda: f"--candidate {results.winner.number}" in text(browser, "#candidate"))
+    other = next(c for c in results.front if c.number != results.winner.number)
+    browser.execute_script(CLICK, str(other.number))
+    until(browser, lambda: f"--candidate {other.number} " in text(browser, "#candidate") + " ")
+    assert browser.current_url.endswith(f"?candidate={other.number}")
+    value = results.estimate(other, "search")["joint"].value
+    assert f"{value:.3f}" in text(browser, "#candidate")
+    until(browser, lambda: "paired" in text(browser, "#comparison"))
+
+    # something new is recorded: the page follows
+    assert f"{results.spent:,} of" in text(browser, "#headline")
+    finished.add_candidates(3)
+    until(browser, lambda: f"{results.spent + 3:,} of" in text(browser, "#headline"))
+    until(browser, lambda: str(len(results.candidates) + 2) in browser.execute_script(DRAWN))
+
+    # keyboard: the first tab stop skips to the content; the button switches the colours
+    toggle = browser.find_element(By.ID, "toggle")
+    before = browser.execute_script("return document.documentElement.dataset.theme")
+    toggle.send_keys("\n")
+    until(browser, lambda: browser.execute_script("return document.documentElement.dataset.theme") != before)
+    assert errors(browser) == []
+    assert hosts(browser) == {"127.0.0.1"}
+
+
+def test_hostile_names_stay_texts(browser, serve, make_search):
+    evil = "<img src=x onerror=window.hacked=1>"
+    search = make_search(objectives=[{"task": evil}, {"task": "code_small"}])
+    search.add_seeds()
+    search.add_candidates(10, fail_every=4)
+    server = serve()
+    browser.get(server.address("ja-math"))
+    until(browser, lambda: evil in text(browser, "#candidate"))
+    until(browser, lambda: len(browser.execute_script(DRAWN)) > 5)
+    assert browser.execute_script("return window.hacked") is None
+    assert browser.find_elements(By.CSS_SELECTOR, "img[src='x']") == []
+    assert errors(browser) == []
+
+
+def test_the_token_is_asked_for_once(browser, serve, finished):
+    server = serve(token="a-long-secret")
+    browser.get(server.address().partition("?")[0])
+    assert "asks for a token" in text(browser, "body")
+    browser.get(server.address("ja-math"))
+    until(browser, lambda: "finished" in text(browser, "#headline"))
+    assert "token" not in browser.current_url
+    browser.get(server.address().partition("?")[0])  # the cookie is enough
+    until(browser, lambda: "ja-math" in text(browser, "a.card"))
+    assert browser.execute_script("return document.cookie") == ""  # scripts cannot read it
