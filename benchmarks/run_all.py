@@ -21,6 +21,7 @@ NAMES = (
     "optimizers",
     "map_pareto",
     "racing",
+    "racing_replay",
     "item_response",
     "natural_niches_digits",
     "natural_niches_experts",

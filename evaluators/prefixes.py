@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from evaluators.packing import Row, Want
 
-# tokens that a prefix must save: it costs a forward pass of its own, and its rows do not share batches with others
-_ANOTHER_PASS = 256
+# tokens that a prefix must save: it costs a forward pass of its own, and its rows do not share batches with others;
+# about 100 tokens' time, of 325,000 parameters as of 110 million (docs/evaluation.md)
+_ANOTHER_PASS = 128
 # reading the prefix's keys and values costs a little; below this share of the tokens sharing pays
 _SHARING_PAYS_BELOW = 0.8
 

@@ -99,6 +99,13 @@ def test_the_deeper_prefixes_win_when_they_save_more() -> None:
     assert worthwhile([(1, 2)] * 3, [20] * 3) == [], "too little to gain"
 
 
+@pytest.mark.parametrize(("documents", "shares"), [(2, False), (3, True), (4, True)])
+def test_five_shots_are_shared_by_a_handful_of_documents(documents: int, shares: bool) -> None:
+    """140 tokens of examples before 76 of question and choices; half of four documents' tokens are saved."""
+    spans = worthwhile([(1,) * 140 + (number,) for number in range(documents)], [216] * documents)
+    assert [(span.start, span.stop, span.length) for span in spans] == ([(0, documents, 140)] if shares else [])
+
+
 def test_what_is_asked_inside_a_prefix_limits_it() -> None:
     row = Row((1,) * 200, tuple(range(-1, 199)), (Want(99, 1, 0), Want(199, 1, 0)))
     groups = share([row, Row((1,) * 200 + (2,), tuple(range(-1, 200)), (Want(150, 1, 1), Want(200, 1, 1)))] * 4)
