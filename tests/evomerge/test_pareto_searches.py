@@ -52,8 +52,8 @@ def test_poor_surrogates_predict_no_front_and_say_so(tmp_path):
             worker, rng = super().__call__(), np.random.default_rng(0)
             evaluate = worker.evaluate
 
-            def noisy(recipe, ids):
-                outcome = evaluate(recipe, ids)
+            def noisy(*arguments):
+                outcome = evaluate(*arguments)
                 scores = {
                     n: type(s)(float(rng.random()), s.standard_error, s.documents) for n, s in outcome.scores.items()
                 }

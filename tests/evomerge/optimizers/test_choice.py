@@ -88,7 +88,9 @@ def test_a_search_keeps_the_choice_it_began_with(tmp_path):
 
 def test_a_named_optimizer_leaves_the_plan_as_it_was():
     named = problem_of(Nsga2Settings())
-    assert plan_to_record(named) == named.plan()
+    recorded = plan_to_record(named)
+    assert "optimizer" not in recorded
+    assert named.plan().items() <= recorded.items()
     assert named.choice() is None
 
 
