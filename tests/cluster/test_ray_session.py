@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 # The packages are found through sys.path alone, and the worker's class is in __main__: both must reach the workers.
 HEAD = f"""
 import json, os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells leave it ignored in background jobs
 sys.path.insert(0, {str(ROOT)!r})
 from contextlib import closing
 import psutil
