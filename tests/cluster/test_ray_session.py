@@ -51,8 +51,8 @@ with closing(RayPool(Own, workers=2)) as pool:
         while batch := pool.wait():
             workers.update(finished.outcome.value for finished in batch)
     pool.submit(Call("hang"))
-    say(workers=sorted(workers), all=below())
     try:
+        say(workers=sorted(workers), all=below())
         pool.wait()
     except KeyboardInterrupt:
         say(interrupted=True)
