@@ -47,20 +47,20 @@ def compare(
     for candidate in (one, other):
         if candidate.values(split, results.chooser.names) is None:
             raise BadSearch(f"{candidate.label} was not measured on all {split} documents")
-    task = next(o.documents_of for o in results.objectives if o.name == objective)
+    mine = next(o for o in results.objectives if o.name == objective)
+    task = mine.documents_of
     rows = [results.record.document_scores(c.evaluations[split], objective) for c in (one, other)]
     ids = results.record.row.plan["documents"][split].get(task, []) if task else []
     if not len(rows[0]) or not len(rows[0]) == len(rows[1]) == len(ids):
         raise BadSearch(f"{objective} has no score of each document")
     table, documents = np.stack(rows), np.array(ids)
-    sign = next(o.sign for o in results.objectives if o.name == objective)
     binary = bool(np.isin(table, (0.0, 1.0)).all())
-    gap = sign * (table[0] - table[1])
+    difference = table[0] - table[1]
+    gap = mine.sign * difference
     same = gap == 0.0
     solved = table[0] > 0.0 if binary else np.ones(len(gap), dtype=bool)
     parts = (same & solved, gap > 0.0, gap < 0.0, same & ~solved)
     both, first, second, neither = (tuple(documents[part].tolist()) for part in parts)
-    difference = table[0] - table[1]
     interval = mean_interval(difference) if len(difference) > 1 else None
     labels = (one.label, other.label)
     return Comparison(labels, binary, both, first, second, neither, float(difference.mean()), interval)

@@ -91,12 +91,14 @@ class Inspection:
 
     def findings(self, expert: int) -> list[str]:
         """Return what stands out, in words."""
+        found, same = self._alarms(expert), self.unchanged[expert]
+        return [*found, f"{same} of {self.tensors} tensors equal the base's"] if 0 < same < self.tensors else found
+
+    def _alarms(self, expert: int) -> list[str]:
+        """Return what makes a whole expert doubtful."""
         if self.unchanged[expert] == self.tensors:
             return ["is identical to the base: it adds nothing to a merge"]
-        found = self._kinship(expert)
-        if same := self.unchanged[expert]:
-            found.append(f"{same} of {self.tensors} tensors equal the base's")
-        return found
+        return self._kinship(expert)
 
     def _kinship(self, expert: int) -> list[str]:
         attention, mlp = (self.part(expert, part) for part in (0, 1))
@@ -118,12 +120,7 @@ class Inspection:
     @property
     def warnings(self) -> list[str]:
         """What to think of before a search: the findings that are about a whole expert."""
-        return [
-            f"{name} {finding}"
-            for expert, name in enumerate(self.experts)
-            for finding in self.findings(expert)
-            if "tensors equal" not in finding
-        ]
+        return [f"{name} {alarm}" for expert, name in enumerate(self.experts) for alarm in self._alarms(expert)]
 
     def to_json(self) -> dict[str, Any]:
         """Return distances, cosines and findings of every expert as JSON types."""
