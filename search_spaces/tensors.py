@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from search_spaces.patterns import matches
 from search_spaces.recipe import Block, Blocks
@@ -25,6 +26,20 @@ def layer_of(tensor: str, layers: int) -> int:
 def in_stack(tensor: str) -> bool:
     """Whether ``tensor`` belongs to one of the layers, not to what comes before or after them."""
     return bool(_LAYER.search(tensor))
+
+
+def by_layer(tensors: Iterable[str], layers: int) -> dict[int, list[str]]:
+    """Return those of ``tensors`` that belong to one of ``layers`` layers, by layer, in their order."""
+    found: dict[int, list[str]] = {}
+    for name in tensors:
+        if in_stack(name):
+            found.setdefault(layer_of(name, layers), []).append(name)
+    return found
+
+
+def agree(one: str, other: str) -> bool:
+    """Whether two names of tensors differ at most by outer modules, which some files leave out."""
+    return f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}")
 
 
 def in_layer(tensor: str, layer: int) -> str:

@@ -24,10 +24,11 @@ from evomerge.merging.checkpoint import Checkpoint, TensorInfo
 from evomerge.merging.prepared import prepared
 from evomerge.merging.sources import fingerprint
 from search_spaces.canonical import digest
+from search_spaces.tensors import agree
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FORMAT = 1  # of prepared tensors: a change makes what lies in caches obsolete
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."  # of every name in an adapter
 _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.(?!bias)\w+)?$")
 _REFUSED = {  # truthy settings of PEFT's LoraConfig under which the delta is not scale B A
     "use_dora": "DoRA, which scales whole columns of the merged weights",
@@ -231,7 +232,7 @@ def _sort(
     pairs: dict[tuple[str, bool], dict[str, Tensor]] = {}
     whole = {}
     for key, tensor in weights.items():
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         stem = name.removesuffix(".weight")
         if match := _FACTOR.match(stem):
             pairs.setdefault((match[1], bool(match[2])), {})[match[3]] = tensor
@@ -267,7 +268,7 @@ def _own_name(name: str, base: Checkpoint, folder: Path) -> str:
     """Return what the base's files call tensor ``name``: some of them leave out the outermost module."""
     if name in base.names:
         return name
-    near = [own for own in base.names if own.endswith(f".{name}") or name.endswith(f".{own}")]
+    near = [own for own in base.names if agree(own, name)]
     if len(near) != 1:
         raise BadSource(f"{folder}: {base.path} has no tensor {name!r}: this is an adapter for another base")
     return near[0]

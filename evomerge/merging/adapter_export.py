@@ -12,15 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from evomerge.errors import BadRecipe
-from evomerge.merging.adapter import CONFIG, WEIGHTS, Adapter, open_sources
-from evomerge.merging.compatibility import check, mergeable_names
+from evomerge.merging.adapter import CONFIG, PREFIX, WEIGHTS, Adapter
 from evomerge.merging.engine import DTYPES, MergeEngine
-from evomerge.merging.export import writing_folder
+from evomerge.merging.export import open_merge, writing_folder
 from evomerge.merging.kernels import Combination
-from evomerge.merging.sources import verify
 from search_spaces.recipe import Blocks, Recipe
 
-_PREFIX = "base_model.model."
 _ROUNDING = 1e-7  # singular values below this share of the largest are rounding errors of float32
 Pair = tuple[Tensor, Tensor]  # B (rows, rank) and A (rank, columns), float64
 Progress = Callable[[int, int], None]
@@ -42,10 +39,7 @@ def write_adapter(
         BadRecipe: an expert is no adapter, or the operator is not linear in the task vectors.
         BadSource: the sources have changed or do not fit, or an adapter changes more than plain matrices.
     """
-    sources = open_sources([verify(source) for source in recipe.sources], recipe.base)
-    names = mergeable_names(sources[0])
-    check(sources, names)
-    engine = MergeEngine(sources, names=names)
+    sources, engine = open_merge(recipe)
     pairs: dict[str, Pair] = {}
     lost = whole = 0.0
     for done, name in enumerate(engine.order, start=1):
@@ -109,8 +103,8 @@ def _write(folder: Path, pairs: dict[str, Pair], recipe: Recipe) -> None:
     tensors, ranks = {}, {}
     for name, (up, down) in pairs.items():
         module = name.removesuffix(".weight")
-        tensors[f"{_PREFIX}{module}.lora_A.weight"] = down.to(dtype).contiguous()
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = up.to(dtype).contiguous()
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = down.to(dtype).contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = up.to(dtype).contiguous()
         ranks[module] = down.shape[0]
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     assert recipe.base is not None

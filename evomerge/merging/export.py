@@ -77,11 +77,9 @@ def write_checkpoint(
     """
     to = Path(to).absolute()
     _check_free(to)
-    checkpoints = open_sources([verify(source) for source in recipe.sources], recipe.base)
-    names = mergeable_names(checkpoints[0])
-    check(checkpoints, names)
+    checkpoints, engine = open_merge(recipe)
     rounding = _rounding(recipe, checkpoints)
-    weights = _weights(recipe, checkpoints, MergeEngine(checkpoints, names=names), rounding)
+    weights = _weights(recipe, checkpoints, engine, rounding)
     donor = checkpoints[recipe.tokenizer]
     if donor.home != donor.path:
         raise BadRecipe(f"{donor.path} is an adapter and has no config: give the base as the recipe's tokenizer")
@@ -96,6 +94,18 @@ def write_checkpoint(
     if warn is not None and rounding is not None and rounding.warning:
         warn(rounding.warning)
     return to
+
+
+def open_merge(recipe: Recipe) -> tuple[list[Checkpoint], MergeEngine]:
+    """Return the sources of ``recipe``, unchanged and fit for one another, and the engine that merges them.
+
+    Raises:
+        BadSource, BadRecipe: they have changed, or do not fit.
+    """
+    checkpoints = open_sources([verify(source) for source in recipe.sources], recipe.base)
+    names = mergeable_names(checkpoints[0])
+    check(checkpoints, names)
+    return checkpoints, MergeEngine(checkpoints, names=names)
 
 
 @contextmanager

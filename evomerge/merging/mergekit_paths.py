@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from evomerge.errors import BadRecipe
@@ -13,7 +13,7 @@ from evomerge.merging.mergekit_layout import MergekitConfig, Slice
 from evomerge.merging.mergekit_operators import Asked
 from evomerge.merging.path_export import layer_types
 from search_spaces.recipe import Hop, PathBody
-from search_spaces.tensors import in_stack, layer_of
+from search_spaces.tensors import by_layer
 
 _ALONE = "export it as a checkpoint, or as a recipe for `evomerge merge`"
 
@@ -36,13 +36,8 @@ def slices_of(body: PathBody, donor: Checkpoint) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {"model": body.slots[hop.slot], "layer_range": [hop.layer, hop.layer + 1]}
         if folding is not None and stream_scale != 1.0:
             entry["parameters"] = {"scale": _scale(folding, stream_scale)}
-        before = found[-1] if found else None
-        if (
-            before
-            and before | {"layer_range": 0} == entry | {"layer_range": 0}
-            and before["layer_range"][1] == hop.layer
-        ):
-            before["layer_range"][1] += 1
+        if found and _continues(found[-1], entry):
+            found[-1]["layer_range"][1] += 1
         else:
             found.append(entry)
     return found
@@ -102,7 +97,7 @@ def path_of(config: MergekitConfig, checkpoint: Checkpoint) -> PathBody:
             f"{models[-1].path} (last slice); in a path both belong to one model"
         )
     order = list(dict.fromkeys(models))
-    names = _by_layer(checkpoint)
+    names = by_layer(mergeable_names(checkpoint), checkpoint.layers)
     hops, before = [], 1.0
     for piece, model in zip(config.slices, models, strict=True):
         for layer in range(piece.first, piece.stop or checkpoint.layers):
@@ -112,14 +107,6 @@ def path_of(config: MergekitConfig, checkpoint: Checkpoint) -> PathBody:
             hops.append(Hop(slot=order.index(model), layer=layer, scale=stream_scale / before))
             before = stream_scale
     return PathBody(slots=tuple(config.models.index(model) for model in order), hops=tuple(hops))
-
-
-def _by_layer(checkpoint: Checkpoint) -> Mapping[int, list[str]]:
-    names: dict[int, list[str]] = {}
-    for name in mergeable_names(checkpoint):
-        if in_stack(name):
-            names.setdefault(layer_of(name, checkpoint.layers), []).append(name)
-    return names
 
 
 def _stream_scale(config: MergekitConfig, piece: Slice, names: Sequence[str], checkpoint: Checkpoint) -> float:

@@ -14,7 +14,7 @@ from evomerge.merging.engine import DTYPES, Destination, MergeEngine
 from evomerge.merging.folding import Folding, folded, folding_of
 from search_spaces.canonical import canonical_json
 from search_spaces.recipe import PathBody, Recipe
-from search_spaces.tensors import in_layer, in_stack, layer_of
+from search_spaces.tensors import agree, by_layer, in_layer, in_stack
 
 _OF_LAYERS = (
     "hidden_act", "hidden_activation", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
@@ -126,9 +126,7 @@ class FoldedPath:
         self.shapes = {name: donor.info(origin).shape for name, (_, origin, _) in self._origin.items()}
 
     def _plan_layers(self, inside: Sequence[str], layers: int, scales: Sequence[float]) -> None:
-        names: dict[int, list[str]] = {}
-        for name in inside:
-            names.setdefault(layer_of(name, layers), []).append(name)
+        names = by_layer(inside, layers)
         for number, (hop, scale) in enumerate(zip(self._body.hops, scales, strict=True)):
             if hop.layer not in names:
                 raise BadRecipe(f"hop {number} visits layer {hop.layer}, but the models have layers 0 to {layers - 1}")
@@ -169,11 +167,7 @@ def folded_model(body: PathBody, models: Sequence[Any], fold: FoldedPath) -> Any
     own = dict(model.named_parameters(remove_duplicate=False))
     for name in fold.names:
         if fold.changes(name):
-            place = (
-                name
-                if name in own
-                else next(key for key in own if f".{key}".endswith(f".{name}") or f".{name}".endswith(f".{key}"))
-            )
+            place = name if name in own else next(key for key in own if agree(key, name))
             module, _, kind = place.rpartition(".")
             value = fold.tensor(name).to(own[place].device)
             setattr(model.get_submodule(module), kind, nn.Parameter(value, requires_grad=False))
