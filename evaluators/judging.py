@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from lm_eval.api import metrics as lm_eval_metrics
@@ -32,6 +32,14 @@ _DOCUMENT_SCORES: Mapping[Callable[..., Any], Callable[[Item], float]] = {
 }
 
 
+class Judged(NamedTuple):
+    """One task's part: `scores` and `tie_breaks` by objective name, and documents whose code ran out of its limits."""
+
+    scores: dict[str, Score]
+    tie_breaks: dict[str, float]
+    over_limits: int = 0
+
+
 class Judge:
     """Scores the answers to one task's part of a plan. What does not depend on the answers is prepared once."""
 
@@ -49,6 +57,14 @@ class Judge:
             self._choices = choices_of(self._task, self._documents, part.counts)
             if any(measure.metric == "exact_match" for measure in loaded.measures):
                 self._exact_match = exact_match_of(self._task, self._documents)
+
+    def judge(self, *, likelihoods: LogLikelihoods, texts: Sequence[str]) -> Judged:
+        """Return `scores` and `tie_breaks`.
+
+        Raises:
+            MeasurementFailed: see `scores`.
+        """
+        return Judged(self.scores(likelihoods=likelihoods, texts=texts), self.tie_breaks(likelihoods))
 
     def scores(self, *, likelihoods: LogLikelihoods, texts: Sequence[str]) -> dict[str, Score]:
         """Return the score of each of the task's objectives; arguments hold the answers of the whole plan.

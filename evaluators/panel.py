@@ -50,13 +50,11 @@ class Panel:
         tie_breaks: dict[str, float] = {}
         over_limits: dict[str, int] = {}
         for part, judge, gauges in self._benches:
-            if isinstance(judge, SandboxedJudge):
-                own_scores, over = judge.judge(likelihoods=answers.likelihoods, texts=answers.texts)
-                scores |= own_scores
-                over_limits |= {part.task: over} if over else {}
-            else:
-                scores |= judge.scores(likelihoods=answers.likelihoods, texts=answers.texts)
-                tie_breaks |= judge.tie_breaks(answers.likelihoods)
+            judged = judge.judge(likelihoods=answers.likelihoods, texts=answers.texts)
+            scores |= judged.scores
+            tie_breaks |= judged.tie_breaks
+            if judged.over_limits:
+                over_limits[part.task] = judged.over_limits
             own = answers.of(part)
             scores |= {gauge.name: gauge.score(own, scores) for gauge in gauges}
         for measure in self._measures:

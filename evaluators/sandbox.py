@@ -22,6 +22,7 @@ from huggingface_hub.constants import HF_HOME
 
 from evaluators.errors import MeasurementFailed, OverLimits, TaskError
 from evaluators.evaluation import FailureKind, Score
+from evaluators.judging import Judged
 from evaluators.loaded import LoadedTask
 from evaluators.metrics import is_mean
 from evaluators.objective import EvaluationSettings, Objective
@@ -49,7 +50,7 @@ class SandboxedJudge:
         self._part, self._settings = part, settings
         self._objectives = tuple(measure.objective for measure in loaded.measures)
 
-    def judge(self, *, likelihoods: LogLikelihoods, texts: Sequence[str]) -> tuple[dict[str, Score], int]:
+    def judge(self, *, likelihoods: LogLikelihoods, texts: Sequence[str]) -> Judged:
         """Return the score of each of the task's metrics, and how many documents ran out of their limits and score 0.
 
         Arguments hold the answers of the whole plan.
@@ -59,7 +60,7 @@ class SandboxedJudge:
                 is minimised has no score for that.
         """
         if not self._objectives:
-            return {}, 0
+            return Judged({}, {})
         helper = _helper(self._objectives, self._settings)
         mine, first = self._part.requests, 0
         given: Any = list(texts[mine]) if self._part.generates else _pairs(likelihoods, mine)
@@ -76,7 +77,8 @@ class SandboxedJudge:
             for name, value in scores.items():
                 found[name].append(value)
             first += count
-        return {name: Score.mean_of(np.array(values)) for name, values in found.items()}, over_limits
+        scored = {name: Score.mean_of(np.array(values)) for name, values in found.items()}
+        return Judged(scored, {}, over_limits)
 
 
 def _pairs(likelihoods: LogLikelihoods, mine: slice) -> list[list[Any]]:
