@@ -6,7 +6,7 @@ report: nothing is chosen by them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +14,6 @@ import numpy as np
 
 from evaluators.objective_kinds import AnyObjective
 from evomerge.archives import pareto
-from evomerge.archives.portfolio import portfolio
 from evomerge.optimizers.preference import Preference
 from evomerge.preferences import PreferenceSettings, make_preference
 from evomerge.records import CandidateRecord, ReadScores, Split
@@ -73,20 +72,11 @@ class Chooser:
 
     def front(self, candidates: Iterable[CandidateRecord], split: Split = "search") -> list[CandidateRecord]:
         """Return the non-dominated candidates on ``split``, the best number first."""
-        return self._kept(candidates, split, pareto.front)
-
-    def portfolio(self, candidates: Iterable[CandidateRecord], bins: int) -> list[CandidateRecord]:
-        """Return the best of every behaviour on search documents, the best number first."""
-        return self._kept(candidates, "search", lambda values: portfolio(self.preference.scaled(values), bins))
-
-    def _kept(
-        self, candidates: Iterable[CandidateRecord], split: Split, archive: Callable[[Vector], pareto.Positions]
-    ) -> list[CandidateRecord]:
         pairs = [(c, self.maximised(c, split)) for c in candidates if c.origin != "baseline"]
         measured = [(c, values) for c, values in pairs if values is not None]
         if not measured:
             return []
-        kept = archive(np.stack([values for _, values in measured]))
+        kept = pareto.front(np.stack([values for _, values in measured]))
         return sorted((measured[i][0] for i in kept), key=lambda c: (-self.number(c, split), c.number))
 
 

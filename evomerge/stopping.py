@@ -8,7 +8,7 @@ the seeds are measured. `budget.hours` needs the wall time, which the record kee
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,23 +49,6 @@ class Stopping:
         self.documents = 0  # of those; `of_columns` counts them only where the budget limits them
 
     @classmethod
-    def of(
-        cls,
-        budget: BudgetSettings,
-        objectives: Sequence[AnyObjective],
-        candidates: Iterable[CandidateRecord],
-        preference: PreferenceSettings | None = None,
-        *,
-        documents: int,
-    ) -> Stopping:
-        """Make one that has followed what is recorded of ``candidates``."""
-        stopping = cls(budget, objectives, preference, documents=documents)
-        told = [c for c in candidates if "search" in c.evaluations and c.evaluations["search"].told_at is not None]
-        for candidate in sorted(told, key=lambda c: c.evaluations["search"].told_at or 0):
-            stopping.add(candidate)
-        return stopping
-
-    @classmethod
     def of_columns(
         cls,
         budget: BudgetSettings,
@@ -75,7 +58,7 @@ class Stopping:
         *,
         documents: int,
     ) -> Stopping:
-        """Make one that has followed what is recorded in ``columns``: as `of`, in a fraction of the time."""
+        """Make one that has followed what is recorded in ``columns``: as `add` would, in a fraction of the time."""
         stopping = cls(budget, objectives, preference, documents=documents)
         known, told = columns.evaluations, columns.evaluations.told
         fresh = told[known.fresh[told]]

@@ -18,6 +18,7 @@ from evaluators.splits import Splits
 from evomerge.config import SearchFile
 from evomerge.inspection import Inspection
 from evomerge.problem import Problem, make_space
+from evomerge.stopping import Stopping
 from search_spaces.mosaic import MosaicAlgebra
 from search_spaces.mosaic_space import MosaicSpace
 from search_spaces.path_space import path_space
@@ -192,3 +193,12 @@ class UnequalWorkers:
 
     def close(self):
         self.out.clear()
+
+
+def followed(budget, objectives, candidates, preference=None, *, documents):
+    """The stopping rules after all that was told, one evaluation after another, as a search follows them."""
+    stopping = Stopping(budget, objectives, preference, documents=documents)
+    told = [c for c in candidates if "search" in c.evaluations and c.evaluations["search"].told_at is not None]
+    for candidate in sorted(told, key=lambda c: c.evaluations["search"].told_at):
+        stopping.add(candidate)
+    return stopping

@@ -5,7 +5,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from fake_search import DieAfter, Stop, finish, started
-from fakes import FakeSpec, search_file
+from fakes import FakeSpec, followed, search_file
 
 from evomerge.columns import FAILURES, NONE, SPLITS, Columns
 from evomerge.results import Results
@@ -117,7 +117,7 @@ def test_results_follow_a_search(tmp_path):
 def test_stopping_is_the_same_from_columns(results, budget):
     budget = results.file.budget.model_copy(update=budget)
     arguments = {"documents": 80}
-    one = Stopping.of(budget, results.objectives, results.candidates, **arguments)
+    one = followed(budget, results.objectives, results.candidates, **arguments)
     other = Stopping.of_columns(budget, results.objectives, results.candidates, **arguments)
     assert (one.evaluations, one.reason()) == (other.evaluations, other.reason())
     for name in ("_better_at", "_grown_at", "_answers", "_volume"):

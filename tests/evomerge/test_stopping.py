@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from fakes import followed
 
 from evaluators.evaluation import Cost, Failure, FailureKind
 from evaluators.objective import Objective
 from evomerge.config import BudgetSettings
 from evomerge.preferences import ChebyshevSettings, ConstraintSettings
 from evomerge.records import CandidateRecord, EvaluationRecord, Measured
-from evomerge.stopping import MOST_ANSWERS_IN_A_ROW, Stopping
+from evomerge.stopping import MOST_ANSWERS_IN_A_ROW
 
 TWO = (Objective(task="first"), Objective(task="second"))
 
@@ -25,7 +26,7 @@ def candidate(number, *values, origin="optimizer", documents=10, answered_from=N
 
 
 def stopping(budget, candidates, objectives=1):
-    return Stopping.of(BudgetSettings(**budget), TWO[:objectives], candidates, documents=10)
+    return followed(BudgetSettings(**budget), TWO[:objectives], candidates, documents=10)
 
 
 def test_evaluations_are_spent_by_failures_and_flights_but_not_by_answers():
@@ -106,14 +107,14 @@ def test_plateau_is_one_of_the_number_that_is_preferred():
     """The mean rises with the stronger objective alone; the one that falls shortest stays."""
     lopsided = [candidate(i, 0.5 + i / 100, 0.4, told_at=i) for i in range(6)]
     budget = BudgetSettings(plateau=5)
-    assert Stopping.of(budget, TWO, lopsided, documents=10).reason() is None
+    assert followed(budget, TWO, lopsided, documents=10).reason() is None
     limits = ConstraintSettings(limits={"second": 0.3})
-    assert Stopping.of(budget, TWO, lopsided, limits, documents=10).reason() is None
-    shortest = Stopping.of(budget, TWO, lopsided, ChebyshevSettings(), documents=10)
+    assert followed(budget, TWO, lopsided, limits, documents=10).reason() is None
+    shortest = followed(budget, TWO, lopsided, ChebyshevSettings(), documents=10)
     assert shortest.reason() is None  # the mean that is mixed in still grows
     tolerant = BudgetSettings(plateau=5, plateau_tolerance=0.005)
-    assert Stopping.of(tolerant, TWO, lopsided, documents=10).reason() is None
-    shortest = Stopping.of(tolerant, TWO, lopsided, ChebyshevSettings(), documents=10)
+    assert followed(tolerant, TWO, lopsided, documents=10).reason() is None
+    shortest = followed(tolerant, TWO, lopsided, ChebyshevSettings(), documents=10)
     assert shortest.reason() == "no better joint score in 5 evaluations"
 
 
@@ -127,5 +128,5 @@ def test_minimised_objectives_are_turned():
         )
         for i, v in enumerate(np.linspace(9.0, 1.0, 9))
     ]  # fmt: skip
-    follow = Stopping.of(BudgetSettings(plateau=2), losses, falling, documents=10)
+    follow = followed(BudgetSettings(plateau=2), losses, falling, documents=10)
     assert follow.reason() is None
