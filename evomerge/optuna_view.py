@@ -7,11 +7,9 @@ cannot change in Optuna, and validation and test come after a trial has been add
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from evomerge.atomic import alone
 from evomerge.errors import BadSearch
 from evomerge.optimizers.optuna_quiet import quiet
 from evomerge.records import CandidateRecord, Split
@@ -64,7 +63,8 @@ def sync(results: Results) -> Path:
         OSError: the journal cannot be written.
     """
     path = journal_path(results.record.store.storage)
-    with _alone(path), quiet(verbosity=optuna.logging.WARNING):
+    # The system frees this lock when a process dies; Optuna's own stays behind.
+    with alone(path.with_name(f"{path.name}.sync")), quiet(verbosity=optuna.logging.WARNING):
         _cut_torn_line(path)
         try:
             _write(path, results)
@@ -212,14 +212,6 @@ def _genes(
     if isinstance(settings, ParameterSpaceSettings):
         return ParameterSpace(settings, sources, names, layers).genes
     return path_space(settings, sources=sources, expert_names=names, layers=layers).genes
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the view's lock, which the system frees when a process dies (Optuna's own stays behind)."""
-    with path.with_name(f"{path.name}.sync").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _cut_torn_line(path: Path) -> None:

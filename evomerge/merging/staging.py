@@ -6,15 +6,13 @@ are made under a lock and appear by rename: the workers of a node wait for the f
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from evomerge.atomic import alone
 from evomerge.errors import BadSource
 
 
@@ -45,7 +43,8 @@ def staged(url: str, *, patterns: tuple[str, ...], cache: Path) -> Path:
             f"{name}\0{info.get('size')}\0{store.ukey(info['name'])}\n" for name, info in sorted(files.items())
         )
         folder = cache / "sources" / hashlib.sha256(f"{url}\n{versions}".encode()).hexdigest()[:32]
-        with _alone(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with alone(folder.with_suffix(".lock")):
             if not folder.exists():
                 _copy(store, {name: info["name"] for name, info in files.items()}, folder)
     except BadSource:
@@ -76,12 +75,3 @@ def _copy(store: Any, files: dict[str, str], folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         store.get_file(path, str(target))
     part.rename(folder)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of one copy, which the system frees when a process dies."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
