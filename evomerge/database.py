@@ -95,6 +95,11 @@ class Database:
         finally:
             self.locks.release(name)
 
+    def driver(self, name: str) -> str | None:
+        """Return who drives the search ``name`` now, or None."""
+        with self._explained():
+            return self.locks.holder(name)
+
     def close(self) -> None:
         """Close the connections; locks that are held are released."""
         self.locks.close()

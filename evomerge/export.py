@@ -37,11 +37,10 @@ def choose(results: Results, *, candidate: int | None, best: bool, prefer: str |
 
 def _preferred(results: Results, prefer: str) -> CandidateRecord:
     objectives, preference = parse_prefer(prefer, results.objectives)
-    chosen, split = preferred(results, objectives, preference)
+    chosen, chooser, split = preferred(results, objectives, preference)
     if chosen is None:
         raise BadSearch(f"search {results.record.name!r} has no front yet; run it first")
-    number = Chooser.of(objectives, results.candidates.of_origin("seed"), preference).number(chosen, split)
-    if number <= -1.0 and isinstance(preference, ConstraintSettings):
+    if chooser.number(chosen, split) <= -1.0 and isinstance(preference, ConstraintSettings):
         raise BadSearch(
             f"--prefer {prefer!r}: no candidate of the front keeps these limits on {split} documents; `evomerge front "
             f"{results.record.name}` shows what there is"
@@ -51,13 +50,14 @@ def _preferred(results: Results, prefer: str) -> CandidateRecord:
 
 def preferred(
     results: Results, objectives: tuple[AnyObjective, ...], preference: PreferenceSettings
-) -> tuple[CandidateRecord | None, Split]:
-    """Return the front's best candidate under another preference, and the documents that decide: validation documents
-    if any of the front was measured on them, then those candidates alone are compared; else search documents."""
+) -> tuple[CandidateRecord | None, Chooser, Split]:
+    """Return the front's best candidate under another preference, who says so, and the documents that decide:
+    validation documents if any of the front was measured on them, then those candidates alone are compared; else search
+    documents."""
     chooser = Chooser.of(objectives, results.candidates.of_origin("seed"), preference)
     measured = [c for c in results.front if c.values("validation", chooser.names) is not None]
     split: Split = "validation" if measured else "search"
-    return chooser.best(measured or results.front, split), split
+    return chooser.best(measured or results.front, split), chooser, split
 
 
 def export(

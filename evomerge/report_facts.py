@@ -34,16 +34,16 @@ def facts(results: Results, others: Sequence[Results]) -> dict[str, Any]:
     chosen_one = chosen(results)
     return {
         "name": results.record.name,
-        "summary": summary(results, rows),
+        "summary": _summary(results, rows),
         "warnings": _warnings(results),
         "facts": headline_facts(results),
         "rows": rows,
         "columns": ([{"name": JOINT, "title": JOINT, "detail": ""}] if several else [])
-        + [column(objective) for objective in results.objectives],
+        + [_column(objective) for objective in results.objectives],
         "joint": JOINT if several else None,
         "joint_is_scaled": results.joint_is_scaled,
         "titles": [objective.name for objective in results.objectives],
-        "front": front_rows(results),
+        "front": _front_rows(results),
         "front_size": len(results.front),
         "volume": several,
         "compared": ", ".join(other.record.name for other in others),
@@ -51,7 +51,7 @@ def facts(results: Results, others: Sequence[Results]) -> dict[str, Any]:
         "export": export_command(results, chosen_one) if chosen_one else None,
         "run": "evomerge run search.yaml",
         "storage": masked(results.record.store.storage),
-        "search_file": search_file(results),
+        "search_file": _search_file(results),
         "tasks": _tasks(results),
         "costs": costs(results),
         "failures": failures(results),
@@ -68,7 +68,7 @@ def chosen(results: Results) -> CandidateRecord | None:
     return results.winner or next(iter(results.front), None)
 
 
-def summary(results: Results, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _summary(results: Results, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The first sentence, in parts of which some are strong."""
     winner = next((row for row in rows if row.role == "winner"), None)
     if winner is None:
@@ -155,14 +155,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def column(objective: AnyObjective) -> dict[str, str]:
-    """Return name, title and detail of an objective's column."""
+def _column(objective: AnyObjective) -> dict[str, str]:
     less = "" if objective.sign > 0 else ", less is better"
     return {"name": objective.name, "title": objective.title, "detail": f"{objective.detail}{less}".removeprefix(", ")}
 
 
-def front_rows(results: Results) -> list[dict[str, Any]]:
-    """Return the first lines of the front's table."""
+def _front_rows(results: Results) -> list[dict[str, Any]]:
     names, chooser = results.chooser.names, results.chooser
     lines = []
     for candidate in results.front[:MOST_FRONT_ROWS]:
@@ -230,8 +228,7 @@ def export_command(results: Results, candidate: CandidateRecord) -> str:
     return shlex.join(words)
 
 
-def search_file(results: Results) -> str:
-    """Return the search file as YAML, without what is at its default."""
+def _search_file(results: Results) -> str:
     value = results.file.model_dump(mode="json", exclude_defaults=True)
     value["storage"] = masked(results.file.storage)
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)

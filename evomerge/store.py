@@ -102,7 +102,7 @@ class Store:
 
     def driver(self, name: str) -> str | None:
         """Return who drives the search now, or None: then running it again continues it."""
-        return self.database.locks.holder(name)
+        return self.database.driver(name)
 
     def close(self) -> None:
         """Close the connections."""

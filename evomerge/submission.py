@@ -20,7 +20,7 @@ import evomerge
 from cluster.jobs import Job, JobExists, JobRequest, Jobs, JobsError
 from evomerge.config import SearchFile, load
 from evomerge.errors import BadSearch, SearchBusy
-from evomerge.storage_url import has_password, is_shared, masked
+from evomerge.storage_url import ENVIRONMENT, has_password, is_shared, masked
 
 MOST_BYTES = 100 * 2**20  # Ray keeps the folder in the memory of the head node
 SEARCH_FILE = "search.yaml"
@@ -91,7 +91,7 @@ def check_submittable(file: SearchFile) -> None:
     Raises:
         BadSearch: why, and what would be right.
     """
-    if not file.storage.startswith("env:") and not is_shared(file.storage):
+    if not file.storage.startswith(ENVIRONMENT) and not is_shared(file.storage):
         raise BadSearch(
             f"storage {file.storage}: a job's folder ends with the job, and nobody else could read SQLite in it; "
             "name a PostgreSQL database (postgresql://user@host/database) in the search file or by --storage"

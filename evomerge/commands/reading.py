@@ -114,9 +114,10 @@ def dashboard(
         raise UserMistake(
             f"the dashboard needs {error.name}: pip install 'evomerge[dashboard]' installs what is missing"
         ) from None
-    name = open_search(search, storage).record.name if search else None
-    if search and search.endswith((".yaml", ".yml")) and Path(search).exists():
-        storage = evomerge.load_file(search).storage
+    name = None
+    if search:
+        record = open_search(search, storage).record
+        name, storage = record.name, record.store.storage
     server = Server(storage, host=host, port=port, token=token)
     typer.echo(f"dashboard: {server.address(name)} (Ctrl-C ends it)")
     try:

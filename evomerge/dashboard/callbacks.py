@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 
-from evomerge import figures
+from evomerge import figures, report_facts
 from evomerge.dashboard import pages, parts, sections
 from evomerge.dashboard.links import chosen, query, search_name
 from evomerge.dashboard.live import Live, version
@@ -209,7 +209,7 @@ def shown_candidate(results: Results, search: str | None) -> CandidateRecord | N
     number = chosen(search)
     if number is not None and number < len(results.candidates):
         return results.candidates[number]
-    return results.winner or next(iter(results.front), None)
+    return report_facts.chosen(results)
 
 
 # ---------------------------------------------------------------- the candidate, and two of them

@@ -7,7 +7,7 @@ from typing import Any
 
 from dash import dcc, html
 
-from evomerge import report_facts
+from evomerge.columns import SPLITS
 from evomerge.dashboard import parts
 from evomerge.dashboard.links import search_path
 from evomerge.dashboard.parts import Children, clipped
@@ -64,10 +64,8 @@ def searches(storage: str, cards: Children) -> Children:
 
 def search_card(results: Results, *, now: float | None = None) -> Any:
     """Return one search of the list."""
-    now = time.time() if now is None else now
-    known = results.candidates.evaluations
-    last = report_facts.duration(max(now - float(known.created[-1]), 0.0)) + " ago" if len(known.ids) else "never"
-    facts = [f"{len(results.front):,} on the front", f"last result {last}", results.optimizer]
+    last = parts.last_result(results, time.time() if now is None else now)
+    facts = [f"{len(results.front):,} on the front", f"last result {last or 'never'}", results.optimizer]
     failed = sum(results.failures.values())
     inside = [
         html.Div([html.B(clipped(results.record.name, 80)), parts.pill(results.state)], className="standing"),
@@ -128,10 +126,7 @@ def _front(results: Results) -> html.Section:
         for i, axis in enumerate("xyz")
     ]
     radio = dcc.RadioItems([{"label": a, "value": b} for a, b in views], "plane", id="view", inline=True)
-    sliders = [
-        html.Label([clipped(name, 60), _slider(i, objective.weight)])
-        for i, (name, objective) in enumerate(zip(names, results.objectives, strict=True))
-    ]
+    sliders = [html.Label([clipped(name, 60), _slider(i)]) for i, name in enumerate(names)]
     beside = [
         html.H3("What matters to you?"),
         html.P(
@@ -155,7 +150,7 @@ def _front(results: Results) -> html.Section:
     return html.Section(inside, id="front", hidden=len(names) < 2)
 
 
-def _slider(position: int, weight: float) -> Any:
+def _slider(position: int) -> Any:
     marks = {0: "not", 1: "as given", 2: "twice"}
     return dcc.Slider(
         0, 2, 2 / STEPS, value=1, marks=marks, id={"slider": position}, allow_direct_input=False, updatemode="mouseup"
@@ -164,7 +159,7 @@ def _slider(position: int, weight: float) -> Any:
 
 def _compare(results: Results) -> Children:
     names = [{"label": clipped(name, 60), "value": name} for name in results.chooser.names]
-    splits = [{"label": f"{split} documents", "value": split} for split in ("search", "validation", "test")]
+    splits = [{"label": f"{split} documents", "value": split} for split in SPLITS]
     number = {"type": "number", "min": 0, "step": 1, "debounce": True}
     controls = [
         html.Label(["first", dcc.Input(id="first", placeholder="number", **number)]),

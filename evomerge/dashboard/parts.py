@@ -179,20 +179,25 @@ def activity(results: Results, driver: str | None, *, now: float | None = None) 
     """Return who works on the search now, as far as the record knows."""
     now = time.time() if now is None else now
     columns, known = results.candidates, results.candidates.evaluations
-    last = now - float(known.created[-1]) if len(known.ids) else None
     recent = int((known.created > now - LIVE_SECONDS).sum())
     out = _out(results)
     waits = [now - float(columns.created[number]) for number in out]
     facts = [
         ("driver", clipped(driver or "none is running")),
         ("came back in the last minute", f"{recent:,}"),
-        ("last result", f"{report_facts.duration(max(last, 0.0))} ago" if last is not None else "none yet"),
+        ("last result", last_result(results, now) or "none yet"),
         ("with a worker now" if driver else "unfinished", f"{len(out):,}"),
         ("the longest since", report_facts.duration(max(waits)))
         if waits
         else ("workers", str(results.file.cluster.workers)),
     ]
     return [html.Ul([html.Li([html.B(value), html.Span(name)]) for name, value in facts], className="facts")]
+
+
+def last_result(results: Results, now: float) -> str | None:
+    """Return how long before ``now`` the last evaluation was recorded, in words; None before the first."""
+    known = results.candidates.evaluations
+    return f"{report_facts.duration(max(now - float(known.created[-1]), 0.0))} ago" if len(known.ids) else None
 
 
 def _out(results: Results) -> list[int]:

@@ -19,7 +19,7 @@ from evomerge.results import Results
 
 P = ParamSpec("P")
 MOST_IDS = 60  # documents listed of each kind
-BROKEN = (ValueError, KeyError, TypeError, LookupError, RecursionError)  # what a record changed by hand raises
+BROKEN = (ValueError, TypeError, LookupError, RecursionError)  # what a record changed by hand raises
 _log = logging.getLogger(__name__)
 
 
