@@ -12,8 +12,9 @@ from torch import Tensor
 
 from evomerge.merging.coefficients import base_of, check_size
 from evomerge.merging.kernels import Scratch, chunks, finish, float32, part
+from evomerge.merging.maker import Maker
 from evomerge.merging.selection import Selector
-from search_spaces.operators import NearSwap, Ram, RamPlus
+from search_spaces.operators import MergeOperator, NearSwap, Ram, RamPlus
 from search_spaces.recipe import Recipe
 
 
@@ -107,3 +108,6 @@ def shared_ratios(selector: Selector, experts: tuple[int, ...], name: str, epsil
     with np.errstate(divide="ignore"):
         ratios = np.where(shared == 0.0, 0.0, shared / np.where(shared == 0.0, 1.0, alone))
     return tuple(ratios.tolist())
+
+
+MAKERS: dict[type[MergeOperator], Maker] = dict.fromkeys((NearSwap, Ram, RamPlus), kernel)

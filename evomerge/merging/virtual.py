@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -14,12 +15,13 @@ from torch import Tensor
 from evomerge.merging import spectral
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
 from evomerge.merging.kernels import Combination, Scratch, chunks, finish, float32, part
+from evomerge.merging.maker import Maker
 from evomerge.merging.prepared import prepared
 from evomerge.merging.selection import Selector
 from evomerge.merging.sources import fingerprint, resolve
 from evomerge.merging.terms import Term
 from search_spaces.canonical import digest
-from search_spaces.operators import IsoC, IsoCts, SubspaceBoosting, Swudi, TsvM
+from search_spaces.operators import IsoC, IsoCts, MergeOperator, SubspaceBoosting, Swudi, TsvM
 from search_spaces.recipe import Recipe, Source
 from search_spaces.tensors import in_stack
 
@@ -107,3 +109,6 @@ def _key(operator: Spectral, recipe: Recipe) -> str:
 
 def _content(source: Source) -> str:
     return source.digest or fingerprint(resolve(source.path, source.revision))
+
+
+MAKERS: dict[type[MergeOperator], Maker] = dict.fromkeys(get_args(Spectral), added)
