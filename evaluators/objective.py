@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Direction: TypeAlias = Literal["maximize", "minimize"]
 
@@ -127,3 +127,14 @@ class EvaluationSettings(BaseModel):
     max_length: int | None = Field(default=None, ge=2, description="context window; the model's own by default")
     timeout_seconds: float = Field(default=3600.0, gt=0.0, description="longest time one candidate may take")
     racing: Racing = Field(default=None, description="candidates without a chance leave early; true, or settings")
+    minibatches: int | None = Field(
+        default=None,
+        ge=2,
+        description="cut the search documents into so many minibatches and show every generation one of them",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_save(self) -> Self:
+        if self.racing and self.minibatches:
+            raise ValueError("racing and minibatches both decide which documents a candidate sees; choose one of them")
+        return self

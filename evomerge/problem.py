@@ -18,6 +18,7 @@ from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
+from evomerge.minibatches import refuse_few_documents
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
@@ -87,6 +88,7 @@ class Problem:
             evaluations=self.file.budget.evaluations,
             aim=aim_of(self.file.objectives, self.file.preference),
             mosaics=self.space.algebra if isinstance(self.space, MosaicSpace) else None,
+            minibatches=self.file.evaluation.minibatches is not None,
         )
 
     def plan(self) -> dict[str, Any]:
@@ -169,6 +171,9 @@ def prepare(
     if settings.racing:
         refuse_unraceable(suite, file.objectives)
     splits = make_splits(suite, settings)
+    if settings.minibatches:
+        refuse_unraceable(suite, file.objectives, key="minibatches")
+        refuse_few_documents(splits.search, settings.minibatches)
     problem = Problem(
         file=file,
         space=space,

@@ -24,6 +24,7 @@ class Setting:
         evaluations: the budget.
         aim: what the optimizers of a single number maximise.
         mosaics: where mosaics are searched, what crosses them; the genes then only describe them.
+        minibatches: whether points are measured on few documents, one set a generation.
     """
 
     genes: Genes
@@ -31,6 +32,7 @@ class Setting:
     evaluations: int
     aim: Aim = WEIGHTED_MEAN
     mosaics: MosaicAlgebra | None = None
+    minibatches: bool = False
 
     def preference(self) -> Preference:
         """Return the number to maximise, which has seen no seed yet."""
