@@ -1,14 +1,15 @@
 """What fewer documents cost: the demo's search in full, on minibatches, racing, and on fewer documents, over seeds.
 
-Question: how many times fewer documents does a search evaluate with `evaluation.minibatches`, or when candidates without
-a chance leave early (`evaluation.racing`), is the winner as good on test documents, and is either better than simply
-taking as many times fewer search documents? Each seed searches once per arm on the same experts, at equal numbers of
-evaluations. Documents are counted over all evaluations on search documents; validation and test documents are the same
-in all arms, and measured in full. Documents are counted, not timed, so a busy machine does no harm.
+Question: how many times fewer documents does a search evaluate with `evaluation.minibatches`, by probabilities and by
+the metric itself, or when candidates without a chance leave early (`evaluation.racing`), is the winner as good on test
+documents, and is any of them better than simply taking a third of the search documents? Each seed searches once per arm
+on the same experts, at equal numbers of evaluations. Documents are counted over all evaluations on search documents;
+validation and test documents are the same in all arms, and measured in full. Documents are counted, not timed, so a
+busy machine does no harm.
 
-Run: `.venv/bin/python benchmarks/racing.py [--experts FOLDER] [--arms without minibatches] [--evaluations N]` (two minutes
-a seed on one idle core with 300 evaluations). Writes results/racing.json after every search, and goes on from there when
-it is run again.
+Run: `.venv/bin/python benchmarks/racing.py [--experts FOLDER] [--arms without probability] [--evaluations N]` (two to
+three minutes a seed on one idle core with 300 evaluations and all arms). Writes results/racing.json after every search,
+and goes on from there when it is run again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ FINALISTS = 12
 MINIBATCHES = 4
 ARMS: dict[str, dict[str, Any]] = {
     "without": {},
-    "minibatches": {"minibatches": MINIBATCHES},
+    "probability": {"minibatches": {"count": MINIBATCHES, "measure": "probability"}},
+    "metric": {"minibatches": MINIBATCHES},
     "racing": {"racing": True},
     "fewer": {"search_documents": round(DOCUMENTS / 3.2)},
 }

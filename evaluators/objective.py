@@ -97,6 +97,27 @@ Racing: TypeAlias = Annotated[
 ]
 
 
+class MinibatchSettings(BaseModel):
+    """How the search documents are cut; `evaluation.minibatches: 4` stands for `{count: 4}`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int = Field(default=4, ge=2, description="minibatches of the search documents; a generation sees one")
+    measure: Literal["metric", "probability", "probability_per_token"] = Field(
+        default="metric",
+        description="what guides the search: the objectives, or how probable a model finds the right answers",
+    )
+
+
+def _from_count(value: Any) -> Any:
+    return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Minibatching: TypeAlias = Annotated[
+    MinibatchSettings | None, BeforeValidator(_from_count, json_schema_input_type=MinibatchSettings | int | None)
+]
+
+
 class EvaluationSettings(BaseModel):
     """The `evaluation` section of a search file. Document counts are per task."""
 
@@ -127,10 +148,8 @@ class EvaluationSettings(BaseModel):
     max_length: int | None = Field(default=None, ge=2, description="context window; the model's own by default")
     timeout_seconds: float = Field(default=3600.0, gt=0.0, description="longest time one candidate may take")
     racing: Racing = Field(default=None, description="candidates without a chance leave early; true, or settings")
-    minibatches: int | None = Field(
-        default=None,
-        ge=2,
-        description="cut the search documents into so many minibatches and show every generation one of them",
+    minibatches: Minibatching = Field(
+        default=None, description="every generation sees one part of the search documents; how many parts, or settings"
     )
 
     @model_validator(mode="after")

@@ -16,9 +16,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evaluators.evaluation import Documents, Evaluation, Outcome, Stop
-from evaluators.objective import Objective
+from evaluators.objective import MinibatchSettings, Objective
 from evaluators.racing import cut, estimate
 from evomerge.best_known import BestKnown
+from evomerge.dispatch import Task
 from evomerge.errors import BadSearch
 from evomerge.optimizers.contract import HasGenerations, Optimizer
 from evomerge.records import CandidateRecord
@@ -58,19 +59,22 @@ class Minibatches:
     def __init__(
         self,
         documents: Documents,
-        count: int,
+        settings: MinibatchSettings,
         objectives: tuple[Objective, ...],
         optimizer: HasGenerations,
         best: BestKnown,
     ) -> None:
-        """Cut ``documents``, all of the search, into ``count`` parts; ``best`` is kept up to date by the search."""
-        self._parts = cut(documents, [number / count for number in range(count + 1)])
+        """Cut ``documents``, all of the search, into parts; ``best`` is kept up to date by the search."""
+        self._parts = cut(documents, [number / settings.count for number in range(settings.count + 1)])
+        self._smooth = settings.measure != "metric"
         self._all, self._objectives, self._optimizer, self._best = documents, objectives, optimizer, best
 
-    def documents(self, candidate: CandidateRecord) -> Documents:
-        """Return what ``candidate`` is measured on."""
+    def task(self, candidate: CandidateRecord) -> Task:
+        """Return what is to be measured of ``candidate``."""
         number = self._number(candidate)
-        return self._all if number is None else self._parts[number]
+        if number is None:
+            return Task(candidate, "search", self._all)
+        return Task(candidate, "search", self._parts[number], smooth=self._smooth)
 
     def estimated(self, candidate: CandidateRecord, outcome: Outcome) -> Outcome:
         """Return what ``outcome`` on the candidate's documents lets expect of all documents."""

@@ -82,13 +82,15 @@ class Problem:
     def setting(self) -> Setting:
         """What an optimizer is told of the search when it is made."""
         weights = np.array([objective.weight for objective in self.file.objectives])
+        minibatches = self.file.evaluation.minibatches
         return Setting(
             self.space.genes,
             weights,
             evaluations=self.file.budget.evaluations,
             aim=aim_of(self.file.objectives, self.file.preference),
             mosaics=self.space.algebra if isinstance(self.space, MosaicSpace) else None,
-            minibatches=self.file.evaluation.minibatches is not None,
+            centres=minibatches is not None,
+            noisy=minibatches is not None and minibatches.measure == "metric",
         )
 
     def plan(self) -> dict[str, Any]:
@@ -133,6 +135,7 @@ def prepare(
         UserMistake, TaskError, ValueError: what is wrong, on one line.
     """
     from evaluators.raceable import refuse_unraceable
+    from evaluators.smooth import stand_ins
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
@@ -171,9 +174,11 @@ def prepare(
     if settings.racing:
         refuse_unraceable(suite, file.objectives)
     splits = make_splits(suite, settings)
-    if settings.minibatches:
+    if minibatches := settings.minibatches:
         refuse_unraceable(suite, file.objectives, key="minibatches")
-        refuse_few_documents(splits.search, settings.minibatches)
+        refuse_few_documents(splits.search, minibatches.count)
+        if minibatches.measure != "metric":
+            TaskSuite.load(tuple(stand_ins(file.metrics, minibatches).values()), settings)  # refuses what has none
     problem = Problem(
         file=file,
         space=space,

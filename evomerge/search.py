@@ -119,10 +119,13 @@ class Search:
         if equal is not None and equal != candidate.number:
             self._answer(candidate, self.candidates[equal])
             return
+        self._dispatcher.send(self._task(candidate))
+
+    def _task(self, candidate: CandidateRecord) -> Task:
+        if self._minibatches:
+            return self._minibatches.task(candidate)
         race = self._referee.race() if self._referee and candidate.origin != "seed" else None
-        minibatches = self._minibatches
-        documents = minibatches.documents(candidate) if minibatches else self.problem.splits.search
-        self._dispatcher.send(Task(candidate, "search", documents, race))
+        return Task(candidate, "search", self.problem.splits.search, race)
 
     def _make_referee(self) -> Referee | None:
         settings = self.problem.file.evaluation.racing
@@ -134,11 +137,11 @@ class Search:
         return Referee(self._best, settings, single_number=single_number)
 
     def _make_minibatches(self) -> Minibatches | None:
-        count, documents = self.problem.file.evaluation.minibatches, self.problem.splits.search
-        if count is None:
+        settings, documents = self.problem.file.evaluation.minibatches, self.problem.splits.search
+        if settings is None:
             return None
         optimizer = with_generations(self._optimizer, self.problem.file.optimizer.kind)
-        return Minibatches(documents, count, self.problem.file.metrics, optimizer, self._best)
+        return Minibatches(documents, settings, self.problem.file.metrics, optimizer, self._best)
 
     def _ask(self) -> CandidateRecord:
         genome = self._optimizer.ask(1)[0]

@@ -48,15 +48,17 @@ class CmaEs:
         population: int | None = None,
         separable: bool | None = None,
         centres: bool = False,
+        noisy: bool = False,
     ) -> None:
         """Make one.
 
         Args:
             aim: which number of the objectives is climbed.
             sigma: first step size as a share of each gene's range.
-            population: pycma's default if None, half as many again with ``centres``.
+            population: pycma's default if None, half as many again if ``noisy``.
             separable: learn a scale for each gene but no correlations; from 100 genes on if None.
             centres: ask for the middle of the distribution, too, once after each move. Nothing is learnt from it.
+            noisy: points are compared on few documents.
         """
         self._low, self._high = genes.low, genes.high
         self._range = self._high - self._low
@@ -64,7 +66,7 @@ class CmaEs:
         self._preference = Preference(weights, aim)
         self._rng = np.random.default_rng(seed)
         self._sigma = sigma
-        self._population = population or int((4 + int(3 * np.log(len(genes)))) * (NOISY if centres else 1.0))
+        self._population = population or int((4 + int(3 * np.log(len(genes)))) * (NOISY if noisy else 1.0))
         self._separable = len(genes) >= DIAGONAL_FROM if separable is None else separable
         self._best_seed: tuple[float, Vector] | None = None
         self._run: Any = None

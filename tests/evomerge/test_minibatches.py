@@ -9,7 +9,7 @@ from fakes import FakeSpec, UnequalWorkers, search_file
 from pydantic import ValidationError
 
 from evaluators.evaluation import Documents, Evaluation, Score
-from evaluators.objective import EvaluationSettings, Objective
+from evaluators.objective import EvaluationSettings, MinibatchSettings, Objective
 from evomerge import tables
 from evomerge.best_known import BestKnown
 from evomerge.errors import BadSearch
@@ -22,6 +22,7 @@ from evomerge.runner import random_variant
 from search_spaces.genes import Gene, Genes, Genome
 
 FOUR = {"minibatches": 4}
+TWO = MinibatchSettings(count=2)
 ALL = 80  # search documents of the fakes, over both tasks
 
 
@@ -41,7 +42,7 @@ def search_evaluations(results):
 def test_points_of_a_generation_see_one_minibatch_and_the_next_see_the_next(results):
     seen = [(c, e.stopped.minibatch) for c, e in search_evaluations(results) if e.stopped]
     numbers = [number for _, number in seen]
-    population = CmaEs(results_genes(results), weights=np.ones(2), seed=3, centres=True)._population
+    population = CmaEs(results_genes(results), weights=np.ones(2), seed=3, noisy=True)._population
     assert numbers == [(place // population) % 4 for place in range(len(numbers))]
     assert set(numbers) == {0, 1, 2, 3}
     for candidate, number in seen:
@@ -153,8 +154,8 @@ def test_an_easy_minibatch_makes_nobody_better():
     documents = Documents({"t": tuple(range(10, 18))})
     candidate = CandidateRecord(1, 1, "optimizer", None, Genome([0.5]), "", "", (), 0, 0.0)
     for generation in (0, 1, 2, 3):
-        made = Minibatches(documents, 2, (Objective(task="t"),), Numbered(generation), best_known(levels))
-        seen = made.documents(candidate)
+        made = Minibatches(documents, TWO, (Objective(task="t"),), Numbered(generation), best_known(levels))
+        seen = made.task(candidate).documents
         assert seen.ids["t"] == tuple(range(10, 14) if generation % 2 == 0 else range(14, 18))
         own = np.array([levels[number - 10] for number in seen.ids["t"]], dtype=float)
         measured = Evaluation("d", {"t/acc": Score(float(own.mean()), None, own)})
@@ -166,10 +167,10 @@ def test_an_easy_minibatch_makes_nobody_better():
 
 def test_what_belongs_to_no_generation_sees_all():
     documents = Documents({"t": tuple(range(8))})
-    made = Minibatches(documents, 2, (Objective(task="t"),), Numbered(None), best_known([1] * 8))
+    made = Minibatches(documents, TWO, (Objective(task="t"),), Numbered(None), best_known([1] * 8))
     middle = CandidateRecord(1, 1, "optimizer", None, Genome([0.5]), "", "", (), 0, 0.0)
     outcome = Evaluation("d", {"t/acc": Score(1.0, None, np.ones(8))})
-    assert made.documents(middle) == documents
+    assert made.task(middle).documents == documents
     assert made.estimated(middle, outcome) is outcome
 
 
@@ -201,8 +202,8 @@ def test_the_middle_is_asked_for_after_each_move_and_teaches_nothing():
 
 
 def test_a_population_on_minibatches_is_half_as_large_again():
-    assert cma(centres=True)._population == int(1.5 * cma()._population)
-    assert cma(centres=True, population=7)._population == 7
+    assert cma(noisy=True)._population == int(1.5 * cma()._population)
+    assert cma(noisy=True, population=7)._population == 7
 
 
 # ------------------------------------------------------------------------- refusals
