@@ -22,12 +22,13 @@ from evomerge.runner import random_variant
 from search_spaces.genes import Gene, Genes, Genome
 
 FOUR = {"minibatches": 4}
+SMOOTH = {"minibatches": {"count": 4, "measure": "probability"}}
 TWO = MinibatchSettings(count=2)
 ALL = 80  # search documents of the fakes, over both tasks
 
 
-def searched(folder, *, evaluations=70, **changes):
-    return search_file(folder, evaluation=FOUR, budget={"evaluations": evaluations, "finalists": 5}, **changes)
+def searched(folder, **changes):
+    return search_file(folder, **{"evaluation": FOUR, "budget": {"evaluations": 70, "finalists": 5}, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,16 @@ def test_people_are_told(results):
     assert shown["stopped"]["minibatch"] == 0
     assert any(line.startswith(f"estimated   {results.stopped} from") for line in tables.status_lines(results))
     assert {"name": "estimated from some documents", "value": str(results.stopped)} in facts(results, [])["facts"]
+
+
+def test_smooth_scores_guide_the_search_and_are_no_results(tmp_path):
+    results = finish(searched(tmp_path, evaluation=SMOOTH))
+    for candidate, evaluation in search_evaluations(results):
+        scores = results.record.document_scores(evaluation, "first/acc")
+        assert np.isin(scores, (0.0, 1.0)).all() == (evaluation.stopped is None)
+        assert (candidate.state == "stopped") == (evaluation.stopped is not None)
+    assert all(c.state == "measured" for c in [*results.front, results.winner])
+    assert results.winner.origin == "optimizer"
 
 
 @pytest.mark.parametrize("dies_after", [9, 26, 48])
