@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
@@ -14,15 +14,16 @@ from evomerge.dispatch import Dispatcher
 from evomerge.errors import BadSearch, NotEnoughRoom
 from evomerge.hybrid import first_step, second_step
 from evomerge.inspection import INSPECTION
+from evomerge.loggers.watcher import logged
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import Algorithm, RandomSettings
 from evomerge.problem import CHOSEN_OPTIMIZER, MERGES, Problem, check_unchanged, prepare
-from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
-from evomerge.search import Listener, Search
+from evomerge.search import Search
 from evomerge.selection import conclude
 from evomerge.store import SearchRecord, Store
+from evomerge.watcher import Silent, Watcher
 from search_spaces.path_space import HybridSettings
 from search_spaces.recipe import Blocks, Merge
 
@@ -31,32 +32,6 @@ if TYPE_CHECKING:
 
 WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
 IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
-
-
-class Watcher(Listener, Protocol):
-    """Who is told of a run's progress: a search's `Listener`, with what happens around it."""
-
-    def say(self, what: str) -> None:
-        """Something is being done before or after the evaluations."""
-
-    def search_begins(self, record: SearchRecord, file: SearchFile) -> None:
-        """The following phases belong to this search."""
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def say(self, what: str) -> None:
-        """Ignore it."""
-
-    def search_begins(self, record: SearchRecord, file: SearchFile) -> None:
-        """Ignore it."""
-
-    def phase(self, name: str, total: int, done: int) -> None:
-        """Ignore it."""
-
-    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
-        """Ignore it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +58,11 @@ def run(file: SearchFile, *, watcher: Watcher | None = None) -> Results:
     Raises:
         UserMistake, ValueError: what is wrong, on one line; nothing that was measured is lost.
     """
-    watcher = watcher or Silent()
+    with logged(watcher or Silent(), file.logging) as told:
+        return _run(file, told)
+
+
+def _run(file: SearchFile, watcher: Watcher) -> Results:
     store = Store(file.storage, create=True)
     first = None
     if isinstance(file.space, HybridSettings):

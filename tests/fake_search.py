@@ -8,10 +8,10 @@ from cluster.in_process import InProcessPool
 from evomerge.dispatch import Dispatcher
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.results import Results
-from evomerge.runner import Silent
 from evomerge.search import Search
 from evomerge.selection import conclude
 from evomerge.store import Store
+from evomerge.watcher import Silent
 
 
 class Stop(Exception):

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.errors import CandidateFailed
-from evomerge.merging import competition, elementwise, geometry, importance, interpolation, virtual
+from evomerge.merging import competition, elementwise, geometry, importance, interpolation, plugged, virtual
 from evomerge.merging.coefficients import Kernel, base_of, check_size, divisor, effective, weighted
 from evomerge.merging.kernels import Combination, Election
 from evomerge.merging.largest import largest
@@ -45,6 +45,7 @@ from search_spaces.operators import (
     MultiSlerp,
     NuSlerp,
     Operator,
+    OperatorPlugIn,
     Passthrough,
     Sce,
     Slerp,
@@ -84,6 +85,8 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
         return _election(recipe, operator, _terms(operator, recipe, name, selector, keys))
     if make := _MAKERS.get(type(operator)):
         return make(operator, recipe, name, selector)
+    if isinstance(operator, OperatorPlugIn):
+        return plugged.make(operator, recipe, name, selector)
     kernel = whole_run(operator, recipe)
     assert kernel is not None
     return kernel
