@@ -17,7 +17,7 @@ from evomerge.merging.terms import Term
 from search_spaces.operators import ArceeFusion
 from search_spaces.recipe import Recipe
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
