@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from evomerge.errors import CandidateFailed
 from evomerge.merging import spectral
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
 from evomerge.merging.kernels import Combination, Scratch, chunks, finish, float32, part
+from evomerge.merging.maker import Maker
 from evomerge.merging.prepared import prepared
 from evomerge.merging.selection import Selector
 from evomerge.merging.sources import fingerprint, resolve
 from evomerge.merging.terms import Term
 from search_spaces.canonical import digest
-from search_spaces.operators import IsoC, IsoCts, SubspaceBoosting, Swudi, TsvM
+from search_spaces.operators import IsoC, IsoCts, MergeOperator, SubspaceBoosting, Swudi, TsvM
 from search_spaces.recipe import Recipe, Source
 from search_spaces.tensors import in_stack
 
@@ -77,10 +80,16 @@ def added(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> 
 
 
 def _vectors(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> Tensor:
-    """Return the virtual task vectors of one matrix, (count, n): float32 for float32 sources, else bfloat16."""
+    """Return the virtual task vectors of one matrix, (count, n): float32 for float32 sources, else bfloat16.
+
+    Raises:
+        CandidateFailed: a source holds NaN or infinite values.
+    """
     base = selector.sources[selector.base](name)
     shape = selector.shapes[name]
     taus = [(selector.sources[i](name).double() - base.double()).view(shape) for i in recipe.experts]
+    if not all(bool(torch.isfinite(tau).all()) for tau in taus):
+        raise CandidateFailed(f"{operator.kind}: a source has NaN or infinite values in tensor {name!r}")
     if isinstance(operator, TsvM):
         found = spectral.tsv_m(taus, operator.rank)
     elif isinstance(operator, IsoC):
@@ -107,3 +116,6 @@ def _key(operator: Spectral, recipe: Recipe) -> str:
 
 def _content(source: Source) -> str:
     return source.digest or fingerprint(resolve(source.path, source.revision))
+
+
+MAKERS: dict[type[MergeOperator], Maker] = dict.fromkeys(get_args(Spectral), added)
