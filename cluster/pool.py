@@ -40,9 +40,13 @@ class TimedOut:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker's process or machine died while it had the call; the worker was replaced."""
+    """The worker's process or machine died while it had the call; the worker was replaced.
+
+    `with_node` says that the machine, or the way to it, is gone: not what the worker did is to blame.
+    """
 
     message: str
+    with_node: bool = False
 
 
 CallOutcome: TypeAlias = Returned | Raised | TimedOut | Lost

@@ -226,7 +226,7 @@ class RayPool:
         try:
             payload: bytes = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            return Lost(one_line(error))
+            return Lost(one_line(error), with_node=_is_of_node(self._ray, error))
         try:
             outcome: CallOutcome = self._ray.cloudpickle.loads(payload)
         except Exception as error:  # a class that only the worker's machine has
@@ -256,6 +256,12 @@ class RayPool:
         except Exception as error:
             raise ValueError(f"{name}: expected picklable, got {type(error).__name__}: {error}") from error
         return pickled
+
+
+def _is_of_node(ray: Any, error: Exception) -> bool:
+    """Return whether a call was lost because the node is gone, or cannot be reached."""
+    away = (ray.exceptions.ActorUnavailableError, ray.exceptions.NodeDiedError)
+    return isinstance(error, away) or getattr(error, "preempted", False) or "node has died" in str(error)
 
 
 def _check_needs(workers: int | str, cpus: float, gpus: float, max_restarts: int) -> None:
