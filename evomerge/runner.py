@@ -184,8 +184,8 @@ def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
     threads = max(1, int(cluster.cpus_per_worker))
     if _on_cluster(cluster):
         with join_cluster() as session:
-            gpus = _gpus_per_worker(cluster, session.gpus())
-            room = session.capacity(cpus=cluster.cpus_per_worker, gpus=gpus)
+            gpus = _gpus_per_worker(cluster, session.offered().get("GPU", 0.0))
+            room = session.capacity({"CPU": cluster.cpus_per_worker, "GPU": gpus})
         workers = room if cluster.workers == "auto" else min(room, cluster.workers)
         return Machine("cuda" if gpus else "cpu", max(1, workers), threads, gpus)
     import torch
