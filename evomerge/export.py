@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 from pydantic import ValidationError
 
 from evaluators.objective_kinds import AnyObjective
+from evomerge.atomic import write_new
 from evomerge.card import plain_card, search_card
 from evomerge.config import explain
 from evomerge.errors import BadRecipe, BadSearch
@@ -16,10 +16,11 @@ from evomerge.preferences import ConstraintSettings, PreferenceSettings, parse_p
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.selection import Chooser
+from evomerge.shares import Progress
 from search_spaces.recipe import Dtype, Recipe
 
-FORMATS = ("checkpoint", "adapter", "mergekit", "recipe")
-Progress = Callable[[int, int], None]  # bytes written, bytes in all
+FORMATS = ("checkpoint", "adapter", "mergekit", "recipe")  # of one candidate
+TABLES = ("csv", "parquet")  # of all of them (evomerge.tabular)
 
 
 def choose(results: Results, *, candidate: int | None, best: bool, prefer: str | None) -> CandidateRecord:
@@ -83,7 +84,7 @@ def export(
         UserMistake: an unknown format, a place that exists, sources that have changed, not enough disk.
     """
     if kind not in FORMATS:
-        raise BadSearch(f"--format {kind!r}: expected one of {', '.join(FORMATS)}")
+        raise BadSearch(f"--format {kind!r}: expected one of {', '.join((*FORMATS, *TABLES))}")
     recipe = in_dtype(candidate.recipe, dtype)
     if rank is not None and kind != "adapter":
         raise BadSearch(f"--rank is of adapters (--format adapter), and a {kind} is asked for")
@@ -101,9 +102,9 @@ def export(
     if kind == "mergekit":
         from evomerge.merging.mergekit_config import to_mergekit
 
-        _write_text(to, to_mergekit(recipe))
+        write_new(to, to_mergekit(recipe))
     else:
-        _write_text(to, recipe.to_json() + "\n")
+        write_new(to, recipe.to_json() + "\n")
     return []
 
 
@@ -182,16 +183,3 @@ def _pinned(recipe: Recipe) -> Recipe:
         if source.digest is not None:
             verify(source)
     return recipe.model_copy(update={"sources": tuple(map(pin, recipe.sources))})
-
-
-def _write_text(to: Path, text: str) -> None:
-    """Write ``text`` under a temporary name and rename it, so nobody reads half of it."""
-    if to.exists():
-        raise BadSearch(f"{to}: exists already; name another place with --to")
-    temporary = to.with_name(f".{to.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(to)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BadSearch(f"{to}: cannot be written: {error.strerror}") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -19,13 +19,10 @@ from search_spaces.operator_settings import Bounds, OperatorSettings, ShareBound
 from search_spaces.operators import OPERATORS, KnobSpec, MergeOperator, Operator
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
 
-OperatorKind = Literal[
-    "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties",
-    "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "nuslerp",
-    "multislerp", "karcher", "passthrough", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
-    "magmax", "consensus", "localize_stitch", "compeft", "pcb", "tsv_m", "iso_c", "swudi",
-    "iso_cts", "subspace_boosting",
-]  # fmt: skip
+if TYPE_CHECKING:
+    OperatorKind = str
+else:
+    OperatorKind = Literal[tuple(OPERATORS)]  # refused by name when it is none of them
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),
     "mlp": ("*.mlp.*", "*.feed_forward.*", "*.block_sparse_moe.*"),
@@ -143,6 +140,9 @@ class ParameterSpace:
             raise ValueError(f"{kind} merges exactly two experts, got {experts}; use task_arithmetic or ties for more")
         if self.operator.most_experts == 1 and experts != 1:
             raise ValueError(f"{kind} takes exactly one expert, got {experts}; a recipe can take others elsewhere")
+        metrics = self.settings.metrics
+        if metrics is not None and len(metrics) != experts:
+            raise ValueError(f"{kind} needs one of metrics per expert ({experts}), got {len(metrics)}")
         if experts < self.operator.fewest_experts:
             raise ValueError(f"{kind} merges at least {self.operator.fewest_experts} experts, got {experts}")
 

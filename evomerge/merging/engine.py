@@ -15,11 +15,10 @@ from evomerge.merging.coefficients import Kernel
 from evomerge.merging.kernels import Scratch
 from evomerge.merging.masks import MaskKey, mask_keys
 from evomerge.merging.mosaics import Mosaics
-from evomerge.merging.operators import for_tensor, whole_run
+from evomerge.merging.operators import ALIKE, for_tensor, whole_run
 from evomerge.merging.pieces import Piece, TensorMerge, check_finite
 from evomerge.merging.selection import CACHE_BYTES, Selector
 from evomerge.merging.step import stepped
-from search_spaces.operators import Linear, TaskArithmetic
 from search_spaces.recipe import Block, Blocks, PathBody, Recipe
 from search_spaces.tensors import block_for
 from search_spaces.tiles import MosaicBody
@@ -279,7 +278,7 @@ def _flat(checkpoint: Checkpoint, names: Sequence[str]) -> Mapping[str, Tensor]:
 
 def _alike(block: Block) -> bool:
     """Whether all tensors of the block are merged alike, so that neighbours can be merged as one."""
-    return isinstance(block.operator, Linear | TaskArithmetic) and not block.has_step
+    return isinstance(block.operator, ALIKE) and not block.has_step
 
 
 def _touch(one: Tensor, two: Tensor) -> bool:

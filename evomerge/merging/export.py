@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.errors import BadRecipe, NotEnoughRoom, UserMistake
+from evomerge.atomic import check_free, writing_folder
+from evomerge.errors import BadRecipe, NotEnoughRoom
 from evomerge.merging.adapter import open_sources
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import check, mergeable_names
@@ -28,6 +25,7 @@ from evomerge.merging.pieces import Fill
 from evomerge.merging.rounding import Rounding
 from evomerge.merging.safetensors_writer import plan_shards, tensor_bytes, write_index, write_shard
 from evomerge.merging.sources import verify
+from evomerge.shares import Progress
 from search_spaces.recipe import PathBody, Recipe
 
 SHARD_BYTES = 5_000_000_000
@@ -49,7 +47,6 @@ _COPIED = (
     "additional_chat_templates",
 )
 _MARGIN_BYTES = 1 << 20  # for file system metadata
-Progress = Callable[[int, int], None]
 
 
 def write_checkpoint(
@@ -81,7 +78,7 @@ def write_checkpoint(
         CandidateFailed: the recipe cannot be merged; nothing is left behind.
     """
     to = Path(to).absolute()
-    _check_free(to)
+    check_free(to)
     checkpoints, engine = open_merge(recipe, memory_limit=memory_limit)
     rounding = _rounding(recipe, checkpoints)
     weights = _weights(recipe, checkpoints, engine, rounding)
@@ -113,34 +110,6 @@ def open_merge(recipe: Recipe, *, memory_limit: int | None = None) -> tuple[list
     check(checkpoints, names)
     cache = cache_within(memory_limit, recipe, checkpoints, names)
     return checkpoints, MergeEngine(checkpoints, names=names, cache_bytes=cache)
-
-
-@contextmanager
-def writing_folder(to: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``to`` that gets its name at the end, synced, or vanishes on any error.
-
-    Raises:
-        UserMistake: ``to`` exists and is not an empty folder.
-        NotEnoughRoom: the disk is full.
-    """
-    to = to.absolute()
-    _check_free(to)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    partial = to.parent / f".{to.name}.partial-{uuid.uuid4().hex}"
-    partial.mkdir()
-    try:
-        yield partial
-        _publish(partial, to)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NotEnoughRoom(f"{to.parent}: the disk is full; nothing was left behind") from error
-        raise
-
-
-def _check_free(to: Path) -> None:
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserMistake(f"{to}: exists already; give a folder that does not exist or is empty")
 
 
 @dataclass(frozen=True)
@@ -238,19 +207,3 @@ def _config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     if isinstance(nested, dict):
         changed["text_config"] = _config(nested, dtype)
     return changed
-
-
-def _publish(partial: Path, to: Path) -> None:
-    """Sync every file and the folder, then give it its name in one step."""
-    for path in [*partial.rglob("*"), partial]:
-        _sync(path)
-    partial.rename(to)
-    _sync(to.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

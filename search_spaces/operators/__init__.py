@@ -10,7 +10,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from search_spaces.operators.averages import Karcher, Linear, Passthrough, Slerp
+from search_spaces.operators.averages import Karcher, Linear, Mwa, Passthrough, Slerp
 from search_spaces.operators.base import KnobSpec, MergeOperator
 from search_spaces.operators.elementwise import (
     ArceeFusion,
@@ -22,8 +22,9 @@ from search_spaces.operators.elementwise import (
     Pcb,
     Ram,
     RamPlus,
+    Widen,
 )
-from search_spaces.operators.spectral import IsoC, IsoCts, SubspaceBoosting, Swudi, TsvM
+from search_spaces.operators.spectral import Doge, IsoC, IsoCts, Knots, Opcm, SubspaceBoosting, Swudi, TsvM
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -39,11 +40,11 @@ from search_spaces.operators.task_vectors import (
     Ties,
 )
 
-_Plain = Linear | Slerp | Karcher | Passthrough | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
+_Plain = Linear | Slerp | Karcher | Passthrough | Mwa | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
 _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
 _Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
-_Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb
-_Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi
+_Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb | Widen
+_Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi | Opcm | Doge | Knots
 _Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral
 Operator = Annotated[_Any, Field(discriminator="kind")]
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
@@ -59,18 +60,22 @@ __all__ = [
     "DareTies",
     "Della",
     "DellaLinear",
+    "Doge",
     "IsoC",
     "IsoCts",
     "Karcher",
     "KnobSpec",
+    "Knots",
     "Linear",
     "LocalizeStitch",
     "MagMax",
     "MergeOperator",
     "ModelStock",
     "MultiSlerp",
+    "Mwa",
     "NearSwap",
     "NuSlerp",
+    "Opcm",
     "Operator",
     "Passthrough",
     "Pcb",
@@ -83,4 +88,5 @@ __all__ = [
     "TaskArithmetic",
     "Ties",
     "TsvM",
+    "Widen",
 ]

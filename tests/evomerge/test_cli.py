@@ -132,6 +132,13 @@ def test_export_as_recipe(run, storage, tmp_path):
     assert recipe.digest == best.recipe_digest
 
 
+def test_export_as_tables(run, storage, tmp_path):
+    status, out, _ = run("export", "fake", "--storage", storage, "--format", "csv", "--to", tmp_path / "tables")
+    assert (status, out) == (0, f"wrote all candidates to {tmp_path / 'tables'}\n")
+    lines = (tmp_path / "tables" / "candidates.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(evomerge.load("fake", storage=storage).candidates)
+
+
 def test_prefer_picks_along_the_front(run, storage, tmp_path):
     results = evomerge.load("fake", storage=storage)
     values = {}
@@ -159,7 +166,11 @@ def test_prefer_picks_along_the_front(run, storage, tmp_path):
         (("export", "fake", "--to", "x", "--best", "--candidate", "1"), "give one of"),
         (("export", "fake", "--to", "x", "--dtype", "int8"), "expected one of float32, bfloat16, float16"),
         (("export", "fake", "--to", "x", "--rank", "4"), "--rank is of adapters"),
-        (("export", "fake", "--to", "x", "--format", "gguf"), "expected one of checkpoint, adapter, mergekit, recipe"),
+        (
+            ("export", "fake", "--to", "x", "--format", "gguf"),
+            "expected one of checkpoint, adapter, mergekit, recipe, csv, parquet",
+        ),
+        (("export", "fake", "--to", "x", "--format", "csv", "--best"), "--format csv writes all candidates"),
         (("export", "fake", "--to", "x", "--prefer", "third=1"), "no objective 'third'"),
         (("export", "fake", "--to", "x", "--prefer", "first"), "expected task=weight"),
         (("export", "fake", "--to", "x", "--prefer", "first=-1"), "positive number"),
