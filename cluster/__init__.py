@@ -3,6 +3,7 @@
     pool         the contract: Call, Returned | Raised | TimedOut | Lost, Pool
     in_process   InProcessPool: threads of this process, no Ray
     ray_pool     RayPool: processes on this machine or on a cluster
+    fair_shares  how pools share one cluster
     ray_session  RaySession: the connection to Ray, to share among pools
     testing      PoolContract: the test suite that every pool passes
 

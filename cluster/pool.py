@@ -1,8 +1,9 @@
 """How calls reach workers: the contract that every pool keeps.
 
-A pool owns a fixed number of workers, each made by a factory on the machine where it runs, and alive until the
-pool closes. A call is one method of a worker with JSON-like or picklable arguments. It always comes back exactly
-once, as one of four outcomes; a pool never raises for what happens inside a worker.
+A pool owns workers, each made by a factory on the machine where it runs, and alive until the pool closes or gives its
+place to somebody else, which happens between two calls. Their number is fixed, or follows the machines that there are;
+it changes in `wait` alone. A call is one method of a worker with JSON-like or picklable arguments. It always comes back
+exactly once, as one of four outcomes; a pool never raises for what happens inside a worker.
 """
 
 from __future__ import annotations
@@ -39,9 +40,13 @@ class TimedOut:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker's process or machine died while it had the call; the worker was replaced."""
+    """The worker's process or machine died while it had the call; the worker was replaced.
+
+    `with_node` says that the machine, or the way to it, is gone: not what the worker did is to blame.
+    """
 
     message: str
+    with_node: bool = False
 
 
 CallOutcome: TypeAlias = Returned | Raised | TimedOut | Lost
@@ -54,6 +59,15 @@ class Call:
     method: str
     arguments: tuple[Any, ...] = ()
     timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs: the id of its node, the node's host name, and the process there."""
+
+    node: str
+    host: str
+    process: int
 
 
 class Finished(NamedTuple):
@@ -73,7 +87,7 @@ class Pool(Protocol):
 
     @property
     def workers(self) -> int:
-        """Number of workers."""
+        """Number of workers now."""
 
     @property
     def free(self) -> int:

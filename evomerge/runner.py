@@ -15,6 +15,7 @@ from evomerge.errors import BadSearch, NotEnoughRoom
 from evomerge.hybrid import first_step, second_step
 from evomerge.inspection import INSPECTION
 from evomerge.loggers.watcher import logged
+from evomerge.losses import Losses
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import Algorithm, RandomSettings
@@ -141,7 +142,8 @@ def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) 
     from evomerge import optuna_view
 
     optimizer = make_optimizer(optimizer_settings(record, problem.file), problem.setting())
-    dispatcher = Dispatcher(pool, timeout_seconds=problem.file.evaluation.timeout_seconds)
+    timeout = problem.file.evaluation.timeout_seconds
+    dispatcher = Dispatcher(pool, timeout_seconds=timeout, losses=Losses(record))
     watcher.search_begins(record, problem.file)
     search = Search(problem, record, optimizer, dispatcher, watcher)
     watcher.say(f"the search stops: {search.run()}")
@@ -163,8 +165,8 @@ def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
     threads = max(1, int(cluster.cpus_per_worker))
     if _on_cluster(cluster):
         with join_cluster() as session:
-            gpus = _gpus_per_worker(cluster, session.gpus())
-            room = session.capacity(cpus=cluster.cpus_per_worker, gpus=gpus)
+            gpus = _gpus_per_worker(cluster, session.offered().get("GPU", 0.0))
+            room = session.capacity({"CPU": cluster.cpus_per_worker, "GPU": gpus})
         workers = room if cluster.workers == "auto" else min(room, cluster.workers)
         return Machine("cuda" if gpus else "cpu", max(1, workers), threads, gpus)
     import torch

@@ -144,6 +144,9 @@ class ParameterSpace:
             raise ValueError(f"{kind} merges exactly two experts, got {experts}; use task_arithmetic or ties for more")
         if self.operator.most_experts == 1 and experts != 1:
             raise ValueError(f"{kind} takes exactly one expert, got {experts}; a recipe can take others elsewhere")
+        metrics = self.settings.metrics
+        if metrics is not None and len(metrics) != experts:
+            raise ValueError(f"{kind} needs one of metrics per expert ({experts}), got {len(metrics)}")
         if experts < self.operator.fewest_experts:
             raise ValueError(f"{kind} merges at least {self.operator.fewest_experts} experts, got {experts}")
 

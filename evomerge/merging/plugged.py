@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,24 +33,35 @@ class Plugged:
     base: int | None
     experts: tuple[int, ...]
     scale: float = 1.0
+    _kept: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (n,).
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the merge of flat ``sources`` (n,), any float dtypes, to ``out``.
+
+        Who asks for pieces one after another, from the first to the last, has the tensor merged once.
 
         Raises:
             CandidateFailed: the operator raises, or returns something else than a tensor of this shape.
         """
-        base = None if self.base is None else self._copy(sources[self.base], out)
-        merged = self._merged(base, [self._copy(sources[expert], out) for expert in self.experts])
-        if self.scale != 1.0 and self.base is not None:
-            start = self._copy(sources[self.base], out)
-            merged = start + self.scale * (merged.float() - start)
-        out.copy_(merged.reshape(-1))
+        whole = self._kept.pop() if first and self._kept else self._whole(sources, out.device)
+        stop = first + out.numel()
+        out.copy_(whole[first:stop])
         scratch.watch(out)
+        if stop < whole.numel():
+            self._kept[:] = [whole]
 
-    def _copy(self, source: Tensor, out: Tensor) -> Tensor:
-        """A tensor of its own: what a plug-in writes into it must not reach the mapped file."""
-        return source.to(device=out.device, dtype=torch.float32, copy=True).view(self.shape)
+    def _whole(self, sources: Sequence[Tensor], device: torch.device) -> Tensor:
+        """(n,) the merge of all elements."""
+
+        def copy(source: int) -> Tensor:  # what a plug-in writes into it must not reach the mapped file
+            return sources[source].to(device=device, dtype=torch.float32, copy=True).view(self.shape)
+
+        base = None if self.base is None else copy(self.base)
+        merged = self._merged(base, [copy(expert) for expert in self.experts])
+        if self.scale != 1.0 and self.base is not None:
+            start = copy(self.base)
+            merged = start + self.scale * (merged.float() - start)
+        return merged.reshape(-1)
 
     def _merged(self, base: Tensor | None, experts: Sequence[Tensor]) -> Tensor:
         where = f"operator {self.operator.kind}, tensor {self.name!r}"

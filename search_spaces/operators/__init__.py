@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
 
-from search_spaces.operators.averages import Karcher, Linear, Passthrough, Slerp
+from search_spaces.operators.averages import Karcher, Linear, Mwa, Passthrough, Slerp
 from search_spaces.operators.base import KnobSpec, MergeOperator
 from search_spaces.operators.elementwise import (
     ArceeFusion,
@@ -22,9 +22,10 @@ from search_spaces.operators.elementwise import (
     Pcb,
     Ram,
     RamPlus,
+    Widen,
 )
 from search_spaces.operators.plugged import OperatorPlugIn, ask_elsewhere, plug_in
-from search_spaces.operators.spectral import IsoC, IsoCts, SubspaceBoosting, Swudi, TsvM
+from search_spaces.operators.spectral import Doge, IsoC, IsoCts, Knots, Opcm, SubspaceBoosting, Swudi, TsvM
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -40,11 +41,11 @@ from search_spaces.operators.task_vectors import (
     Ties,
 )
 
-_Plain = Linear | Slerp | Karcher | Passthrough | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
+_Plain = Linear | Slerp | Karcher | Passthrough | Mwa | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
 _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
 _Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
-_Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb
-_Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi
+_Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb | Widen
+_Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi | Opcm | Doge | Knots
 _Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
 
@@ -76,18 +77,22 @@ __all__ = [
     "DareTies",
     "Della",
     "DellaLinear",
+    "Doge",
     "IsoC",
     "IsoCts",
     "Karcher",
     "KnobSpec",
+    "Knots",
     "Linear",
     "LocalizeStitch",
     "MagMax",
     "MergeOperator",
     "ModelStock",
     "MultiSlerp",
+    "Mwa",
     "NearSwap",
     "NuSlerp",
+    "Opcm",
     "Operator",
     "OperatorPlugIn",
     "Passthrough",
@@ -101,6 +106,7 @@ __all__ = [
     "TaskArithmetic",
     "Ties",
     "TsvM",
+    "Widen",
     "ask_elsewhere",
     "operator_class",
 ]

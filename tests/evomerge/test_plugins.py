@@ -261,6 +261,25 @@ def test_a_scale_goes_from_the_base():
     assert out.tolist() == [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
 
 
+def test_pieces_are_those_of_one_merge():
+    calls = []
+
+    def merge(name, base, experts):
+        calls.append(name)
+        return base + experts[0]
+
+    kernel, scratch = Plugged(Merge(merge), "w", (2, 3), 0, (1,)), Scratch(torch.device("cpu"))
+    sources = [torch.arange(6.0), torch.ones(6)]
+    pieces = [torch.empty(4), torch.empty(2)]
+    for _ in range(2):
+        for piece, first in zip(pieces, (0, 4), strict=True):
+            kernel.run(sources, piece, scratch, first)
+        assert torch.cat(pieces).tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    kernel.run(sources, pieces[1], scratch, 4)
+    assert pieces[1].tolist() == [5.0, 6.0]
+    assert len(calls) == 3
+
+
 @pytest.mark.parametrize(
     ("merge", "expected"),
     [
