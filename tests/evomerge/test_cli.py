@@ -34,8 +34,10 @@ OPTIONS = {
     "show": {"--storage", "--json"},
     "dashboard": {"--storage", "--host", "--port", "--token"},
     "report": {"--storage", "--output", "-o"},
-    "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--storage"},
-    "merge": {"--to", "--dtype"},
+    "export": {
+        "--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--memory-limit", "--storage"
+    },
+    "merge": {"--to", "--dtype", "--memory-limit"},
     "evaluate": {
         "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
         "--allow-code-execution", "--limit", "--num-fewshot", "--apply-chat-template", "--dtype", "--json"
