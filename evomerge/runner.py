@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,23 @@ if TYPE_CHECKING:
 
 WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
 IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
+
+
+@dataclass(frozen=True)
+class Several:
+    """Listeners that are all told the same."""
+
+    listeners: Sequence[Listener]
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """Tell all of it."""
+        for listener in self.listeners:
+            listener.phase(name, total, done)
+
+    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
+        """Tell all of it."""
+        for listener in self.listeners:
+            listener.evaluated(candidate, split)
 
 
 @dataclass(frozen=True)
@@ -139,13 +156,20 @@ def optimizer_settings(record: SearchRecord, file: SearchFile) -> Algorithm:
 
 def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) -> None:
     """Run or continue one search on the workers of ``pool`` until its winner is measured."""
-    from evomerge import optuna_view
+    from evomerge import crews, optuna_view
+    from evomerge.metrics import SearchMetrics
 
     optimizer = make_optimizer(optimizer_settings(record, problem.file), problem.setting())
     timeout = problem.file.evaluation.timeout_seconds
     dispatcher = Dispatcher(pool, timeout_seconds=timeout, losses=Losses(record))
     watcher.search_begins(record, problem.file)
-    search = Search(problem, record, optimizer, dispatcher, watcher)
+    dispatcher.every_few_seconds(lambda: crews.save(record, dispatcher))
+    listeners: list[Listener] = [watcher]
+    if (meters := getattr(pool, "meters", None)) is not None:
+        metrics = SearchMetrics(meters, record, problem.file, dispatcher)
+        dispatcher.every_few_seconds(metrics.send)
+        listeners.append(metrics)
+    search = Search(problem, record, optimizer, dispatcher, Several(listeners))
     watcher.say(f"the search stops: {search.run()}")
     conclude(search)
     watcher.say("writing the Optuna view")
