@@ -14,6 +14,7 @@ import numpy as np
 from evaluators.evaluation import Documents
 from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
+from evomerge import plugins
 from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
 from evomerge.inspection import INSPECTION, Inspection
@@ -21,6 +22,7 @@ from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
+from evomerge.plugins import PLUGINS
 from evomerge.preferences import aim_of
 from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
@@ -95,7 +97,9 @@ class Problem:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
         fixed = fixed_merges(self.space) if isinstance(self.space, PathSpace) else []
         moments = self.space.moments if isinstance(self.space, PathSpace) else None
+        plugged = plugins.described(self.file.model_dump(mode="json"))
         return {
+            **({PLUGINS: plugged} if plugged else {}),
             **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
             **({MOMENTS: [list(row) for row in moments]} if moments else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
@@ -258,7 +262,7 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
 
     Raises:
         BadSource: a model's files have changed.
-        BadSearch: anything else but budget, cluster and storage has; the difference is shown.
+        BadSearch: anything else but budget, cluster, logging and storage has; the difference is shown.
     """
     name = problem.file.name
     fixed = problem.file.fixed_part()
@@ -266,7 +270,7 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
     changed = differences({key: recorded.get(key) for key in fixed}, fixed)
     if changed:
         raise BadSearch(
-            f"search {name!r} exists and may change only its budget, cluster and storage; "
+            f"search {name!r} exists and may change only its budget, cluster, logging and storage; "
             f"changed: {'; '.join(changed)}. Undo this, or give the search another name"
         )
     plan = problem.plan()
@@ -277,6 +281,8 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
                 f"{now['path']}: the files have changed since search {name!r} began "
                 f"(was {before['digest'][:12]}, is {now['digest'][:12]}); restore them, or start another search"
             )
+    if wrong := plugins.changed(recorded_plan.get(PLUGINS, ()), plan.get(PLUGINS, ())):
+        raise BadSearch(f"search {name!r} began with {wrong}; install what it began with, or start another search")
     if recorded_plan != plan:
         changed = differences(recorded_plan, plan)
         places = ", ".join(line.partition(":")[0] for line in changed)
