@@ -20,6 +20,11 @@ WeightsDtype = Annotated[
     str | None, typer.Option("--dtype", help="of the weights: float32, bfloat16 or float16; the recipe's by default")
 ]
 
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option("--memory-limit", help="most memory that the merge takes beside the mapped models: 2GiB, 500MB"),
+]
+
 
 def export(
     search: SearchName,
@@ -36,6 +41,7 @@ def export(
         int | None, typer.Option(help="most rank of an adapter; the ranks add up by default", min=1)
     ] = None,
     dtype: WeightsDtype = None,
+    memory_limit: MemoryLimit = None,
     storage: Storage = evomerge.DEFAULT_STORAGE,
 ) -> None:
     """Write a candidate as a checkpoint, a LoRA adapter, a mergekit config or a recipe; or all of them as tables."""
@@ -50,7 +56,14 @@ def export(
     chosen = exporting.choose(results, candidate=candidate, best=best, prefer=prefer)
     with progress_bar("exporting") as progress:
         remarks = exporting.export(
-            results, chosen, to, kind=kind, rank=rank, dtype=dtype, progress=shares(progress, "exporting")
+            results,
+            chosen,
+            to,
+            kind=kind,
+            rank=rank,
+            dtype=dtype,
+            memory_limit=memory_limit,
+            progress=shares(progress, "exporting"),
         )
     _wrote(chosen.label, to, remarks)
 
@@ -67,12 +80,15 @@ def merge(
     file: Annotated[Path, typer.Argument(help="recipe (JSON) or mergekit config (YAML)")],
     to: To,
     dtype: WeightsDtype = None,
+    memory_limit: MemoryLimit = None,
 ) -> None:
     """Materialise a recipe or a mergekit config as a checkpoint."""
     from evomerge import export as exporting
 
     with progress_bar("merging") as progress:
-        remarks = exporting.merge_file(file, to, dtype=dtype, progress=shares(progress, "merging"))
+        remarks = exporting.merge_file(
+            file, to, dtype=dtype, memory_limit=memory_limit, progress=shares(progress, "merging")
+        )
     _wrote("", to, remarks)
 
 

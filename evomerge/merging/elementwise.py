@@ -40,9 +40,9 @@ class Elementwise:
     rule: Rule
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
-        for start, stop, target in chunks(out, scratch):
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the merge of flat ``sources`` (n,), any float dtypes, to ``out``."""
+        for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
             rows = [scratch.row(1 + number, size) for number in range(len(self.sources))]

@@ -18,8 +18,10 @@ from evomerge.merging.adapter import open_sources
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, MergeEngine
+from evomerge.merging.memory import cache_within
 from evomerge.merging.path_export import layer_types, path_config, verify_path
 from evomerge.merging.paths import FoldedPath
+from evomerge.merging.pieces import Fill
 from evomerge.merging.rounding import Rounding
 from evomerge.merging.safetensors_writer import plan_shards, tensor_bytes, write_index, write_shard
 from evomerge.merging.sources import verify
@@ -55,6 +57,7 @@ def write_checkpoint(
     progress: Progress | None = None,
     card: str | None = None,
     warn: Callable[[str], None] | None = None,
+    memory_limit: int | None = None,
 ) -> Path:
     """Write the model of ``recipe`` as folder ``to`` and return it.
 
@@ -62,19 +65,21 @@ def write_checkpoint(
 
     The folder holds safetensors, config.json with the recipe's dtype, the tokenizer files, chat template and
     generation config of the recipe's tokenizer source, recipe.json, and README.md when ``card`` gives its text.
-    One tensor is held in memory at a time. ``progress`` is called with the bytes of weights written and in total. What
-    rounding to 16 bits leaves of the step from the base goes into the card; ``warn`` hears if that is little.
+    A few pieces of a tensor are held in memory at a time. ``progress`` is called with the bytes of weights written and
+    in total. What rounding to 16 bits leaves of the step from the base goes into the card; ``warn`` hears if that is
+    little.
+    ``memory_limit`` is the most private memory, in bytes, that the merge may take beside what is loaded already.
 
     Raises:
         UserMistake: ``to`` exists and is not an empty folder.
         BadSource, BadRecipe: the sources have changed or do not fit the recipe, or the scales of a path cannot be
             folded so that the model stays the same.
-        NotEnoughRoom: the disk is too small; nothing is left behind.
+        NotEnoughRoom: the disk or the limit is too small; nothing is left behind.
         CandidateFailed: the recipe cannot be merged; nothing is left behind.
     """
     to = Path(to).absolute()
     check_free(to)
-    checkpoints, engine = open_merge(recipe)
+    checkpoints, engine = open_merge(recipe, memory_limit=memory_limit)
     rounding = _rounding(recipe, checkpoints)
     weights = _weights(recipe, checkpoints, engine, rounding)
     donor = checkpoints[recipe.tokenizer]
@@ -93,24 +98,26 @@ def write_checkpoint(
     return to
 
 
-def open_merge(recipe: Recipe) -> tuple[list[Checkpoint], MergeEngine]:
+def open_merge(recipe: Recipe, *, memory_limit: int | None = None) -> tuple[list[Checkpoint], MergeEngine]:
     """Return the sources of ``recipe``, unchanged and fit for one another, and the engine that merges them.
 
     Raises:
         BadSource, BadRecipe: they have changed, or do not fit.
+        NotEnoughRoom: the merge needs more memory than the limit, in bytes.
     """
     checkpoints = open_sources([verify(source) for source in recipe.sources], recipe.base)
     names = mergeable_names(checkpoints[0])
     check(checkpoints, names)
-    return checkpoints, MergeEngine(checkpoints, names=names)
+    cache = cache_within(memory_limit, recipe, checkpoints, names)
+    return checkpoints, MergeEngine(checkpoints, names=names, cache_bytes=cache)
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """What is written: shapes by name, in order, and the function that makes a tensor."""
+    """What is written: shapes by name, in order, and what makes a tensor."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    tensor: Callable[[str], Tensor]
+    merge: Callable[[str], Fill]
 
 
 def _rounding(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Rounding | None:
@@ -125,12 +132,16 @@ def _weights(
 ) -> _Weights:
     if isinstance(recipe.body, PathBody):
         path = FoldedPath(recipe, checkpoints, engine)
-        return _Weights(path.shapes, path.tensor)
+        return _Weights(path.shapes, path.merge)
+
+    def merge(name: str) -> Fill:
+        made = engine.tensor_merge(recipe, name)
+        if rounding is not None:
+            rounding.look(name, made.fill)
+        return made.fill
+
     donor = checkpoints[recipe.tokenizer]
-    return _Weights(
-        {name: donor.info(name).shape for name in engine.order},
-        lambda name: engine.merge_tensor(recipe, name, rounding=rounding),
-    )
+    return _Weights({name: donor.info(name).shape for name in engine.order}, merge)
 
 
 def _check_disk(parent: Path, recipe: Recipe, made: _Weights, donor: Checkpoint) -> None:
@@ -150,17 +161,21 @@ def _write_weights(
     total = sum(tensor_bytes(shape, dtype) for shape in made.shapes.values())
     written = 0
 
-    def tensor(name: str) -> Tensor:
-        nonlocal written
-        value = made.tensor(name)
-        written += tensor_bytes(made.shapes[name], dtype)
-        if progress is not None:
-            progress(written, total)
-        return value
+    def merge(name: str) -> Fill:
+        fill = made.merge(name)
+
+        def noted(out: Tensor, first: int) -> None:
+            nonlocal written
+            fill(out, first)
+            written += out.nbytes
+            if progress is not None:
+                progress(written, total)
+
+        return noted
 
     shards = plan_shards(made.shapes, dtype, max_shard_bytes=max_shard_bytes)
     for shard in shards:
-        write_shard(shard, folder, dtype, tensor=tensor)
+        write_shard(shard, folder, dtype, merge=merge)
     write_index(shards, folder, dtype)
 
 

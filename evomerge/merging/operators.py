@@ -23,9 +23,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.errors import CandidateFailed
-from evomerge.merging import competition, elementwise, geometry, importance, interpolation, virtual
+from evomerge.merging import competition, elementwise, geometry, importance, interpolation, plugged, virtual, widen
 from evomerge.merging.coefficients import Kernel, base_of, check_size, divisor, effective, weighted
 from evomerge.merging.kernels import Combination, Election
+from evomerge.merging.knots import in_shared_basis
 from evomerge.merging.largest import largest
 from evomerge.merging.maker import Maker
 from evomerge.merging.masks import MaskKey
@@ -39,12 +40,15 @@ from search_spaces.operators import (
     DareTies,
     Della,
     DellaLinear,
+    Knots,
     Linear,
     MergeOperator,
     ModelStock,
     MultiSlerp,
+    Mwa,
     NuSlerp,
     Operator,
+    OperatorPlugIn,
     Passthrough,
     Sce,
     Slerp,
@@ -55,6 +59,7 @@ from search_spaces.recipe import Recipe
 
 _Summed = DareLinear | Breadcrumbs | DellaLinear
 _Elected = Ties | DareTies | BreadcrumbsTies | Della
+ALIKE = Linear | TaskArithmetic | Mwa  # merge all tensors alike: neighbours can be merged as one
 _NEARLY_PARALLEL = 0.9995  # beyond this cosine the spherical formula divides by almost nothing
 
 
@@ -66,6 +71,9 @@ def whole_run(operator: Operator, recipe: Recipe) -> Kernel | None:
     """
     if isinstance(operator, Linear):
         return _linear(operator)
+    if isinstance(operator, Mwa):
+        shares = dict(zip(recipe.experts, operator.shares, strict=True))
+        return weighted([shares.get(position, 0.0) for position in range(len(recipe.sources))], total=1.0)
     if isinstance(operator, TaskArithmetic):
         weights = [weight * operator.scale for weight in operator.weights]
         return _combination(recipe, weights, divisor(operator.weights, operator.normalize, "task_arithmetic"))
@@ -82,8 +90,12 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
         return _sum(recipe, operator, _terms(operator, recipe, name, selector, keys))
     if isinstance(operator, _Elected):
         return _election(recipe, operator, _terms(operator, recipe, name, selector, keys))
+    if isinstance(operator, Knots):
+        return in_shared_basis(operator, recipe, name, selector, keys, for_tensor)
     if make := _MAKERS.get(type(operator)):
         return make(operator, recipe, name, selector)
+    if isinstance(operator, OperatorPlugIn):
+        return plugged.make(operator, recipe, name, selector)
     kernel = whole_run(operator, recipe)
     assert kernel is not None
     return kernel
@@ -245,4 +257,5 @@ _MAKERS: dict[type[MergeOperator], Maker] = {
     **elementwise.MAKERS,
     **competition.MAKERS,
     **virtual.MAKERS,
+    **widen.MAKERS,
 }

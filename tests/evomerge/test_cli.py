@@ -14,10 +14,10 @@ from cluster.in_process import InProcessPool
 from evomerge import cli
 from evomerge.dispatch import Dispatcher
 from evomerge.optimizers.registry import make_optimizer
-from evomerge.runner import Silent
 from evomerge.search import Search
 from evomerge.selection import conclude
 from evomerge.store import Store
+from evomerge.watcher import Silent
 from search_spaces.recipe import Recipe
 
 OPTIONS = {
@@ -34,8 +34,10 @@ OPTIONS = {
     "show": {"--storage", "--json"},
     "dashboard": {"--storage", "--host", "--port", "--token"},
     "report": {"--storage", "--output", "-o"},
-    "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--storage"},
-    "merge": {"--to", "--dtype"},
+    "export": {
+        "--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--memory-limit", "--storage"
+    },
+    "merge": {"--to", "--dtype", "--memory-limit"},
     "evaluate": {
         "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
         "--allow-code-execution", "--limit", "--num-fewshot", "--apply-chat-template", "--dtype", "--json"

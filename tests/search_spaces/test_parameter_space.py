@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from operator_settings import needed
 from pydantic import ValidationError
 
 from search_spaces.genes import Gene, Genes, Genome
@@ -31,7 +32,8 @@ def space(experts=2, layers=6, **settings):
 
 
 def space_of(operator, **settings):
-    return space(experts=OPERATORS[operator].most_experts or 2, operator=operator, **settings)
+    experts = OPERATORS[operator].most_experts or 2
+    return space(experts=experts, operator=operator, **needed(operator, experts), **settings)
 
 
 spaces = st.builds(

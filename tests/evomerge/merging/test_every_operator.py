@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from operator_settings import needed
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,7 +26,6 @@ from search_spaces.recipe import Block, Blocks, Recipe, Source
 
 MATRIX, VECTOR = "model.layers.0.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight"
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "operators.md"
-NEEDED: dict[str, dict[str, Any]] = {}  # options of a space without which an operator cannot be searched
 every = pytest.mark.parametrize("kind", OPERATORS)
 
 
@@ -51,7 +51,7 @@ class Family:
 
     def space(self) -> ParameterSpace:
         return ParameterSpace(
-            settings=ParameterSpaceSettings(operator=self.kind, **NEEDED.get(self.kind, {})),
+            settings=ParameterSpaceSettings(operator=self.kind, **needed(self.kind, self.experts)),
             sources=tuple(Source(path=str(folder)) for folder in self.folders),
             expert_names=tuple(f"e{i}" for i in range(self.experts)),
             layers=4,
@@ -248,7 +248,8 @@ def test_a_missing_base_is_refused_unless_none_is_needed(family: Family, kind: s
         with pytest.raises(ValidationError, match=rf"{kind} .*needs a base"):
             family.recipe(operator, base=None)
     else:
-        assert merged(family, operator, base=None)
+        more = {"metrics": (0.3, *operator.metrics)} if "metrics" in type(operator).model_fields else {}
+        assert merged(family, with_fields(operator, **more), base=None)
 
 
 @every
