@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
@@ -14,16 +14,18 @@ from evomerge.dispatch import Dispatcher
 from evomerge.errors import BadSearch, NotEnoughRoom
 from evomerge.hybrid import first_step, second_step
 from evomerge.inspection import INSPECTION
+from evomerge.loggers.watcher import logged
 from evomerge.losses import Losses
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import Algorithm, RandomSettings
-from evomerge.problem import CHOSEN_OPTIMIZER, MERGES, Problem, check_unchanged, prepare
-from evomerge.records import CandidateRecord, Split
+from evomerge.problem import CHOSEN_OPTIMIZER, MERGES, MOMENTS, Problem, check_unchanged, prepare
 from evomerge.results import Results
 from evomerge.search import Listener, Search
 from evomerge.selection import conclude
 from evomerge.store import SearchRecord, Store
+from evomerge.watcher import Several, Silent, Watcher
+from search_spaces.courses import Moments
 from search_spaces.path_space import HybridSettings
 from search_spaces.recipe import Blocks, Merge
 
@@ -32,49 +34,6 @@ if TYPE_CHECKING:
 
 WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
 IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
-
-
-class Watcher(Listener, Protocol):
-    """Who is told of a run's progress: a search's `Listener`, with what happens around it."""
-
-    def say(self, what: str) -> None:
-        """Something is being done before or after the evaluations."""
-
-    def search_begins(self, record: SearchRecord, file: SearchFile) -> None:
-        """The following phases belong to this search."""
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def say(self, what: str) -> None:
-        """Ignore it."""
-
-    def search_begins(self, record: SearchRecord, file: SearchFile) -> None:
-        """Ignore it."""
-
-    def phase(self, name: str, total: int, done: int) -> None:
-        """Ignore it."""
-
-    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
-        """Ignore it."""
-
-
-@dataclass(frozen=True)
-class Several:
-    """Listeners that are all told the same."""
-
-    listeners: Sequence[Listener]
-
-    def phase(self, name: str, total: int, done: int) -> None:
-        """Tell all of it."""
-        for listener in self.listeners:
-            listener.phase(name, total, done)
-
-    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
-        """Tell all of it."""
-        for listener in self.listeners:
-            listener.evaluated(candidate, split)
 
 
 @dataclass(frozen=True)
@@ -101,7 +60,11 @@ def run(file: SearchFile, *, watcher: Watcher | None = None) -> Results:
     Raises:
         UserMistake, ValueError: what is wrong, on one line; nothing that was measured is lost.
     """
-    watcher = watcher or Silent()
+    with logged(watcher or Silent(), file.logging) as told:
+        return _run(file, told)
+
+
+def _run(file: SearchFile, watcher: Watcher) -> Results:
     store = Store(file.storage, create=True)
     first = None
     if isinstance(file.space, HybridSettings):
@@ -111,7 +74,7 @@ def run(file: SearchFile, *, watcher: Watcher | None = None) -> Results:
     with ExitStack() as stack:
         for each in files:
             stack.enter_context(store.driving(each.name))
-        problem = prepare(file, say=watcher.say, first=first)
+        problem = prepare(file, say=watcher.say, first=first, moments=_recorded_moments(store, file.name))
         if _on_cluster(file.cluster):
             stack.enter_context(join_cluster())
         machine = find_machine(file.cluster, problem)
@@ -135,6 +98,13 @@ def _first_merge(file: SearchFile, store: Store, watcher: Watcher) -> Merge:
     if winner is None or not isinstance(winner.recipe.body, Blocks):
         raise BadSearch(f"search {file.name}.first has no winner to continue from; `evomerge status` shows why")
     return winner.recipe.body
+
+
+def _recorded_moments(store: Store, name: str) -> Moments | None:
+    """Return the second moments that a search began with: measured again, on another machine, they might differ."""
+    record = store.find(name)
+    found = record.row.plan.get(MOMENTS) if record is not None else None
+    return tuple(map(tuple, found)) if found else None
 
 
 def random_variant(file: SearchFile) -> SearchFile:

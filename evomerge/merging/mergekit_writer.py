@@ -15,7 +15,7 @@ from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.mergekit_inputs import Piece, Rule, check_expressible, inputs_of, pair_of, slerp_base
 from evomerge.merging.mergekit_paths import slices_of
 from evomerge.merging.sources import resolve
-from search_spaces.operators import Karcher, Linear, Mwa, Passthrough, Slerp
+from search_spaces.operators import Karcher, Linear, Mwa, OperatorPlugIn, Passthrough, Slerp
 from search_spaces.patterns import matches
 from search_spaces.recipe import Block, Blocks, PathBody, Recipe, Source
 from search_spaces.tensors import layer_of
@@ -60,6 +60,8 @@ def _known(recipe: Recipe) -> Blocks:
 def _blocks(recipe: Recipe, body: Blocks) -> str:
     if any(block.has_step for block in body.blocks):
         raise BadRecipe("mergekit has no length and no lines: export the checkpoint or the recipe")
+    if plugged := [block.operator.kind for block in body.blocks if isinstance(block.operator, OperatorPlugIn)]:
+        raise BadRecipe(f"mergekit has no operator {plugged[0]!r}: export the checkpoint or the recipe")
     source = recipe.sources[recipe.tokenizer]
     checkpoint = Checkpoint.open(resolve(source.path, source.revision))
     names, layers = mergeable_names(checkpoint), checkpoint.layers
