@@ -134,8 +134,8 @@ def prepare(
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
-    from evomerge.merging.adapter import open_sources
     from evomerge.merging.inspection import cached_inspection
+    from evomerge.merging.opening import open_sources
 
     models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
