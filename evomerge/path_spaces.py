@@ -13,6 +13,7 @@ from evomerge.merging.folding import folding_of
 from evomerge.merging.paths import check_configs
 from search_spaces.path_space import PathSpace, PathSpaceSettings, path_space
 from search_spaces.recipe import Merge, Source
+from search_spaces.vocabulary import Vocabulary
 
 
 def make_path_space(
@@ -21,6 +22,7 @@ def make_path_space(
     pinned: tuple[Source, ...],
     checkpoints: Sequence[Checkpoint],
     *,
+    vocabulary: Vocabulary | None = None,
     first: Merge | None = None,
 ) -> PathSpace:
     """Return the space of paths of ``file`` over ``checkpoints``, in the order of the ``pinned`` sources.
@@ -41,6 +43,7 @@ def make_path_space(
             layers=checkpoints[0].layers,
             dtype=file.sources.dtype,
             mask_seed=file.optimizer.seed,
+            vocabulary=vocabulary,
             first=first,
         )
     except ValueError as error:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from search_spaces.canonical import Frozen
+from search_spaces.canonical import Frozen, digest
 
 
 class TokenRow(Frozen):
@@ -44,3 +44,8 @@ class Vocabulary(Frozen):
         """Return the positions of sources that it names."""
         named = [self.source, *(row.source for row in self.tokens.values()), *self.aside]
         return tuple(position for position in named if isinstance(position, int))
+
+
+def vocabulary_keys(vocabulary: Vocabulary | None) -> tuple[str, ...]:
+    """Return what ``vocabulary`` adds to the digests of the sources where something made of them is kept."""
+    return () if vocabulary is None else (digest(vocabulary.model_dump(mode="json")),)

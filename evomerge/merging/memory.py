@@ -79,7 +79,8 @@ def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[s
 
 def _of_adapter(adapter: Adapter) -> int:
     """Return the bytes of the largest tensor that is made from the adapter: the delta, the base and their sum."""
-    return 3 * 4 * max(int(math.prod(adapter.info(name).shape)) for name in adapter.changed)
+    largest: int = max(math.prod(adapter.info(name).shape) for name in adapter.changed)
+    return 3 * 4 * largest
 
 
 def _operators(recipe: Recipe) -> Iterator[Operator]:

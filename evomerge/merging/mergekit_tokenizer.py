@@ -45,7 +45,7 @@ class Tokenizer:
         """Return the policy for a recipe of ``models``; those not in ``merged`` only give tokens."""
         source = self.source if self.source is not None else (base or models[0])
         return Vocabulary(
-            source="union" if source == "union" else models.index(source),  # type: ignore[arg-type]
+            source="union" if source == "union" else models.index(source),
             tokens={token: _row(token, entry, models) for token, entry in self.tokens.items()},
             pad_to_multiple_of=self.pad_to_multiple_of,
             chat_template=_template(self.chat_template, merged),

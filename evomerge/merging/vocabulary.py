@@ -49,6 +49,10 @@ class Plan:
         """Whether any source's rows are not those of the merged model already."""
         return self.alignment.changes([words.rows for words in self.words])
 
+    def needed(self, base: int | None) -> bool:
+        """Whether the merged model is not simply one with the rows and the tokenizer of the base."""
+        return self.changes or self.policy.chat_template is not None or self.donor != (base or 0)
+
     def sentences(self) -> list[str]:
         """Return what becomes of the sources, for people."""
         if not self.changes:
@@ -92,9 +96,14 @@ def in_one_vocabulary(sources: Sequence[Checkpoint], policy: Vocabulary, base: i
         BadSource, BadRecipe: see `plan_vocabulary`.
         NotEnoughRoom: the cache folder has no room for the tokenizer.
     """
-    plan = plan_vocabulary(sources, policy, base)
-    if not plan.changes and policy.chat_template is None and policy.source in ("union", base or 0):
+    return aligned(sources, plan_vocabulary(sources, policy, base), base)
+
+
+def aligned(sources: Sequence[Checkpoint], plan: Plan, base: int | None) -> list[Checkpoint]:
+    """Return ``sources`` as ``plan`` aligns them; see `in_one_vocabulary`."""
+    if not plan.needed(base):
         return list(sources)
+    policy = plan.policy
     files = [path for source in sources for path in companions(_folder(source)) if path.is_file()]
     contents = [fingerprint(source.path) for source in sources]
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
@@ -140,7 +149,9 @@ def _fill_home(plan: Plan, donor: Checkpoint, to: Path) -> None:
 
 def _unite(merged: Any, others: Sequence[tuple[Any, int]]) -> None:
     """Add to ``merged`` what the other tokenizers have besides: plain tokens first, then added ones, by their ids."""
-    known, plain, added = merged.get_vocab(), {}, {}
+    known = merged.get_vocab()
+    plain: dict[str, None] = {}
+    added: dict[str, Any] = {}
     for tokenizer, rows in others:
         own = {
             entry.content: entry for number, entry in sorted(tokenizer.added_tokens_decoder.items()) if number < rows
