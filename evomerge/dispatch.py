@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from cluster.pool import Call, CallOutcome, Lost, Pool, Raised, Returned, TimedOut
+from cluster.pool import Call, CallOutcome, Finished, Lost, Pool, Raised, Returned, TimedOut, WorkerNow
 from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome
 from evaluators.racing import Race
 from evomerge.losses import Losses
 from evomerge.records import CandidateRecord, Split
 
 MOST_NODES = 10  # that one candidate may lose; on preemptible machines that is nobody's fault
+BEAT_SECONDS = 5.0
 GRACE_SECONDS = 60.0  # the evaluator stops itself at its time-out; the pool steps in when it cannot
 
 
@@ -39,6 +42,9 @@ class Dispatcher:
         self._again: deque[Task] = deque()
         self._nodes_lost: Counter[tuple[int, str]] = Counter()
         self._quarantined: list[Task] = []  # to come back as failures
+        self._beats: list[Callable[[], None]] = []
+        self._beaten = -math.inf
+        self.idle_seconds = 0.0  # of all workers together, while tasks were waited for
 
     @property
     def free(self) -> int:
@@ -61,7 +67,8 @@ class Dispatcher:
         """Yield the tasks that have come back, waiting at most ``timeout_seconds`` for the first."""
         while self._again and self._pool.free > 0:
             self._submit(self._again.popleft())
-        for ticket, outcome in self._pool.wait(timeout_seconds):
+        self._beat()
+        for ticket, outcome in self._wait(timeout_seconds):
             task = self._flights.pop(ticket)
             if not isinstance(outcome, Lost):
                 yield task, to_outcome(outcome)
@@ -75,6 +82,30 @@ class Dispatcher:
             task = self._quarantined.pop()
             reason = self._losses.quarantined(task.candidate.number, task.split)
             yield task, Failure(FailureKind.WORKER_LOST, str(reason))
+
+    def every_few_seconds(self, beat: Callable[[], None]) -> None:
+        """Call ``beat`` every `BEAT_SECONDS` while tasks are collected."""
+        self._beats.append(beat)
+
+    def workers(self) -> Sequence[WorkerNow]:
+        """Return what the workers do now."""
+        return self._pool.crew()
+
+    def task(self, ticket: int) -> Task | None:
+        """Return the task that a worker has under ``ticket``."""
+        return self._flights.get(ticket)
+
+    def _beat(self) -> None:
+        if self._beats and time.monotonic() - self._beaten > BEAT_SECONDS:
+            self._beaten = time.monotonic()
+            for beat in self._beats:
+                beat()
+
+    def _wait(self, timeout_seconds: float) -> Sequence[Finished]:
+        idle, before = max(0, self._pool.free), time.monotonic()
+        finished = self._pool.wait(timeout_seconds)
+        self.idle_seconds += idle * (time.monotonic() - before)
+        return finished
 
     def _bury(self, task: Task, message: str) -> None:
         """Note that a worker died with ``task``; another one gets it, unless it has killed enough."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 from evaluators.evaluation import Documents
 from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
+from evomerge import plugins
 from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
 from evomerge.inspection import INSPECTION, Inspection
@@ -21,9 +22,11 @@ from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
+from evomerge.plugins import PLUGINS
 from evomerge.preferences import aim_of
 from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
+from search_spaces.courses import Moments
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.path_space import PathSpace, fixed_merges
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 MERGES = "merges"  # key of a recorded plan: merges that paths lead through and that are not searched
+MOMENTS = "moments"  # key of a recorded plan: what the scales of paths start from
 CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; like `INSPECTION` not part of what must stay the same
 Say = Callable[[str], None]
 Progress = Callable[[str, float], None]  # what, and the share of it that is done
@@ -97,8 +101,12 @@ class Problem:
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
         fixed = fixed_merges(self.space) if isinstance(self.space, PathSpace) else []
+        moments = self.space.moments if isinstance(self.space, PathSpace) else None
+        plugged = plugins.described(self.file.model_dump(mode="json"))
         return {
+            **({PLUGINS: plugged} if plugged else {}),
             **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
+            **({MOMENTS: [list(row) for row in moments]} if moments else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
             "expert_names": list(self.space.expert_names),
             "layers": self.space.layers,
@@ -126,12 +134,18 @@ class Problem:
 
 
 def prepare(
-    file: SearchFile, *, say: Say = lambda _: None, progress: Progress | None = None, first: Merge | None = None
+    file: SearchFile,
+    *,
+    say: Say = lambda _: None,
+    progress: Progress | None = None,
+    first: Merge | None = None,
+    moments: Moments | None = None,
 ) -> Problem:
     """Resolve, fingerprint and check everything that ``file`` names.
 
     ``say`` hears what is being done, ``progress`` what part of it is done where that takes long (else ``say`` does).
     ``first`` is the merge that the first step of a hybrid search found; the start of its space stands in for it.
+    ``moments`` are those that the search began with, if scales start from them; else they are measured.
 
     Raises:
         UserMistake, TaskError, ValueError: what is wrong, on one line.
@@ -142,6 +156,7 @@ def prepare(
     from evomerge.merging import compatibility
     from evomerge.merging.inspection import cached_inspection
     from evomerge.merging.opening import open_sources
+    from evomerge.path_spaces import make_path_space, model_moments
 
     models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
@@ -166,8 +181,6 @@ def prepare(
     elif isinstance(file.space, ParameterSpaceSettings):
         space = make_space(file, pinned, layers=checkpoints[0].layers, vocabulary=vocabulary)
     else:
-        from evomerge.path_spaces import make_path_space
-
         space = make_path_space(file, file.space, pinned, checkpoints, vocabulary=vocabulary, first=first)
     say("building the tasks")
     settings = evaluation_of(file)
@@ -175,6 +188,11 @@ def prepare(
     if settings.racing:
         refuse_unraceable(suite, file.objectives)
     splits = make_splits(suite, settings)
+    if isinstance(space, PathSpace) and space.settings.scale_start is not None:
+        if moments is None:
+            say("measuring the residual streams of the models")
+            moments = model_moments(space, checkpoints, suite, splits.search)
+        space = replace(space, moments=moments)
     problem = Problem(
         file=file,
         space=space,
@@ -268,7 +286,7 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
 
     Raises:
         BadSource: a model's files have changed.
-        BadSearch: anything else but budget, cluster and storage has; the difference is shown.
+        BadSearch: anything else but budget, cluster, logging and storage has; the difference is shown.
     """
     name = problem.file.name
     fixed = problem.file.fixed_part()
@@ -276,7 +294,7 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
     changed = differences({key: recorded.get(key) for key in fixed}, fixed)
     if changed:
         raise BadSearch(
-            f"search {name!r} exists and may change only its budget, cluster and storage; "
+            f"search {name!r} exists and may change only its budget, cluster, logging and storage; "
             f"changed: {'; '.join(changed)}. Undo this, or give the search another name"
         )
     plan = problem.plan()
@@ -287,6 +305,8 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
                 f"{now['path']}: the files have changed since search {name!r} began "
                 f"(was {before['digest'][:12]}, is {now['digest'][:12]}); restore them, or start another search"
             )
+    if wrong := plugins.changed(recorded_plan.get(PLUGINS, ()), plan.get(PLUGINS, ())):
+        raise BadSearch(f"search {name!r} began with {wrong}; install what it began with, or start another search")
     if recorded_plan != plan:
         changed = differences(recorded_plan, plan)
         places = ", ".join(line.partition(":")[0] for line in changed)

@@ -9,10 +9,10 @@ from evomerge.dispatch import Dispatcher
 from evomerge.losses import Losses
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.results import Results
-from evomerge.runner import Silent
 from evomerge.search import Search
 from evomerge.selection import conclude
 from evomerge.store import Store
+from evomerge.watcher import Silent
 
 
 class Stop(Exception):

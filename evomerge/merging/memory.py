@@ -14,12 +14,13 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from evomerge.errors import BadSearch, NotEnoughRoom
 from evomerge.merging.adapter import Adapter
+from evomerge.merging.aligned import Aligned
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.kernels import Scratch
 from evomerge.merging.safetensors_writer import BUFFERS, PIECE, tensor_bytes
 from evomerge.merging.selection import CACHE_BYTES
 from evomerge.merging.virtual import Spectral
-from search_spaces.operators import Knots, Operator
+from search_spaces.operators import Knots, Operator, OperatorPlugIn
 from search_spaces.recipe import Blocks, PathBody, Recipe
 from search_spaces.tensors import in_stack
 
@@ -65,8 +66,9 @@ def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[s
     sources, dtype = len(checkpoints), getattr(torch, recipe.dtype)
     rows = (5 + sources) * Scratch(torch.device("cpu")).chunk * 4
     pieces = PIECE * (BUFFERS * dtype.itemsize + 8)  # float32 before a path is folded, and after
-    needed = _FIXED + sources * _PER_SOURCE + _CACHE + rows + pieces
-    needed += sum(_of_adapter(checkpoint) for checkpoint in checkpoints if isinstance(checkpoint, Adapter))
+    needed: int = _FIXED + sources * _PER_SOURCE + _CACHE + rows + pieces
+    plain = [checkpoint.source if isinstance(checkpoint, Aligned) else checkpoint for checkpoint in checkpoints]
+    needed += sum(_of_adapter(checkpoint) for checkpoint in plain if isinstance(checkpoint, Adapter))
     shapes = {name: checkpoints[0].info(name).shape for name in names}
     if isinstance(recipe.body, PathBody):  # what is written is loaded and compared with the path
         copies = 2 + len(recipe.body.merged_slots)
@@ -74,6 +76,8 @@ def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[s
     if any(isinstance(operator, Spectral | Knots) for operator in _operators(recipe)):
         side = max((max(shape) for name, shape in shapes.items() if len(shape) == 2 and in_stack(name)), default=0)
         needed += (_DECOMPOSED + _PER_EXPERT * len(recipe.experts)) * side * side * 8
+    if any(isinstance(operator, OperatorPlugIn) for operator in _operators(recipe)):  # whole tensors in float32
+        needed += (sources + 3) * max(tensor_bytes(shape, torch.float32) for shape in shapes.values())
     return needed
 
 

@@ -16,7 +16,7 @@ from evomerge.merging.mergekit_inputs import Piece, Rule, check_expressible, inp
 from evomerge.merging.mergekit_paths import slices_of
 from evomerge.merging.mergekit_tokenizer import written
 from evomerge.merging.sources import resolve
-from search_spaces.operators import Karcher, Linear, Mwa, Passthrough, Slerp
+from search_spaces.operators import Karcher, Linear, Mwa, OperatorPlugIn, Passthrough, Slerp
 from search_spaces.patterns import matches
 from search_spaces.recipe import Block, Blocks, PathBody, Recipe, Source
 from search_spaces.tensors import layer_of
@@ -61,6 +61,8 @@ def _known(recipe: Recipe) -> Blocks:
 def _blocks(recipe: Recipe, body: Blocks) -> str:
     if any(block.has_step for block in body.blocks):
         raise BadRecipe("mergekit has no length and no lines: export the checkpoint or the recipe")
+    if plugged := [block.operator.kind for block in body.blocks if isinstance(block.operator, OperatorPlugIn)]:
+        raise BadRecipe(f"mergekit has no operator {plugged[0]!r}: export the checkpoint or the recipe")
     source = recipe.sources[recipe.tokenizer]
     checkpoint = Checkpoint.open(resolve(source.path, source.revision))
     names, layers = mergeable_names(checkpoint), checkpoint.layers
@@ -84,10 +86,8 @@ def _blocks(recipe: Recipe, body: Blocks) -> str:
         if len({len(entry["sources"]) for entry in value["slices"]}) > 1:  # its head and norm leave out the others
             raise BadRecipe(f"mergekit needs {kinds[0]} of as many models in every slice")
     value |= {"dtype": "float32", "out_dtype": recipe.dtype}
-    if recipe.vocabulary is not None:
-        value |= written(recipe, _reference)
-    elif recipe.tokenizer != base or "base_model" not in value:
-        value["tokenizer_source"] = _reference(source)
+    given = value.get("base_model") is not None and recipe.tokenizer == base
+    value |= written(recipe, _reference) or ({} if given else {"tokenizer_source": _reference(source)})
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
     return (_DRAWS if kinds[0].startswith(("dare", "della")) else "") + text
 

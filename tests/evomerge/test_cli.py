@@ -14,10 +14,10 @@ from cluster.in_process import InProcessPool
 from evomerge import cli
 from evomerge.dispatch import Dispatcher
 from evomerge.optimizers.registry import make_optimizer
-from evomerge.runner import Silent
 from evomerge.search import Search
 from evomerge.selection import conclude
 from evomerge.store import Store
+from evomerge.watcher import Silent
 from search_spaces.recipe import Recipe
 
 OPTIONS = {
