@@ -65,7 +65,7 @@ def mean_interval(values: npt.ArrayLike, *, confidence: float = 0.95) -> Interva
     Raises:
         ValueError: fewer than 2 values, or ``confidence`` not in (0, 1).
     """
-    from scipy.special import stdtrit  # type: ignore[import-untyped] - a fifth of a second
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # loading it takes a fifth of a second
 
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < 2:
