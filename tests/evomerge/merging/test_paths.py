@@ -152,7 +152,7 @@ def greedy(model: object, ids: torch.Tensor, mask: torch.Tensor, *, cached: bool
     return ids[:, start:]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2-sliding", "gemma2", "gemma3", "gpt2", "mistral-sliding"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_cached_decoding_equals_uncached_with_left_padding(name: str, make_family: MakeFamily) -> None:
     folders = make_family(ARCHITECTURES[name], experts=1, noise=0.05)
     model = resident(folders).apply(path_recipe(folders, SCALED))
