@@ -7,8 +7,7 @@ G(F(x)), needs two lookups one behind the other, and both experts have learned t
 They are made for layers to be stacked, as looped transformers are (Dehghani et al. 2019, Universal Transformers): in
 training, layers 2 and 3 run one to three times, each time the base's or the expert's, and the step is asked for as
 often as the expert's run; the other layers stay the base's. So these layers can read what any of them wrote. On disk
-the models are ordinary Llamas that run every layer once. The tasks choose among four answers; three are what is nearly
-asked for.
+the models are ordinary Llamas that run every layer once.
 """
 
 from __future__ import annotations
@@ -40,6 +39,17 @@ DIGITS = 4
 WORDS = ("<pad>", "<unk>", "<bos>", "<eos>", "=", "-", *STEPS, *map(str, range(10)))
 ZERO = WORDS.index("0")
 TASKS = {"first": (True, False), "second": (False, True), "both": (True, True)}
+KINDS: dict[str, dict[str, Any]] = {
+    "": {
+        "output_type": "generate_until", "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["<eos>"], "do_sample": False, "max_gen_toks": DIGITS + 1},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    },
+    "_mc": {
+        "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    },
+}  # fmt: skip
 DOCUMENTS, HELD_OUT = 1_024, 2_500  # of 10,000 rows of digits
 Digits = NDArray[np.int64]
 
@@ -189,12 +199,11 @@ def _write_tasks(folder: Path, seed: int, *, location: Path) -> None:
             document |= {"choices": [choices[place] for place in places], "gold": int(places.argmin())}
             lines.append(json.dumps(document))
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        task = {
-            "task": name, "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str((location / f"{name}.jsonl").absolute())}},
-            "test_split": "test", "num_fewshot": 0, "doc_to_text": "{{prompt}}", "target_delimiter": " ",
-            "doc_to_choice": "{{choices}}", "doc_to_target": "gold", "output_type": "multiple_choice",
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-            "metadata": {"version": 1.0},
-        }  # fmt: skip
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False), encoding="utf-8")
+        for kind, settings in KINDS.items():
+            task = {
+                "task": f"{name}{kind}", "dataset_path": "json",
+                "dataset_kwargs": {"data_files": {"test": str((location / f"{name}.jsonl").absolute())}},
+                "test_split": "test", "num_fewshot": 0, "doc_to_text": "{{prompt}}", "target_delimiter": " ",
+                "metadata": {"version": 1.0}, **settings,
+            }  # fmt: skip
+            (folder / f"{name}{kind}.yaml").write_text(yaml.safe_dump(task, sort_keys=False), encoding="utf-8")
