@@ -32,6 +32,7 @@ from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.path_space import PathSpace, fixed_merges
 from search_spaces.recipe import Merge, Source
 from search_spaces.spaces import Space
+from search_spaces.vocabulary import Vocabulary, vocabulary_keys
 
 if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
@@ -54,6 +55,8 @@ class Problem:
         suite_digest: SHA-256 over all that defines the scores.
         inspection: how far the experts are from the base.
         copies: models that a worker holds in memory of its own.
+        vocabulary: that the sources are brought to; none where theirs are equal.
+        vocabulary_notes: what that does, for people.
     """
 
     file: SearchFile
@@ -64,6 +67,8 @@ class Problem:
     suite_digest: str
     inspection: Inspection
     copies: int = 1
+    vocabulary: Vocabulary | None = None
+    vocabulary_notes: tuple[str, ...] = ()
 
     @cached_property
     def objective_names(self) -> tuple[str, ...]:
@@ -124,6 +129,7 @@ class Problem:
             evaluation=evaluation_of(self.file),
             device=device,
             threads=threads,
+            vocabulary=self.vocabulary,
         )
 
 
@@ -148,14 +154,14 @@ def prepare(
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
-    from evomerge.merging.adapter import open_sources
     from evomerge.merging.inspection import cached_inspection
+    from evomerge.merging.opening import open_sources
     from evomerge.path_spaces import make_path_space, model_moments
 
     models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
     folders = tuple(source_files.resolve(source.path, source.revision) for source in models)
-    checkpoints = open_sources(folders, base=0)
+    checkpoints, vocabulary, notes = _in_one_vocabulary(file, open_sources(folders, base=0))
     compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
@@ -165,17 +171,17 @@ def prepare(
     inspection = cached_inspection(
         checkpoints,
         [source.short_name for source in file.sources.experts],
-        digests=[source.identity for source in pinned],
+        digests=[*(source.identity for source in pinned), *vocabulary_keys(vocabulary)],
         progress=shares(progress or by_tenths(say), "comparing the experts with the base"),
     )
     if isinstance(file.space, MosaicSpaceSettings):
         from evomerge.mosaics import mosaic_space
 
-        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
+        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say, vocabulary=vocabulary)
     elif isinstance(file.space, ParameterSpaceSettings):
-        space = make_space(file, pinned, layers=checkpoints[0].layers)
+        space = make_space(file, pinned, layers=checkpoints[0].layers, vocabulary=vocabulary)
     else:
-        space = make_path_space(file, file.space, pinned, checkpoints, first=first)
+        space = make_path_space(file, file.space, pinned, checkpoints, vocabulary=vocabulary, first=first)
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
@@ -196,9 +202,24 @@ def prepare(
         suite_digest=suite.digest,
         inspection=inspection,
         copies=_copies(space, checkpoints),
+        vocabulary=vocabulary,
+        vocabulary_notes=notes,
     )
     check_optimizer(problem)
     return problem
+
+
+def _in_one_vocabulary(
+    file: SearchFile, sources: list[Checkpoint]
+) -> tuple[list[Checkpoint], Vocabulary | None, tuple[str, ...]]:
+    """Return the sources as `sources.vocabulary` aligns them, the policy if there is anything to align, and notes."""
+    from evomerge.merging.vocabulary import aligned, plan_vocabulary
+
+    policy = file.sources.vocabulary_policy()
+    if policy is None:
+        return sources, None, ()
+    plan = plan_vocabulary(sources, policy, 0)
+    return aligned(sources, plan, 0), policy if plan.needed(0) else None, tuple(plan.sentences())
 
 
 def check_optimizer(problem: Problem) -> None:
@@ -237,7 +258,9 @@ def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     return elements * BYTES_PER_ELEMENT[dtype]
 
 
-def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> ParameterSpace:
+def make_space(
+    file: SearchFile, pinned: tuple[Source, ...], *, layers: int, vocabulary: Vocabulary | None = None
+) -> ParameterSpace:
     """Return the parameter space of ``file`` over the pinned sources.
 
     Raises:
@@ -252,6 +275,7 @@ def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> 
             layers=layers,
             dtype=file.sources.dtype,
             mask_seed=file.optimizer.seed,
+            vocabulary=vocabulary,
         )
     except ValueError as error:
         raise BadSearch(f"space: {error}") from None
