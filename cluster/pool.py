@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 WorkerFactory: TypeAlias = Callable[[], Any]
+Doing = Literal["waiting", "starting", "idle", "busy"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,13 @@ class TimedOut:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker's process or machine died while it had the call; the worker was replaced."""
+    """The worker's process or machine died while it had the call; the worker was replaced.
+
+    `with_node` says that the machine, or the way to it, is gone: not what the worker did is to blame.
+    """
 
     message: str
+    with_node: bool = False
 
 
 CallOutcome: TypeAlias = Returned | Raised | TimedOut | Lost
@@ -64,6 +69,22 @@ class Place:
     node: str
     host: str
     process: int
+
+
+@dataclass(frozen=True)
+class WorkerNow:
+    """What one worker does now: it waits for a place, starts (imports, loads), is idle, or is busy with a call.
+
+    Attributes:
+        place: where it runs; None while it has no place.
+        seconds: since when it does so.
+        ticket: of the call that it is busy with.
+    """
+
+    doing: Doing
+    place: Place | None
+    seconds: float
+    ticket: int | None = None
 
 
 class Finished(NamedTuple):
@@ -102,6 +123,9 @@ class Pool(Protocol):
         Raises:
             WorkersFailed: workers cannot be made any more.
         """
+
+    def crew(self) -> Sequence[WorkerNow]:
+        """Return what each worker does now, in no order."""
 
     def close(self) -> None:
         """Stop every worker; calls that are out are dropped. Safe to call twice."""

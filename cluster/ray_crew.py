@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.calls import factory_failed
-from cluster.pool import Place, Raised, WorkersFailed
+from cluster.pool import Doing, Place, Raised, WorkerNow, WorkersFailed
 from cluster.ray_worker import WorkerHost
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class Actor:
         hoped: it was started where there seemed to be no room.
         proven: it has finished a call.
         place: where it runs, once it does.
-        started: monotonic seconds.
+        since: monotonic seconds: when it was started, was ready, or got or finished its last call.
     """
 
     handle: Any
@@ -34,7 +35,7 @@ class Actor:
     hoped: bool = False
     proven: bool = False
     place: Place | None = None
-    started: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)
 
 
 class Crew:
@@ -95,7 +96,7 @@ class Crew:
         """
         self._goal, self._nodes = max(1, share - self._given_up), nodes
         now = time.monotonic()
-        hopeless = [a for a in self.placing.values() if now - a.started > PLACED_WITHIN_SECONDS]
+        hopeless = [a for a in self.placing.values() if now - a.since > PLACED_WITHIN_SECONDS]
         placed = self.lines - len(self.placing)
         for actor in hopeless if placed else hopeless[1:]:
             self.dismiss(actor)
@@ -118,7 +119,7 @@ class Crew:
     def finished(self, actor: Actor) -> None:
         """Take ``actor``, whose call has come back: it is idle again, or let go if there are too many."""
         actor.proven = True
-        self.idle.append(actor)
+        self._rest(actor)
         if self._too_many():
             self.dismiss(actor)
 
@@ -154,12 +155,29 @@ class Crew:
             return
         if problem is None:
             self._any_ready = True
-            self.idle.append(actor)
+            self._rest(actor)
         elif not self._any_ready:
             self.failure = factory_failed(problem)
         else:
             self.kill(actor)
             self.bury(actor, str(factory_failed(problem)))
+
+    def _rest(self, actor: Actor) -> None:
+        actor.since = time.monotonic()
+        self.idle.append(actor)
+
+    def now(self, tickets: Mapping[Actor, int]) -> list[WorkerNow]:
+        """Return what every actor does; ``tickets`` are those of the busy ones."""
+        idle, moment = set(self.idle), time.monotonic()
+
+        def doing(actor: Actor) -> Doing:
+            if actor in tickets:
+                return "busy"
+            if actor in idle:
+                return "idle"
+            return "starting" if actor.place else "waiting"
+
+        return [WorkerNow(doing(a), a.place, moment - a.since, tickets.get(a)) for a in self.actors]
 
     def bury(self, actor: Actor, message: str) -> None:
         """Replace ``actor``, which is dead for the reason in ``message``, or give its line up.

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.calls import raised
-from cluster.pool import Call, CallOutcome, Finished, Lost, TimedOut, WorkerFactory, WorkersFailed
+from cluster.pool import Call, CallOutcome, Finished, Lost, TimedOut, WorkerFactory, WorkerNow, WorkersFailed
 from cluster.ray_crew import Actor, Crew, one_line
+from cluster.ray_metrics import Meters
 from cluster.ray_session import RaySession
 from cluster.ray_watch import Watch
 
@@ -47,12 +48,11 @@ class _Running:
     ticket: int
     actor: Actor
     timeout_seconds: float
-    started: float
 
     @property
     def deadline(self) -> float:
         """Monotonic time in seconds; infinite without a time-out."""
-        return self.started + self.timeout_seconds
+        return self.actor.since + self.timeout_seconds
 
 
 class RayPool:
@@ -68,6 +68,9 @@ class RayPool:
         address: the cluster; see `RaySession`.
         max_restarts: how many replacements of a worker may die one after another before they finish a call.
         worker_output: show what workers print in the driver's terminal.
+
+    Attributes:
+        meters: numbers for Prometheus, through Ray's exporter.
 
     Raises:
         ValueError: an argument is out of range, the factory cannot be pickled, or no node has room for a worker.
@@ -104,6 +107,7 @@ class RayPool:
             raise
         self._crew = Crew(self._ray, pickled, cpus=cpus_per_worker, gpus=gpus_per_worker, max_restarts=max_restarts)
         self._seen = self._watch.view
+        self.meters = Meters()
         wanted = max(1, min(self._seen.share, self._seen.room)) if workers == "auto" else workers
         at_once = min(self._seen.room, wanted)
         self._crew.grow(at_once)
@@ -160,6 +164,10 @@ class RayPool:
             raise self._crew.failure
         return finished
 
+    def crew(self) -> Sequence[WorkerNow]:
+        """Return what each worker does now, in no order."""
+        return self._crew.now({run.actor: run.ticket for run in self._running.values()})
+
     def close(self) -> None:
         """Kill every worker, and end the Ray session if this pool opened it. Safe to call twice."""
         if self._closed:
@@ -180,7 +188,8 @@ class RayPool:
             call, actor = self._waiting.popleft(), self._crew.idle.pop()
             reference = actor.handle.run.remote(call.payload)
             seconds = math.inf if call.timeout_seconds is None else call.timeout_seconds
-            self._running[reference] = _Running(call.ticket, actor, seconds, time.monotonic())
+            actor.since = time.monotonic()
+            self._running[reference] = _Running(call.ticket, actor, seconds)
 
     def _receive(self, finished: list[Finished], *, until: float) -> None:
         """Wait, at the latest ``until`` (monotonic seconds), for one call to come back or one worker to be ready."""
@@ -226,7 +235,7 @@ class RayPool:
         try:
             payload: bytes = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            return Lost(one_line(error))
+            return Lost(one_line(error), with_node=_is_of_node(self._ray, error))
         try:
             outcome: CallOutcome = self._ray.cloudpickle.loads(payload)
         except Exception as error:  # a class that only the worker's machine has
@@ -256,6 +265,12 @@ class RayPool:
         except Exception as error:
             raise ValueError(f"{name}: expected picklable, got {type(error).__name__}: {error}") from error
         return pickled
+
+
+def _is_of_node(ray: Any, error: Exception) -> bool:
+    """Return whether a call was lost because the node is gone, or cannot be reached."""
+    away = (ray.exceptions.ActorUnavailableError, ray.exceptions.NodeDiedError)
+    return isinstance(error, away) or getattr(error, "preempted", False) or "node has died" in str(error)
 
 
 def _check_needs(workers: int | str, cpus: float, gpus: float, max_restarts: int) -> None:

@@ -11,8 +11,10 @@ from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, O
 from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import AnyObjective
 from evaluators.racing import Race
+from evomerge import plugins  # noqa: F401  recipes may name operators of other packages
 from evomerge.errors import CandidateFailed
 from search_spaces.recipe import Dtype, Recipe, Source
+from search_spaces.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class WorkerSpec:
         base: position of the source that objectives relative to a base mean; None if there is none.
         sources: what the folders hold, for workers on machines that do not have them.
         threads: CPU threads for tensor work.
+        vocabulary: the one that the sources are brought to.
     """
 
     folders: tuple[str, ...]
@@ -36,6 +39,7 @@ class WorkerSpec:
     threads: int = 1
     base: int | None = 0
     sources: tuple[Source, ...] = ()
+    vocabulary: Vocabulary | None = None
 
     def local_folders(self) -> tuple[Path, ...]:
         """Return the folders of the sources on this machine; Hub ids and URLs are copied here if need be.
@@ -66,15 +70,17 @@ class Worker:
         from evaluators.evaluator import LmEvalEvaluator
         from evaluators.tasks import TaskSuite
         from evomerge.base_scores import Base, BaseScores
-        from evomerge.merging.adapter import open_sources
+        from evomerge.merging.aligned import tokenizer_folder
+        from evomerge.merging.opening import open_sources
         from evomerge.merging.resident import ResidentModel
         from evomerge.merging.sources import cache_folder
 
         torch.set_num_threads(spec.threads)
         folders = spec.local_folders()
-        checkpoints = open_sources(folders, spec.base, keep=True)
+        checkpoints = open_sources(folders, spec.base, vocabulary=spec.vocabulary, keep=True)
         self._resident = ResidentModel(checkpoints, tokenizer=spec.tokenizer, dtype=spec.dtype, device=spec.device)
-        tokenizer = AutoTokenizer.from_pretrained(folders[spec.tokenizer], trust_remote_code=False)
+        home = tokenizer_folder(checkpoints[spec.tokenizer])
+        tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False)
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
         length = context_length(self._resident.model.config, tokenizer)
         self._evaluator = LmEvalEvaluator(

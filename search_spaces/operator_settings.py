@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from search_spaces.canonical import Frozen
-from search_spaces.operators import OPERATORS, KnobSpec
+from search_spaces.operators import KnobSpec, OperatorPlugIn, operator_class
 from search_spaces.operators.averages import Direction, Form
-from search_spaces.operators.base import Scope
+from search_spaces.operators.base import MergeOperator, Scope
 from search_spaces.operators.task_vectors import Vectors
 
 
@@ -27,6 +28,9 @@ def _share(bounds: tuple[float, float]) -> tuple[float, float]:
 
 Bounds = Annotated[tuple[float, float], AfterValidator(_ordered)]
 ShareBounds = Annotated[tuple[float, float], AfterValidator(_ordered), AfterValidator(_share)]
+
+
+_BOUNDS: TypeAdapter[tuple[float, float]] = TypeAdapter(Bounds)
 
 
 class OwnKnobs(Frozen):
@@ -115,14 +119,22 @@ class OwnOptions(Frozen):
 class OperatorSettings(OwnKnobs, StepKnobs, OwnOptions):
     """What a parameter space can say to one operator and not to another."""
 
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of an operator that another package brings: bounds [low, high] of its genes, values of its fields",
+        exclude_if=lambda options: not options,
+    )
+
     def check_operator(self, kind: str) -> None:
         """Refuse what the operator ``kind`` does not have.
 
         Raises:
             ValueError: a setting is not one of the operator's, or bounds leave what it accepts.
         """
-        operator = OPERATORS[kind]
+        operator = operator_class(kind)
+        assert operator is not None
         knobs = {spec.name: spec for spec in operator.knobs}
+        self._check_options(operator, knobs)
         for name in sorted(OwnKnobs.model_fields.keys() - knobs.keys()):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is no parameter of {kind}, which has {', '.join(knobs)}; leave it out")
@@ -139,5 +151,12 @@ class OperatorSettings(OwnKnobs, StepKnobs, OwnOptions):
 
     def bounds(self, spec: KnobSpec) -> tuple[float, float]:
         """Return the bounds of a knob of the operator: those given here, else the operator's own."""
-        given: tuple[float, float] | None = getattr(self, spec.name)
-        return spec.bounds if given is None else given
+        given: Any = self.options.get(spec.name, getattr(self, spec.name, None))
+        return spec.bounds if given is None else _BOUNDS.validate_python(given)
+
+    def _check_options(self, operator: type[MergeOperator], knobs: Iterable[str]) -> None:
+        if self.options and not issubclass(operator, OperatorPlugIn):
+            raise ValueError("options is for operators that other packages bring; this one has keys of its own")
+        known = [*knobs, *sorted(operator.fixed_fields())]
+        if strange := sorted(self.options.keys() - set(known)):
+            raise ValueError(f"options: unknown key {strange[0]!r} (known: {', '.join(known)})")

@@ -9,20 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from search_spaces.genes import Gene, Genes, Genome
 from search_spaces.operator_settings import Bounds, OperatorSettings, ShareBounds
-from search_spaces.operators import OPERATORS, KnobSpec, MergeOperator, Operator
+from search_spaces.operators import OPERATORS, KnobSpec, MergeOperator, Operator, operator_class
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
+from search_spaces.vocabulary import Vocabulary
 
-if TYPE_CHECKING:
-    OperatorKind = str
-else:
-    OperatorKind = Literal[tuple(OPERATORS)]  # refused by name when it is none of them
+
+def _known(kind: str) -> str:
+    if operator_class(kind) is None:
+        raise ValueError(f"operator {kind!r} is not known ({', '.join(OPERATORS)})")
+    return kind
+
+
+OperatorKind = Annotated[str, AfterValidator(_known), WithJsonSchema({"enum": list(OPERATORS), "type": "string"})]
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),
     "mlp": ("*.mlp.*", "*.feed_forward.*", "*.block_sparse_moe.*"),
@@ -128,6 +133,7 @@ class ParameterSpace:
     layers: int
     dtype: Dtype = "bfloat16"
     mask_seed: int = 0
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self) -> None:
         experts = len(self.sources) - 1
@@ -161,7 +167,9 @@ class ParameterSpace:
     @property
     def operator(self) -> type[MergeOperator]:
         """The operator whose parameters are searched."""
-        return OPERATORS[self.settings.operator]
+        operator = operator_class(self.settings.operator)
+        assert operator is not None
+        return operator
 
     @cached_property
     def knobs(self) -> tuple[Knob, ...]:
@@ -240,8 +248,8 @@ class ParameterSpace:
         fields: dict[str, Any] = {}
         for spec in self.operator.knobs:
             fields[spec.field] = tuple(next(left) for _ in self.expert_names) if spec.per_expert else next(left)
-        kind = OPERATORS[self.settings.operator]
-        return kind.model_validate(kind.in_space(fields, dict(self.settings)))
+        settings = dict(self.settings) | self.settings.options
+        return cast(Operator, self.operator.model_validate(self.operator.in_space(fields, settings)))
 
     def recipe(self, blocks: tuple[Block, ...]) -> Recipe:
         """Return a recipe over this space's sources with ``blocks`` as its body."""
@@ -250,6 +258,7 @@ class ParameterSpace:
             base=0,
             tokenizer=0,
             dtype=self.dtype,
+            vocabulary=self.vocabulary,
             body=Blocks(blocks=blocks, mask_seed=self.mask_seed),
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,9 +95,11 @@ def _rule(keep: Keep, size: int, limit: np.ndarray, integers: np.ndarray, held: 
     return None
 
 
-def combine(sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, terms: Sequence[Term]) -> bool | None:
+def combine(
+    sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, terms: Sequence[Term], first: int = 0
+) -> bool | None:
     """Run `kernels.Combination`; return whether all that was written is finite, None if it does not fit."""
-    rules = rules_of([term.keep for term in terms], out.numel()) if fits(sources, out) else None
+    rules = rules_of([term.keep for term in terms], sources[pivot].numel()) if fits(sources, out) else None
     if rules is None:
         return None
     base, factor = sources[pivot], np.float32(scale)
@@ -105,26 +108,39 @@ def combine(sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, te
     if rules.trivial and len(terms) <= _FEW and all(source.dtype is base.dtype for source in chosen):
         missing = _FEW - len(terms)
         few = read_by([*chosen, *[base] * missing])
-        padded, start, target = np.array([*weights, *[0.0] * missing], np.float32), array_of(base), array_of(out)
-        return _finite(out, lambda span: merges.combine_few(start, few, target, padded, factor, span))
+        padded, start, target = (
+            np.array([*weights, *[0.0] * missing], np.float32),
+            _array(base),
+            _array_from(first, out),
+        )
+        return _finite(out, first, lambda span: merges.combine_few(start, few, target, padded, factor, span))
     others, shares = read_by(chosen), np.array(weights, np.float32)
-    pair = read_by([base, out])
-    return _finite(out, lambda span: merges.combine(pair[0], others, pair[1], shares, factor, *rules.arrays, span))
+    pivoted, target = read_by([base])[0], written_to(out, first)
+    return _finite(
+        out, first, lambda span: merges.combine(pivoted, others, target, shares, factor, *rules.arrays, span)
+    )
 
 
 def elect(
-    sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, normalize: bool, terms: Sequence[Term]
+    sources: Sequence[Tensor],
+    out: Tensor,
+    pivot: int,
+    scale: float,
+    normalize: bool,
+    terms: Sequence[Term],
+    first: int = 0,
 ) -> bool | None:
     """Run `kernels.Election`; see `combine`."""
-    rules = rules_of([term.keep for term in terms], out.numel()) if fits(sources, out) else None
+    rules = rules_of([term.keep for term in terms], sources[pivot].numel()) if fits(sources, out) else None
     if rules is None:
         return None
-    (base, target), factor = read_by([sources[pivot], out]), np.float32(scale)
+    base, target, factor = read_by([sources[pivot]])[0], written_to(out, first), np.float32(scale)
     others = read_by([sources[term.source] for term in terms])
     weights = np.array([term.coefficient for term in terms], np.float32)
     sizes = np.array([abs(term.weight) for term in terms], np.float32)
     return _finite(
         out,
+        first,
         lambda span: merges.elect(base, others, target, weights, sizes, factor, normalize, *rules.arrays, span),
     )
 
@@ -137,14 +153,15 @@ def fuse(
     experts: Sequence[int],
     shares: Sequence[float],
     keep: Keep | None,
+    first: int = 0,
 ) -> bool | None:
     """Run `sce.Fusion`; see `combine`."""
-    rules = rules_of([keep], out.numel()) if fits(sources, out) else None
+    rules = rules_of([keep], sources[pivot].numel()) if fits(sources, out) else None
     if rules is None:
         return None
-    (base, target), factor = read_by([sources[pivot], out]), np.float32(scale)
+    base, target, factor = read_by([sources[pivot]])[0], written_to(out, first), np.float32(scale)
     others, energy = read_by([sources[source] for source in experts]), np.array(shares, np.float32)
-    return _finite(out, lambda span: merges.fuse(base, others, target, energy, factor, *rules.arrays, span))
+    return _finite(out, first, lambda span: merges.fuse(base, others, target, energy, factor, *rules.arrays, span))
 
 
 @dataclass(frozen=True)
@@ -163,45 +180,58 @@ class Decision:
 
 
 def decide(
-    sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, experts: Sequence[int], decision: Decision
+    sources: Sequence[Tensor],
+    out: Tensor,
+    pivot: int,
+    scale: float,
+    experts: Sequence[int],
+    decision: Decision,
+    first: int = 0,
 ) -> bool | None:
     """Run `elementwise.Elementwise`; see `combine`."""
     chosen = [sources[expert] for expert in experts]
     keeps = decision.keeps or (None,) * len(chosen)
-    rules = rules_of(keeps, out.numel()) if fits([sources[pivot], *chosen], out) else None
+    rules = rules_of(keeps, sources[pivot].numel()) if fits([sources[pivot], *chosen], out) else None
     if rules is None:
         return None
     table = np.zeros((len(chosen), 5), np.float32)
     for row, numbers in zip(table, decision.table, strict=True):
         row[: len(numbers)] = numbers
-    (base, target), others, factor = read_by([sources[pivot], out]), read_by(chosen), np.float32(scale)
+    base, target, factor = read_by([sources[pivot]])[0], written_to(out, first), np.float32(scale)
+    others = read_by(chosen)
     return _finite(
-        out, lambda span: decisions.decide(decision.kind, base, others, target, table, factor, *rules.arrays, span)
+        out,
+        first,
+        lambda span: decisions.decide(decision.kind, base, others, target, table, factor, *rules.arrays, span),
     )
 
 
-def add_up(base: Tensor, added: Sequence[Tensor], out: Tensor, weights: Sequence[float]) -> bool | None:
+def add_up(base: Tensor, added: Sequence[Tensor], out: Tensor, weights: Sequence[float], first: int = 0) -> bool | None:
     """Run `virtual.Addition`; see `combine`."""
     if not fits([base, *added], out):
         return None
-    (pivot, target), others, factors = read_by([base, out]), read_by(added), np.array(weights, np.float32)
-    return _finite(out, lambda span: vectors.add_up(pivot, others, target, factors, span))
+    pivot, target = read_by([base])[0], written_to(out, first)
+    others, factors = read_by(added), np.array(weights, np.float32)
+    return _finite(out, first, lambda span: vectors.add_up(pivot, others, target, factors, span))
 
 
 def combine_vectors(
     sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, experts: Sequence[int], coefficients: Tensor,
-    *, by_row: bool, width: int,
+    *, by_row: bool, width: int, first: int = 0,
 ) -> bool | None:  # fmt: skip
     """Run `rows.VectorCombination`; see `combine`."""
     chosen = [sources[expert] for expert in experts]
     if not fits([sources[pivot], *chosen], out, coefficients):
         return None
-    (base, target), others, factor = read_by([sources[pivot], out]), read_by(chosen), np.float32(scale)
+    base, target, factor = read_by([sources[pivot]])[0], written_to(out, first), np.float32(scale)
+    others = read_by(chosen)
     table = coefficients.numpy()
-    return _finite(out, lambda span: vectors.combine_vectors(base, others, target, table, by_row, width, factor, span))
+    return _finite(
+        out, first, lambda span: vectors.combine_vectors(base, others, target, table, by_row, width, factor, span)
+    )
 
 
-def array_of(tensor: Tensor) -> np.ndarray:
+def _array(tensor: Tensor) -> np.ndarray:
     """Return the flat CPU ``tensor`` as the kernels see it: 16-bit numbers as their bits."""
     return tensor.view(_BITS[tensor.dtype]).numpy()
 
@@ -211,18 +241,32 @@ def read_by(tensors: Sequence[Tensor]) -> np.ndarray:
     return np.array([(tensor.data_ptr(), _CODES[tensor.dtype]) for tensor in tensors], np.uint64)
 
 
-def _finite(out: Tensor, work: Callable[[Span], Any]) -> bool:
-    return not any(spread(out.numel(), work))
+def written_to(out: Tensor, first: int) -> np.ndarray:
+    """Return the same of ``out``, uint64 (2,), as the elements ``first`` and on of what is written."""
+    return np.array([out.data_ptr() - first * out.itemsize, _CODES[out.dtype]], np.uint64)
 
 
-def spread(size: int, work: Callable[[Span], Any], *, piece: int | None = None) -> list[Any]:
-    """Do ``work`` on all of ``size`` elements, in as many threads as torch has; return the results in order.
+def _array_from(first: int, tensor: Tensor) -> np.ndarray:
+    """Return ``tensor`` as the elements ``first`` and on of an array; the kernels leave alone what lies before them."""
+    array = _array(tensor)
+    address = array.ctypes.data - first * array.itemsize
+    known = {**array.__array_interface__, "data": (address, False), "shape": (first + array.size,), "strides": None}
+    return np.asarray(SimpleNamespace(__array_interface__=known))
+
+
+def _finite(out: Tensor, first: int, work: Callable[[Span], Any]) -> bool:
+    return not any(spread(out.numel(), work, first=first))
+
+
+def spread(size: int, work: Callable[[Span], Any], *, piece: int | None = None, first: int = 0) -> list[Any]:
+    """Do ``work`` on ``size`` elements from ``first`` on, in as many threads as torch has; return the results in order.
 
     With ``piece`` every span has that size, so that sums over the results do not depend on the threads.
     """
     threads = torch.get_num_threads()
     step = piece or max(PIECE, -(-size // (threads * PIECE)) * PIECE)
-    spans = [np.array([start, min(start + step, size)]) for start in range(0, size, step)]
+    stop = first + size
+    spans = [np.array([start, min(start + step, stop)]) for start in range(first, stop, step)]
     if threads == 1 or len(spans) == 1:
         return [work(span) for span in spans]
     return list(_pool(threads).map(work, spans))

@@ -48,12 +48,14 @@ class Elementwise:
     rule: Rule
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the merge of flat ``sources`` (n,), any float dtypes, to ``out``."""
         coded = self.rule.coded
-        if coded is not None and scratch.noted(cpu.decide(sources, out, self.pivot, self.scale, self.sources, coded)):
+        if coded is not None and scratch.noted(
+            cpu.decide(sources, out, self.pivot, self.scale, self.sources, coded, first)
+        ):
             return
-        for start, stop, target in chunks(out, scratch):
+        for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
             rows = [scratch.row(1 + number, size) for number in range(len(self.sources))]

@@ -18,7 +18,7 @@ from evomerge.merging.terms import Term
 from search_spaces.operators import ArceeFusion, MergeOperator
 from search_spaces.recipe import Recipe
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 def arcee_fusion(operator: ArceeFusion, recipe: Recipe, name: str, selector: Selector) -> Combination:

@@ -16,7 +16,7 @@ from evomerge.merging.selection import Selector
 from search_spaces.operators import Karcher, MergeOperator, ModelStock, NuSlerp
 from search_spaces.recipe import Recipe
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 def karcher(operator: Karcher, recipe: Recipe, name: str, selector: Selector) -> Combination:

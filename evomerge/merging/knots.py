@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -41,17 +42,24 @@ class InBasis:
     inner: Kernel
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the merge to ``out`` (n,); of ``sources`` only the base is read. Needs two float32 copies of it."""
-        merged = torch.empty(self.coordinates.shape[1])
-        self.inner.run([torch.zeros_like(self.coordinates[0]), *self.coordinates], merged, Scratch(merged.device))
-        added = (self.basis @ merged.view(self.basis.shape[1], -1)).view(-1)
-        for start, stop, target in chunks(out, scratch):
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the merge to ``out``; of ``sources`` only the base is read.
+
+        Needs two float32 copies of it.
+        """
+        for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
-            total = scratch.row(1, size).copy_(part(added, start, stop)).mul_(self.scale)
+            total = scratch.row(1, size).copy_(part(self._added, start, stop)).mul_(self.scale)
             finish(total, pivot, 1.0, target)
             scratch.watch(target)
+
+    @cached_property
+    def _added(self) -> Tensor:
+        """What comes to the base, before the scale: float32 (n,)."""
+        merged = torch.empty(self.coordinates.shape[1])
+        self.inner.run([torch.zeros_like(self.coordinates[0]), *self.coordinates], merged, Scratch(merged.device))
+        return (self.basis @ merged.view(self.basis.shape[1], -1)).view(-1)
 
 
 def in_shared_basis(

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.errors import CandidateFailed
-from evomerge.merging import competition, elementwise, geometry, importance, interpolation, virtual, widen
+from evomerge.merging import competition, elementwise, geometry, importance, interpolation, plugged, virtual, widen
 from evomerge.merging.coefficients import Kernel, base_of, check_size, divisor, effective, weighted
 from evomerge.merging.kernels import Combination, Election
 from evomerge.merging.knots import in_shared_basis
@@ -49,6 +49,7 @@ from search_spaces.operators import (
     Mwa,
     NuSlerp,
     Operator,
+    OperatorPlugIn,
     Passthrough,
     Sce,
     Slerp,
@@ -94,6 +95,8 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
         return in_shared_basis(operator, recipe, name, selector, keys, for_tensor)
     if make := _MAKERS.get(type(operator)):
         return make(operator, recipe, name, selector)
+    if isinstance(operator, OperatorPlugIn):
+        return plugged.make(operator, recipe, name, selector)
     kernel = whole_run(operator, recipe)
     assert kernel is not None
     return kernel

@@ -13,7 +13,7 @@ from evomerge.merging import cpu
 from evomerge.merging.grid import Grid
 from evomerge.merging.kernels import Scratch, chunks, finish, float32, part
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class VectorCombination:
     grid: Grid
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the combination of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the combination of flat ``sources`` (n,), any float dtypes, to ``out``."""
         by_row, width = self.grid.axis == "rows", self.grid.width
         how = (self.pivot, self.scale, self.sources, self.coefficients)
-        if scratch.noted(cpu.combine_vectors(sources, out, *how, by_row=by_row, width=width)):
+        if scratch.noted(cpu.combine_vectors(sources, out, *how, by_row=by_row, width=width, first=first)):
             return
-        for start, stop, target in chunks(out, scratch):
+        for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
             total, delta = scratch.row(1, size).zero_(), scratch.row(2, size)

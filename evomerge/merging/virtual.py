@@ -48,12 +48,12 @@ class Addition:
     weights: tuple[float, ...]
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the sum to ``out`` (n,); of ``sources`` only the base is read."""
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the sum to ``out``; of ``sources`` only the base is read."""
         weights = [weight * self.scale for weight in self.weights]
-        if scratch.noted(cpu.add_up(sources[self.pivot], list(self.vectors), out, weights)):
+        if scratch.noted(cpu.add_up(sources[self.pivot], list(self.vectors), out, weights, first)):
             return
-        for start, stop, target in chunks(out, scratch):
+        for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
             total = scratch.row(1, size).zero_()

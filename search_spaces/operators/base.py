@@ -76,10 +76,14 @@ class MergeOperator(Frozen):
     pair: ClassVar[bool] = False
 
     @classmethod
+    def fixed_fields(cls) -> set[str]:
+        """Return the names of the fields that no search turns."""
+        return cls.model_fields.keys() - {"kind"} - {spec.field for spec in cls.knobs}
+
+    @classmethod
     def in_space(cls, numbers: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         """Return the fields for the values of the knobs, by field, and the settings of a parameter space."""
-        fixed = cls.model_fields.keys() - {"kind"} - {spec.field for spec in cls.knobs}
-        fields = {name: settings[name] for name in sorted(fixed) if settings.get(name) is not None}
+        fields = {name: settings[name] for name in sorted(cls.fixed_fields()) if settings.get(name) is not None}
         fields |= numbers
         if cls.pair:
             fields["between"] = (1, 2)
