@@ -24,6 +24,7 @@ from search_spaces.operators.elementwise import (
     RamPlus,
     Widen,
 )
+from search_spaces.operators.lora import EvoLora, LoraLego
 from search_spaces.operators.plugged import OperatorPlugIn, ask_elsewhere, plug_in
 from search_spaces.operators.spectral import Doge, IsoC, IsoCts, Knots, Opcm, SubspaceBoosting, Swudi, TsvM
 from search_spaces.operators.task_vectors import (
@@ -46,7 +47,8 @@ _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della |
 _Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
 _Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb | Widen
 _Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi | Opcm | Doge | Knots
-_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral
+_Lora = LoraLego | EvoLora
+_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral | _Lora
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
 
 
@@ -78,6 +80,7 @@ __all__ = [
     "Della",
     "DellaLinear",
     "Doge",
+    "EvoLora",
     "IsoC",
     "IsoCts",
     "Karcher",
@@ -85,6 +88,7 @@ __all__ = [
     "Knots",
     "Linear",
     "LocalizeStitch",
+    "LoraLego",
     "MagMax",
     "MergeOperator",
     "ModelStock",
