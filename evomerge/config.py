@@ -19,7 +19,7 @@ from evomerge.preferences import PreferenceSettings, aim_of
 from search_spaces.courses import CourseSettings
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
-from search_spaces.spaces import SpaceSettings
+from search_spaces.spaces import SpaceSettings, needs_calibration
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 CHANGEABLE = ("budget", "cluster", "storage")  # sections that may change between two runs of one search
@@ -71,6 +71,24 @@ class SourcesSettings(_Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two experts are called {', '.join(twice)}; give each a name of its own ({{path, name}})")
         return experts
+
+
+class CalibrationSettings(_Section):
+    """The `calibration` section: the prompts of operators that need statistics, all of them search documents."""
+
+    documents: int = Field(default=32, ge=1, description="of each task, the first search documents")
+    tokens: int = Field(default=512, ge=2, description="of prompt and answer; longer prompts lose their beginning")
+    tasks: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="tasks whose prompts an expert is run on, by its name; those of all objectives for the others",
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _none_is_empty(cls, tasks: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        if empty := sorted(name for name, own in tasks.items() if not own):
+            raise ValueError(f"{empty[0]} has no task; name one, or leave the expert out")
+        return tasks
 
 
 class BudgetSettings(_Section):
@@ -129,6 +147,9 @@ class SearchFile(_Section):
     )
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     optimizer: OptimizerSettings = Field(default_factory=CmaEsSettings)
+    calibration: CalibrationSettings | None = Field(
+        default=None, description="of operators that need statistics, which take its defaults where it is left out"
+    )
     baselines: BaselineSettings = Field(default_factory=BaselineSettings)
     budget: BudgetSettings = Field(default_factory=BudgetSettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
@@ -152,6 +173,16 @@ class SearchFile(_Section):
                 raise ValueError(f"optimizer.kind: {self.optimizer.kind} cannot search mosaics; use {breeders}")
             if self.baselines.random_search:
                 raise ValueError("baselines.random_search: mosaics cannot be drawn evenly; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_is_used(self) -> SearchFile:
+        if self.calibration is not None:
+            if not needs_calibration(self.space):
+                raise ValueError("calibration: no operator of this space needs statistics; leave it out")
+            names = [expert.short_name for expert in self.sources.experts]
+            if unknown := sorted(self.calibration.tasks.keys() - set(names)):
+                raise ValueError(f"calibration.tasks: {unknown[0]} is no expert (known: {', '.join(names)})")
         return self
 
     @model_validator(mode="after")

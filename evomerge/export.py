@@ -9,6 +9,7 @@ from typing import get_args
 from pydantic import ValidationError
 
 from evaluators.objective_kinds import AnyObjective
+from evomerge.calibration import restore
 from evomerge.card import plain_card, search_card
 from evomerge.config import explain
 from evomerge.errors import BadRecipe, BadSearch
@@ -83,6 +84,7 @@ def export(
     if kind not in FORMATS:
         raise BadSearch(f"--format {kind!r}: expected one of {', '.join(FORMATS)}")
     recipe = in_dtype(candidate.recipe, dtype)
+    restore(results.record.row.plan)
     if rank is not None and kind != "adapter":
         raise BadSearch(f"--rank is of adapters (--format adapter), and a {kind} is asked for")
     if kind == "adapter":
@@ -98,7 +100,11 @@ def export(
 
         _write_text(to, to_mergekit(recipe))
     else:
+        from evomerge.merging.calibrations import keep, named_in, recall
+
         _write_text(to, recipe.to_json() + "\n")
+        for digest in named_in(recipe):
+            keep(recall(digest), to.parent)
     return []
 
 
@@ -131,7 +137,7 @@ def merge_file(file: Path, to: Path, *, dtype: str | None = None, progress: Prog
 
 
 def read_recipe(file: Path) -> Recipe:
-    """Read a recipe (``.json``) or a mergekit config (anything else).
+    """Read a recipe (``.json``), with the calibration prompts beside it, or a mergekit config (anything else).
 
     Raises:
         BadRecipe: it is neither.
@@ -141,13 +147,17 @@ def read_recipe(file: Path) -> Recipe:
 
         return from_mergekit(file)
     try:
-        return Recipe.model_validate_json(file.read_text(encoding="utf-8"))
+        recipe = Recipe.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadRecipe(f"{file}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadRecipe(f"{file}: cannot be read: {error}") from None
     except ValidationError as error:
         raise BadRecipe(f"{file}: not a recipe: {explain(error, Recipe)}") from None
+    from evomerge.merging.calibrations import fetch
+
+    fetch(recipe, file.parent)
+    return recipe
 
 
 def _checkpoint(recipe: Recipe, to: Path, *, card: str, progress: Progress | None) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from evaluators.evaluation import Documents
 from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
+from evomerge.calibration import CALIBRATION, make_calibration
 from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
 from evomerge.inspection import INSPECTION, Inspection
@@ -24,10 +25,13 @@ from evomerge.optimizers.settings import AutoSettings
 from evomerge.preferences import aim_of
 from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
+from search_spaces.calibration import Calibration
+from search_spaces.genes import Genome
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.path_space import PathSpace, fixed_merges
 from search_spaces.recipe import Merge, Source
+from search_spaces.seeds import base_recipe
 from search_spaces.spaces import Space
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ class Problem:
         suite_digest: SHA-256 over all that defines the scores.
         inspection: how far the experts are from the base.
         copies: models that a worker holds in memory of its own.
+        calibration: prompts of operators that need statistics.
     """
 
     file: SearchFile
@@ -60,6 +65,7 @@ class Problem:
     suite_digest: str
     inspection: Inspection
     copies: int = 1
+    calibration: Calibration | None = None
 
     @cached_property
     def objective_names(self) -> tuple[str, ...]:
@@ -94,6 +100,7 @@ class Problem:
         fixed = fixed_merges(self.space) if isinstance(self.space, PathSpace) else []
         return {
             **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
+            **({CALIBRATION: self.calibration.model_dump(mode="json")} if self.calibration else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
             "expert_names": list(self.space.expert_names),
             "layers": self.space.layers,
@@ -116,6 +123,7 @@ class Problem:
             evaluation=evaluation_of(self.file),
             device=device,
             threads=threads,
+            calibration=self.calibration,
         )
 
 
@@ -153,22 +161,26 @@ def prepare(
         digests=[source.identity for source in pinned],
         progress=shares(progress or by_tenths(say), "comparing the experts with the base"),
     )
-    if isinstance(file.space, MosaicSpaceSettings):
-        from evomerge.mosaics import mosaic_space
-
-        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
-    elif isinstance(file.space, ParameterSpaceSettings):
-        space = make_space(file, pinned, layers=checkpoints[0].layers)
-    else:
-        from evomerge.path_spaces import make_path_space
-
-        space = make_path_space(file, file.space, pinned, checkpoints, first=first)
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
     if settings.racing:
         refuse_unraceable(suite, file.objectives)
     splits = make_splits(suite, settings)
+    calibration = make_calibration(file, suite, settings, folders[0])
+    prompts = calibration.digest if calibration else None
+    if isinstance(file.space, MosaicSpaceSettings):
+        from evomerge.mosaics import mosaic_space
+
+        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
+    elif isinstance(file.space, ParameterSpaceSettings):
+        space = make_space(file, pinned, layers=checkpoints[0].layers, calibration=prompts)
+    else:
+        from evomerge.path_spaces import make_path_space
+
+        space = make_path_space(file, file.space, pinned, checkpoints, first=first, calibration=prompts)
+    if calibration is not None:
+        _observe(space, checkpoints, shares(progress or by_tenths(say), "running the experts on calibration prompts"))
     problem = Problem(
         file=file,
         space=space,
@@ -178,9 +190,22 @@ def prepare(
         suite_digest=suite.digest,
         inspection=inspection,
         copies=_copies(space, checkpoints),
+        calibration=calibration,
     )
     check_optimizer(problem)
     return problem
+
+
+def _observe(space: Space, checkpoints: Sequence[Checkpoint], progress: Callable[[int, int], None]) -> None:
+    """Compute the statistics of the space's operators, for workers to find them."""
+    from evomerge.merging.observation import default_device, ensure
+
+    searched = space.models if isinstance(space, PathSpace) else (space,)
+    recipes = [inner.decode(Genome(inner.genes.start)) for inner in searched if isinstance(inner, ParameterSpace)]
+    if isinstance(space, PathSpace):
+        recipes += [base_recipe(space).model_copy(update={"body": body}) for body in fixed_merges(space)]
+    for recipe in recipes:
+        ensure(recipe, checkpoints, device=default_device(), progress=progress)
 
 
 def check_optimizer(problem: Problem) -> None:
@@ -219,8 +244,10 @@ def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     return elements * BYTES_PER_ELEMENT[dtype]
 
 
-def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> ParameterSpace:
-    """Return the parameter space of ``file`` over the pinned sources.
+def make_space(
+    file: SearchFile, pinned: tuple[Source, ...], *, layers: int, calibration: str | None = None
+) -> ParameterSpace:
+    """Return the parameter space of ``file`` over the pinned sources; ``calibration`` is the digest of its prompts.
 
     Raises:
         BadSearch: the space does not fit the models.
@@ -234,6 +261,7 @@ def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> 
             layers=layers,
             dtype=file.sources.dtype,
             mask_seed=file.optimizer.seed,
+            calibration=calibration,
         )
     except ValueError as error:
         raise BadSearch(f"space: {error}") from None

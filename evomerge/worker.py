@@ -12,6 +12,7 @@ from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import AnyObjective
 from evaluators.racing import Race
 from evomerge.errors import CandidateFailed
+from search_spaces.calibration import Calibration
 from search_spaces.recipe import Dtype, Recipe, Source
 
 
@@ -25,6 +26,7 @@ class WorkerSpec:
         base: position of the source that objectives relative to a base mean; None if there is none.
         sources: what the folders hold, for workers on machines that do not have them.
         threads: CPU threads for tensor work.
+        calibration: prompts of operators that need statistics, for machines that do not have them.
     """
 
     folders: tuple[str, ...]
@@ -36,6 +38,7 @@ class WorkerSpec:
     threads: int = 1
     base: int | None = 0
     sources: tuple[Source, ...] = ()
+    calibration: Calibration | None = None
 
     def local_folders(self) -> tuple[Path, ...]:
         """Return the folders of the sources on this machine; Hub ids and URLs are copied here if need be.
@@ -67,12 +70,16 @@ class Worker:
         from evaluators.tasks import TaskSuite
         from evomerge.base_scores import Base, BaseScores
         from evomerge.merging.adapter import open_sources
+        from evomerge.merging.calibrations import keep
         from evomerge.merging.resident import ResidentModel
         from evomerge.merging.sources import cache_folder
 
         torch.set_num_threads(spec.threads)
         folders = spec.local_folders()
-        checkpoints = open_sources(folders, spec.base, keep=True)
+        if spec.calibration is not None:
+            keep(spec.calibration)
+        checkpoints = self._checkpoints = open_sources(folders, spec.base, keep=True)
+        self._device = spec.device
         self._resident = ResidentModel(checkpoints, tokenizer=spec.tokenizer, dtype=spec.dtype, device=spec.device)
         tokenizer = AutoTokenizer.from_pretrained(folders[spec.tokenizer], trust_remote_code=False)
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
@@ -106,6 +113,7 @@ class Worker:
         self, recipe: Recipe, documents: Documents, race: Race | None = None, *, as_exported: bool = False
     ) -> Outcome:
         started, cpu = time.perf_counter(), time.process_time()
+        self._observe(recipe)
         try:
             model = self._resident.apply(recipe, folded=as_exported)
         except CandidateFailed as error:
@@ -125,3 +133,12 @@ class Worker:
                 cpu_seconds=time.process_time() - cpu,
             ),
         )
+
+    def _observe(self, recipe: Recipe) -> None:
+        """Compute the statistics that the recipe needs, if this machine does not have them."""
+        from evomerge.merging.calibrations import named_in
+
+        if named_in(recipe):
+            from evomerge.merging.observation import ensure
+
+            ensure(recipe, self._checkpoints, device=self._device)

@@ -92,6 +92,11 @@ class OwnOptions(Frozen):
     common: float | None = Field(default=None, ge=0.0, le=1.0, description="iso_cts: share of the common directions")
     energy: float | None = Field(default=None, gt=0.0, le=1.0, description="subspace_boosting: share left as it is")
     filter_wise: bool | None = Field(default=None, description="model_stock: a share for every row")
+    exponent: float | None = Field(default=None, gt=0.0, le=1.0, description="fisher: of the Fisher information")
+    off_diagonal: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="regmean, regmean_plus: factor on the Gram matrices off the diagonal"
+    )
+    penalty: float | None = Field(default=None, ge=0.0, description="rcp: the paper's lambda")
 
 
 class OperatorSettings(OwnKnobs, StepKnobs, OwnOptions):

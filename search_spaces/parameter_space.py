@@ -24,7 +24,7 @@ OperatorKind = Literal[
     "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "nuslerp",
     "multislerp", "karcher", "passthrough", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
     "magmax", "consensus", "localize_stitch", "compeft", "pcb", "tsv_m", "iso_c", "swudi",
-    "iso_cts", "subspace_boosting",
+    "iso_cts", "subspace_boosting", "fisher", "regmean", "regmean_plus", "rcp",
 ]  # fmt: skip
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),
@@ -123,6 +123,7 @@ class ParameterSpace:
         sources: base first, then the experts.
         expert_names: short names, used in gene names.
         layers: number of layers of the models.
+        calibration: digest of the prompts of an operator that needs statistics; recipes cannot be made without.
     """
 
     settings: ParameterSpaceSettings
@@ -131,6 +132,7 @@ class ParameterSpace:
     layers: int
     dtype: Dtype = "bfloat16"
     mask_seed: int = 0
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         experts = len(self.sources) - 1
@@ -241,7 +243,10 @@ class ParameterSpace:
         for spec in self.operator.knobs:
             fields[spec.field] = tuple(next(left) for _ in self.expert_names) if spec.per_expert else next(left)
         kind = OPERATORS[self.settings.operator]
-        return kind.model_validate(kind.in_space(fields, dict(self.settings)))
+        if kind.is_calibrated() and self.calibration is None:
+            raise ValueError(f"{self.settings.operator} needs calibration prompts, and this space has none")
+        settings = dict(self.settings) | {"calibration": self.calibration}
+        return kind.model_validate(kind.in_space(fields, settings))
 
     def recipe(self, blocks: tuple[Block, ...]) -> Recipe:
         """Return a recipe over this space's sources with ``blocks`` as its body."""

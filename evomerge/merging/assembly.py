@@ -33,7 +33,7 @@ def assemble(frame: Any, visits: Sequence[Visit]) -> Any:
     """
     model = shadow(frame)
     hops = [_hop(visit, number) for number, visit in enumerate(visits)]
-    place, stack = _stack_of(frame)
+    place, stack = stack_of(frame)
     body = model.get_submodule(place)
     setattr(body, stack, nn.ModuleList(hops))
     config = copy.deepcopy(frame.config)
@@ -72,7 +72,7 @@ def shadow(module: nn.Module) -> Any:
 
 
 def _hop(visit: Visit, number: int) -> nn.Module:
-    place, stack = _stack_of(visit.model)
+    place, stack = stack_of(visit.model)
     layers = getattr(visit.model.get_submodule(place), stack)
     if not 0 <= visit.layer < len(layers):
         raise BadRecipe(f"hop {number} visits layer {visit.layer}, but the model has layers 0 to {len(layers) - 1}")
@@ -94,7 +94,7 @@ def _scaling(scale: float) -> Callable[..., Any]:
     return scaled
 
 
-def _stack_of(model: Any) -> tuple[str, str]:
+def stack_of(model: Any) -> tuple[str, str]:
     """Return the module that holds the stack of layers, and the stack's name in it."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     for place, module in model.named_modules():

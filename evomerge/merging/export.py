@@ -18,6 +18,7 @@ from torch import Tensor
 
 from evomerge.errors import BadRecipe, NotEnoughRoom, UserMistake
 from evomerge.merging.adapter import open_sources
+from evomerge.merging.calibrations import keep, named_in, recall
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, MergeEngine
@@ -64,7 +65,8 @@ def write_checkpoint(
     The scales of a path are folded into the weights; the result is loaded and compared with the path before it is kept.
 
     The folder holds safetensors, config.json with the recipe's dtype, the tokenizer files, chat template and
-    generation config of the recipe's tokenizer source, recipe.json, and README.md when ``card`` gives its text.
+    generation config of the recipe's tokenizer source, recipe.json with the calibration prompts that it names, and
+    README.md when ``card`` gives its text.
     One tensor is held in memory at a time. ``progress`` is called with the bytes of weights written and in total. What
     rounding to 16 bits leaves of the step from the base goes into the card; ``warn`` hears if that is little.
 
@@ -77,7 +79,7 @@ def write_checkpoint(
     """
     to = Path(to).absolute()
     _check_free(to)
-    checkpoints, engine = open_merge(recipe)
+    checkpoints, engine = open_merge(recipe, progress=progress)
     rounding = _rounding(recipe, checkpoints)
     weights = _weights(recipe, checkpoints, engine, rounding)
     donor = checkpoints[recipe.tokenizer]
@@ -96,15 +98,22 @@ def write_checkpoint(
     return to
 
 
-def open_merge(recipe: Recipe) -> tuple[list[Checkpoint], MergeEngine]:
+def open_merge(recipe: Recipe, *, progress: Progress | None = None) -> tuple[list[Checkpoint], MergeEngine]:
     """Return the sources of ``recipe``, unchanged and fit for one another, and the engine that merges them.
 
+    Statistics that the recipe needs and that are not in the cache are computed now; ``progress`` is called with the
+    runs of calibration prompts that are done, and all.
+
     Raises:
-        BadSource, BadRecipe: they have changed, or do not fit.
+        BadSource, BadRecipe: they have changed, or do not fit; or the calibration prompts are not here.
     """
     checkpoints = open_sources([verify(source) for source in recipe.sources], recipe.base)
     names = mergeable_names(checkpoints[0])
     check(checkpoints, names)
+    if named_in(recipe):
+        from evomerge.merging.observation import default_device, ensure
+
+        ensure(recipe, checkpoints, device=default_device(), progress=progress)
     return checkpoints, MergeEngine(checkpoints, names=names)
 
 
@@ -207,6 +216,8 @@ def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | Non
     config = json.dumps(value, indent=2, sort_keys=True)
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
     (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
+    for digest in named_in(recipe):
+        keep(recall(digest), folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -32,7 +32,7 @@ from evomerge.merging.masks import MaskKey
 from evomerge.merging.sce import Fusion
 from evomerge.merging.selection import Selector
 from evomerge.merging.terms import Term
-from evomerge.merging.virtual import Spectral, added
+from evomerge.merging.virtual import Virtual, added
 from search_spaces.operators import (
     ArceeFusion,
     Breadcrumbs,
@@ -97,7 +97,7 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
         return _of_sources(operator, recipe, name, selector)
     if isinstance(operator, NearSwap | Ram | RamPlus):
         return elementwise.kernel(operator, recipe, name, selector)
-    if isinstance(operator, Spectral):
+    if isinstance(operator, Virtual):
         return added(operator, recipe, name, selector)
     if isinstance(operator, Competing):
         return competing(operator, recipe, name, selector)

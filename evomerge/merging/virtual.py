@@ -11,21 +11,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merging import spectral
+from evomerge.merging import spectral, statistical, statistics
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
 from evomerge.merging.kernels import Combination, Scratch, chunks, finish, float32, part
 from evomerge.merging.prepared import prepared
 from evomerge.merging.selection import Selector
-from evomerge.merging.sources import fingerprint, resolve
+from evomerge.merging.statistics import Statistic, Statistical, content
 from evomerge.merging.terms import Term
 from search_spaces.canonical import digest
-from search_spaces.operators import IsoC, IsoCts, SubspaceBoosting, Swudi, TsvM
-from search_spaces.recipe import Recipe, Source
+from search_spaces.operators import Fisher, IsoC, IsoCts, Rcp, SubspaceBoosting, Swudi, TsvM
+from search_spaces.recipe import Recipe
 from search_spaces.tensors import in_stack
 
 _FORMAT = 1  # of what is prepared: a change makes what lies in caches obsolete
-Weighted = TsvM | Swudi
-Spectral = Weighted | IsoC | IsoCts | SubspaceBoosting  # those that have no weights are one vector
+Spectral = TsvM | Swudi | IsoC | IsoCts | SubspaceBoosting
+Virtual = Spectral | Statistical
 
 
 @dataclass(frozen=True)
@@ -54,56 +54,92 @@ class Addition:
             scratch.watch(target)
 
 
-def added(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> Kernel:
+def added(operator: Virtual, recipe: Recipe, name: str, selector: Selector) -> Kernel:
     """Return the kernel that merges tensor ``name``, preparing its virtual task vectors if no one has.
 
     Raises:
         CandidateFailed: a coefficient is beyond the range of float32.
+        BadRecipe: the calibration prompts, or the statistics that were made of them, are not here.
         NotEnoughRoom: they cannot be written.
     """
     experts = recipe.experts
-    weights = operator.weights if isinstance(operator, Weighted) else (1.0,) * len(experts)
-    shape = selector.shapes[name]
-    if not in_stack(name) or len(shape) != 2:
-        shares = [weight * operator.scale / len(experts) for weight in weights]
-        terms = [Term(source, share) for source, share in zip(experts, shares, strict=True)]
+    weights: tuple[float, ...] | None = getattr(operator, "weights", None)  # those that have none are one vector
+    known = ("prepared", _parameters(operator), recipe.sources)
+    if isinstance(operator, Statistical):
+        found = selector.remember(("statistics", *known), lambda: statistics.read(operator, recipe))
+        covered, share = name in found[-1].files, 1.0
+    else:
+        covered, share = in_stack(name) and len(selector.shapes[name]) == 2, 1.0 / len(experts)
+    if not covered:
+        shares = [weight * operator.scale * share for weight in weights or (1.0,) * len(experts)]
+        terms = [Term(source, each) for source, each in zip(experts, shares, strict=True)]
         return Combination(base_of(recipe), 1.0, effective(terms))
-    key = selector.remember(("prepared", _parameters(operator), recipe.sources), lambda: _key(operator, recipe))
-    vectors = prepared("virtual", key, name, lambda: _vectors(operator, recipe, name, selector))
-    used = weights if isinstance(operator, Weighted) else (1.0,)
+    key = selector.remember(known, lambda: _key(operator, recipe))
+
+    def made() -> Tensor:
+        base = selector.sources[selector.base](name)
+        taus = _task_vectors(recipe, name, selector)
+        vectors = (
+            _statistical(operator, recipe, name, taus, found)
+            if isinstance(operator, Statistical)
+            else _spectral(operator, taus)
+        )
+        return _stored(vectors, base.dtype)
+
+    vectors = prepared("virtual", key, name, made)
+    used = weights or (1.0,)
     for weight in used:
         check_size(weight * operator.scale)
     return Addition(base_of(recipe), vectors, used, operator.scale)
 
 
-def _vectors(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> Tensor:
-    """Return the virtual task vectors of one matrix, (count, n): float32 for float32 sources, else bfloat16."""
-    base = selector.sources[selector.base](name)
-    shape = selector.shapes[name]
-    taus = [(selector.sources[i](name).double() - base.double()).view(shape) for i in recipe.experts]
+def _task_vectors(recipe: Recipe, name: str, selector: Selector) -> list[Tensor]:
+    """Return the task vector of every expert, float64 in the tensor's shape."""
+    base = selector.sources[selector.base](name).double()
+    return [(selector.sources[i](name).double() - base).view(selector.shapes[name]) for i in recipe.experts]
+
+
+def _stored(vectors: Sequence[Tensor], source: torch.dtype) -> Tensor:
+    """Return virtual task vectors as they are stored, (count, n): float32 for float32 sources, else bfloat16."""
+    dtype = torch.float32 if source is torch.float32 else torch.bfloat16
+    return torch.stack([vector.reshape(-1).to(dtype) for vector in vectors])
+
+
+def _spectral(operator: Spectral, taus: Sequence[Tensor]) -> list[Tensor]:
     if isinstance(operator, TsvM):
-        found = spectral.tsv_m(taus, operator.rank)
-    elif isinstance(operator, IsoC):
-        found = spectral.iso_c(taus)
-    elif isinstance(operator, IsoCts):
-        found = spectral.iso_cts(taus, operator.common)
-    elif isinstance(operator, SubspaceBoosting):
-        found = spectral.subspace_boosting(taus, operator.energy)
-    else:
-        found = spectral.swudi(taus, operator.rank, operator.time)
-    dtype = torch.float32 if base.dtype is torch.float32 else torch.bfloat16
-    return torch.stack([vector.reshape(-1).to(dtype) for vector in found])
+        return spectral.tsv_m(taus, operator.rank)
+    if isinstance(operator, IsoC):
+        return spectral.iso_c(taus)
+    if isinstance(operator, IsoCts):
+        return spectral.iso_cts(taus, operator.common)
+    if isinstance(operator, SubspaceBoosting):
+        return spectral.subspace_boosting(taus, operator.energy)
+    return spectral.swudi(taus, operator.rank, operator.time)
 
 
-def _parameters(operator: Spectral) -> tuple[tuple[str, object], ...]:
+def _statistical(
+    operator: Statistical, recipe: Recipe, name: str, taus: Sequence[Tensor], found: Sequence[Statistic]
+) -> list[Tensor]:
+    """Return the virtual task vectors of a tensor that the statistics cover, in its shape."""
+    shape = taus[0].shape
+    if isinstance(operator, Fisher):
+        scaled = [each.tensor(name).view(shape).double() / (each.numbers["rms"] or 1.0) for each in found]
+        return statistical.fisher(taus, scaled, operator.exponent)
+    if isinstance(operator, Rcp):
+        votes = dict(zip((i for i in recipe.experts if i != operator.source), found[1:], strict=True))
+        pairs = zip(recipe.experts, taus, strict=True)
+        return [statistical.voted(t, votes[i].tensor(name).view(shape)) if i in votes else t for i, t in pairs]
+    turned = name in found[0].transposed
+    grams = [each.tensor(name) for each in found]
+    vectors = statistical.regmean([tau.T if turned else tau for tau in taus], grams, operator.off_diagonal)
+    return [vector.T if turned else vector for vector in vectors]
+
+
+def _parameters(operator: Virtual) -> tuple[tuple[str, object], ...]:
     """Return what the vectors depend on: everything but the weights and the scale."""
     return tuple(sorted(operator.model_dump(exclude={"weights", "scale"}).items()))
 
 
-def _key(operator: Spectral, recipe: Recipe) -> str:
-    sources = [_content(recipe.sources[i]) for i in (base_of(recipe), *recipe.experts)]
+def _key(operator: Virtual, recipe: Recipe) -> str:
+    sources = [content(recipe.sources[i]) for i in (base_of(recipe), *recipe.experts)]
     return digest({"format": _FORMAT, "operator": dict(_parameters(operator)), "sources": sources})
-
-
-def _content(source: Source) -> str:
-    return source.digest or fingerprint(resolve(source.path, source.revision))

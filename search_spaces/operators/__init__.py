@@ -24,6 +24,7 @@ from search_spaces.operators.elementwise import (
     RamPlus,
 )
 from search_spaces.operators.spectral import IsoC, IsoCts, SubspaceBoosting, Swudi, TsvM
+from search_spaces.operators.statistical import Fisher, Rcp, RegMean, RegMeanPlus
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -44,7 +45,8 @@ _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della |
 _Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
 _Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb
 _Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi
-_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral
+_Statistical = Fisher | RegMean | RegMeanPlus | Rcp
+_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral | _Statistical
 Operator = Annotated[_Any, Field(discriminator="kind")]
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
 
@@ -59,6 +61,7 @@ __all__ = [
     "DareTies",
     "Della",
     "DellaLinear",
+    "Fisher",
     "IsoC",
     "IsoCts",
     "Karcher",
@@ -76,6 +79,9 @@ __all__ = [
     "Pcb",
     "Ram",
     "RamPlus",
+    "Rcp",
+    "RegMean",
+    "RegMeanPlus",
     "Sce",
     "Slerp",
     "SubspaceBoosting",

@@ -62,6 +62,10 @@ _FIXED = (
     "time",
     "common",
     "energy",
+    "calibration",
+    "exponent",
+    "off_diagonal",
+    "penalty",
 )
 WEIGHT = KnobSpec("weight", "weights", (0.0, 1.5))
 GAMMA = KnobSpec("gamma", "gammas", (0.0, 0.05), (0.0, 1.0), 0.01)
@@ -87,6 +91,11 @@ class MergeOperator(Frozen):
     fewest_experts: ClassVar[int] = 1
     most_experts: ClassVar[int | None] = None
     pair: ClassVar[bool] = False
+
+    @classmethod
+    def is_calibrated(cls) -> bool:
+        """Whether it needs statistics from calibration prompts."""
+        return "calibration" in cls.model_fields
 
     @classmethod
     def in_space(cls, numbers: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
