@@ -32,7 +32,8 @@ from evomerge.config import parse
 from evomerge.merging.mergekit_config import to_mergekit
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
-from evomerge.runner import Silent, run
+from evomerge.runner import run
+from evomerge.watcher import Silent
 
 EVALUATIONS, WARM_UP, PEER_CANDIDATES = 300, 50, 10
 

@@ -35,8 +35,9 @@ SHAPE = {"vocab_size": 1000, "hidden_size": 384, "intermediate_size": 1536, "num
 
 def space(kind: str, folders: list[Path], **settings: object) -> ParameterSpace:
     """Return the parameter space of an operator over ``folders``, base first."""
+    needed = {"metrics": [0.5] * (len(folders) - 1)} if kind == "mwa" else {}
     return ParameterSpace(
-        settings=ParameterSpaceSettings.model_validate({"operator": kind, **settings}),
+        settings=ParameterSpaceSettings.model_validate({"operator": kind, **needed, **settings}),
         sources=tuple(Source(path=str(folder)) for folder in folders),
         expert_names=tuple(folder.name for folder in folders[1:]),
         layers=SHAPE["num_hidden_layers"],

@@ -36,7 +36,7 @@ from fakes import FakeSpec, search_file
 
 from cluster.in_process import InProcessPool
 from cluster.pool import Call, Finished, Pool, Returned
-from evomerge.runner import Silent
+from evomerge.watcher import Silent
 
 THREADS, THREAD_SECONDS, THREAD_CANDIDATES = 1000, 2.0, 6000
 ACTORS, ACTOR_SECONDS, ACTOR_CANDIDATES = 50, 0.5, 2000

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators.answers import Answers, Asked
-from evaluators.errors import MeasurementFailed, TaskError
+from evaluators.errors import MeasurementFailed, TaskError, one_line
 from evaluators.evaluation import FailureKind, Floats, Score
 from evaluators.languages import LanguageDetector
 from evaluators.library_state import calling_lm_eval
 from evaluators.loaded import LoadedTask
 from evaluators.objective_checks import plain_choices
-from evaluators.objective_kinds import CostPerAnswer, Language, Length, Likelihood, Perplexity
+from evaluators.objective_kinds import CostPerAnswer, Language, Length, Likelihood, ObjectivePlugIn, Perplexity
 
 
 class Gauge(Protocol):
@@ -45,7 +45,7 @@ def make_gauges(loaded: LoadedTask, documents: Sequence[int], asked: Asked) -> t
 
 
 def _make(objective: Any, loaded: LoadedTask, documents: Sequence[int], asked: Asked) -> Gauge:
-    kind: Likelihood | Perplexity | Length | Language | CostPerAnswer = objective
+    kind: Likelihood | Perplexity | Length | Language | CostPerAnswer | ObjectivePlugIn = objective
     match kind:
         case Likelihood():
             right = _right(loaded, documents, asked)
@@ -63,6 +63,8 @@ def _make(objective: Any, loaded: LoadedTask, documents: Sequence[int], asked: A
             return _TokensGauge(kind.name, _firsts(asked), _sizes(asked, kind.name).astype(np.float64))
         case CostPerAnswer():
             return _SecondsGauge(kind.name, _firsts(asked))
+        case ObjectivePlugIn():
+            return _PlugInGauge(kind.name, _firsts(asked), kind, [loaded.documents[number] for number in documents])
     assert_never(kind)
 
 
@@ -146,6 +148,32 @@ class _LanguageGauge:
         spoken = np.array([float(self.is_spoken(text)) for text in answers.texts])
         documents = np.minimum.reduceat(spoken, self.firsts)
         return Score.mean_of(documents if self.counted is None else documents * found[self.counted].documents)
+
+
+@dataclass(frozen=True)
+class _PlugInGauge:
+    """What a class of another package says of the responses."""
+
+    name: str
+    firsts: npt.NDArray[np.int64]
+    objective: ObjectivePlugIn
+    documents: Sequence[Mapping[str, Any]]
+
+    def score(self, answers: Answers, found: Mapping[str, Score]) -> Score:
+        stops = np.append(self.firsts[1:], len(answers.texts))
+        pairs = zip(self.firsts.tolist(), stops.tolist(), strict=True)
+        try:
+            judged = self.objective.judge(self.documents, [tuple(answers.texts[a:b]) for a, b in pairs])
+            scores = np.array(judged, dtype=np.float64)
+        except Exception as error:  # whatever it raises
+            text = f"{type(error).__name__}: {one_line(error)}"
+            raise MeasurementFailed(FailureKind.METRIC_ERROR, f"objective {self.name}: {text}") from error
+        if scores.shape != self.firsts.shape:
+            expected = f"expected a score for each of {len(self.firsts)} documents, got shape {list(scores.shape)}"
+            raise MeasurementFailed(FailureKind.METRIC_ERROR, f"objective {self.name}: {expected}")
+        if not np.isfinite(scores).all():
+            raise MeasurementFailed(FailureKind.NON_FINITE, f"objective {self.name}: a score is not finite")
+        return Score.mean_of(scores)
 
 
 def _means(values: Floats, firsts: npt.NDArray[np.int64]) -> Floats:

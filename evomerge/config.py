@@ -14,6 +14,7 @@ from evaluators.objective import EvaluationSettings
 from evaluators.objective_kinds import AnyObjective, Distance
 from evomerge.errors import BadSearch
 from evomerge.foreign import parse_yaml
+from evomerge.loggers.settings import LoggerSettings
 from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
 from evomerge.preferences import PreferenceSettings, aim_of
 from search_spaces.courses import CourseSettings
@@ -22,7 +23,7 @@ from search_spaces.recipe import Dtype
 from search_spaces.spaces import SpaceSettings, needs_calibration
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-CHANGEABLE = ("budget", "cluster", "storage")  # sections that may change between two runs of one search
+CHANGEABLE = ("budget", "cluster", "logging", "storage")  # sections that may change between two runs of one search
 
 
 class _Section(BaseModel):
@@ -153,6 +154,7 @@ class SearchFile(_Section):
     baselines: BaselineSettings = Field(default_factory=BaselineSettings)
     budget: BudgetSettings = Field(default_factory=BudgetSettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
+    logging: tuple[LoggerSettings, ...] = Field(default=(), description="curves for tensorboard, wandb, mlflow")
     storage: str = "sqlite:///evomerge.db"
 
     @field_validator("objectives")

@@ -22,12 +22,13 @@ def make_path_space(
     checkpoints: Sequence[Checkpoint],
     *,
     first: Merge | None = None,
-    calibration: str | None = None,
+    prompts: str | None = None,
 ) -> PathSpace:
     """Return the space of paths of ``file`` over ``checkpoints``, in the order of the ``pinned`` sources.
 
-    ``first`` is the merge that a hybrid search found, ``calibration`` the digest of the prompts of operators that need
-    statistics. Tokenizer and config are those of model A if it has any: those of merges and adapters are the base's.
+    ``first`` is the merge that a hybrid search found, ``prompts`` the digest of the calibration prompts of operators
+    that need statistics. Tokenizer and config are those of model A if it has any: those of merges and adapters are the
+    base's.
 
     Raises:
         BadSearch: the space does not fit the models.
@@ -43,7 +44,7 @@ def make_path_space(
             dtype=file.sources.dtype,
             mask_seed=file.optimizer.seed,
             first=first,
-            calibration=calibration,
+            prompts=prompts,
         )
     except ValueError as error:
         raise BadSearch(f"space: {error}") from None

@@ -14,6 +14,7 @@ import numpy as np
 from evaluators.evaluation import Documents
 from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
+from evomerge import plugins
 from evomerge.calibration import CALIBRATION, make_calibration
 from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
@@ -22,6 +23,7 @@ from evomerge.merging import sources as source_files
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
+from evomerge.plugins import PLUGINS
 from evomerge.preferences import aim_of
 from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
@@ -98,7 +100,9 @@ class Problem:
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
         fixed = fixed_merges(self.space) if isinstance(self.space, PathSpace) else []
+        plugged = plugins.described(self.file.model_dump(mode="json"))
         return {
+            **({PLUGINS: plugged} if plugged else {}),
             **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
             **({CALIBRATION: self.calibration.model_dump(mode="json")} if self.calibration else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
@@ -174,11 +178,11 @@ def prepare(
 
         space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
     elif isinstance(file.space, ParameterSpaceSettings):
-        space = make_space(file, pinned, layers=checkpoints[0].layers, calibration=prompts)
+        space = make_space(file, pinned, layers=checkpoints[0].layers, prompts=prompts)
     else:
         from evomerge.path_spaces import make_path_space
 
-        space = make_path_space(file, file.space, pinned, checkpoints, first=first, calibration=prompts)
+        space = make_path_space(file, file.space, pinned, checkpoints, first=first, prompts=prompts)
     if calibration is not None:
         _observe(space, checkpoints, shares(progress or by_tenths(say), "running the experts on calibration prompts"))
     problem = Problem(
@@ -245,9 +249,9 @@ def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
 
 
 def make_space(
-    file: SearchFile, pinned: tuple[Source, ...], *, layers: int, calibration: str | None = None
+    file: SearchFile, pinned: tuple[Source, ...], *, layers: int, prompts: str | None = None
 ) -> ParameterSpace:
-    """Return the parameter space of ``file`` over the pinned sources; ``calibration`` is the digest of its prompts.
+    """Return the parameter space of ``file`` over the pinned sources; ``prompts`` is the digest of its calibration.
 
     Raises:
         BadSearch: the space does not fit the models.
@@ -261,7 +265,7 @@ def make_space(
             layers=layers,
             dtype=file.sources.dtype,
             mask_seed=file.optimizer.seed,
-            calibration=calibration,
+            prompts=prompts,
         )
     except ValueError as error:
         raise BadSearch(f"space: {error}") from None
@@ -272,7 +276,7 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
 
     Raises:
         BadSource: a model's files have changed.
-        BadSearch: anything else but budget, cluster and storage has; the difference is shown.
+        BadSearch: anything else but budget, cluster, logging and storage has; the difference is shown.
     """
     name = problem.file.name
     fixed = problem.file.fixed_part()
@@ -280,7 +284,7 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
     changed = differences({key: recorded.get(key) for key in fixed}, fixed)
     if changed:
         raise BadSearch(
-            f"search {name!r} exists and may change only its budget, cluster and storage; "
+            f"search {name!r} exists and may change only its budget, cluster, logging and storage; "
             f"changed: {'; '.join(changed)}. Undo this, or give the search another name"
         )
     plan = problem.plan()
@@ -291,6 +295,8 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
                 f"{now['path']}: the files have changed since search {name!r} began "
                 f"(was {before['digest'][:12]}, is {now['digest'][:12]}); restore them, or start another search"
             )
+    if wrong := plugins.changed(recorded_plan.get(PLUGINS, ()), plan.get(PLUGINS, ())):
+        raise BadSearch(f"search {name!r} began with {wrong}; install what it began with, or start another search")
     if recorded_plan != plan:
         changed = differences(recorded_plan, plan)
         places = ", ".join(line.partition(":")[0] for line in changed)

@@ -122,7 +122,7 @@ class SearchRecord:
         return self.row.name
 
     def update_file(self, file: dict[str, Any]) -> None:
-        """Keep the search file of the latest run: its budget, cluster and storage may have changed."""
+        """Keep the search file of the latest run: its budget, cluster, logging and storage may have changed."""
         self._update(file=_file_json(file))
 
     def set_seconds(self, seconds: float) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.evaluation import Stop
+from evomerge import crews
 from evomerge.inspection import PARTS, Distance, Inspection
 from evomerge.optimizers.settings import SURROGATE_KINDS
 from evomerge.records import CandidateRecord, EvaluationRecord, Split
@@ -104,6 +105,8 @@ def status_lines(results: Results) -> list[str]:
         f"failures    {', '.join(f'{k}: {v}' for k, v in results.failures.items()) or 'none'}",
         f"storage     {masked(results.record.store.storage)}",
     ]
+    if crew := crews.at_work(results.record):
+        lines.append(f"workers     {crew.line}")
     if surrogates := _surrogates(results):
         lines.append(f"surrogates  {surrogates.line}")
     if results.stopped:
@@ -140,6 +143,7 @@ def status_json(results: Results) -> dict[str, Any]:
         "winner": results.winner.number if results.winner else None,
         "surrogates": surrogates.r_squared if (surrogates := _surrogates(results)) else None,
         "winner_shrunken": results.finalists[0].worth if results.winner else None,
+        "workers": [asdict(seat) for seat in crew.seats] if (crew := crews.at_work(results.record)) else [],
     }
 
 

@@ -11,6 +11,7 @@ from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, O
 from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import AnyObjective
 from evaluators.racing import Race
+from evomerge import plugins  # noqa: F401  recipes may name operators of other packages
 from evomerge.errors import CandidateFailed
 from search_spaces.calibration import Calibration
 from search_spaces.recipe import Dtype, Recipe, Source

@@ -164,20 +164,20 @@ def path_space(
     dtype: Dtype = "bfloat16",
     mask_seed: int = 0,
     first: Merge | None = None,
-    calibration: str | None = None,
+    prompts: str | None = None,
 ) -> PathSpace:
     """Return the space of ``settings``.
 
     Args:
         first: of a hybrid, the merge that was found; the start of its parameter space if None.
-        calibration: digest of the prompts of operators that need statistics.
+        prompts: digest of the calibration prompts of operators that need statistics.
 
     Raises:
         ValueError: a model is not known, or the space does not fit the models.
     """
 
     def merges(inner: ParameterSpaceSettings) -> ParameterSpace:
-        return ParameterSpace(inner, sources, expert_names, layers, dtype, mask_seed, calibration)
+        return ParameterSpace(inner, sources, expert_names, layers, dtype, mask_seed, prompts)
 
     named = ("base", *expert_names)
     models: list[Model] = []

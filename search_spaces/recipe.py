@@ -12,7 +12,7 @@ from search_spaces.canonical import Frozen, canonical_json, digest
 from search_spaces.operators import Linear, Operator
 from search_spaces.tiles import MosaicBody
 
-PER_MODEL = ("weights", "densities", "gammas", "spreads")
+PER_MODEL = ("weights", "densities", "gammas", "spreads", "metrics")
 Dtype = Literal["float32", "bfloat16", "float16"]
 MOST_LAYERS = 10_000  # more than any model has: a block up to here covers all
 

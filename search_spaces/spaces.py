@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
-from search_spaces.operators import OPERATORS
+from search_spaces.operators import operator_class
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.path_space import DataFlowSettings, HybridSettings, JointSettings, PathSpace
 
@@ -34,4 +34,5 @@ def needs_calibration(settings: SpaceSettings) -> bool:
     elif isinstance(settings, HybridSettings):
         spaces = (settings.merge,)
     kinds = [space.operator for space in spaces if isinstance(space, ParameterSpaceSettings)]
-    return any(OPERATORS[kind].is_calibrated() for kind in kinds)
+    operators = [operator_class(kind) for kind in kinds]
+    return any(operator is not None and operator.is_calibrated() for operator in operators)

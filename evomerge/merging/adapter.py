@@ -99,6 +99,11 @@ class Adapter(Checkpoint):
         """Whether tensors lie in files; otherwise each is made anew when it is asked for."""
         return self._key is not None
 
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The tensors that differ from the base's."""
+        return tuple({**self._factors, **self._whole})
+
     def keep(self) -> Adapter:
         """Make every adapted tensor once only: it is kept in the cache folder, float32, and mapped from there."""
         contents = [fingerprint(self.base.path), fingerprint(self.path)]

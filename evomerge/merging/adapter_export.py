@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from evomerge.atomic import writing_folder
 from evomerge.errors import BadRecipe
 from evomerge.merging.adapter import CONFIG, PREFIX, WEIGHTS, Adapter
 from evomerge.merging.engine import DTYPES, MergeEngine
-from evomerge.merging.export import open_merge, writing_folder
+from evomerge.merging.export import open_merge
 from evomerge.merging.kernels import Combination
+from evomerge.shares import Progress
 from search_spaces.recipe import Blocks, Recipe
 
 _ROUNDING = 1e-7  # singular values below this share of the largest are rounding errors of float32
 Pair = tuple[Tensor, Tensor]  # B (rows, rank) and A (rank, columns), float64
-Progress = Callable[[int, int], None]
 
 
 def write_adapter(

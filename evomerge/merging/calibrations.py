@@ -23,7 +23,7 @@ def named_in(recipe: Recipe) -> tuple[str, ...]:
     body = recipe.body
     bodies = body.merged_slots if isinstance(body, PathBody) else (body,)
     operators = [block.operator for each in bodies if isinstance(each, Blocks) for block in each.blocks]
-    return tuple(sorted({operator.calibration for operator in operators if hasattr(operator, "calibration")}))
+    return tuple(sorted({operator.prompts for operator in operators if hasattr(operator, "prompts")}))
 
 
 def keep(calibration: Calibration, folder: Path | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from evomerge.merging.coefficients import base_of, check_size
 from evomerge.merging.elementwise import Elementwise, Rule
 from evomerge.merging.keeps import Keep
 from evomerge.merging.largest import largest, names_in
+from evomerge.merging.maker import Maker
 from evomerge.merging.order_statistics import order_statistics
 from evomerge.merging.selection import Selector
-from search_spaces.operators import ComPeft, Consensus, LocalizeStitch, MagMax, Pcb
+from search_spaces.operators import ComPeft, Consensus, LocalizeStitch, MagMax, MergeOperator, Pcb
 from search_spaces.recipe import Recipe
 
 _OUTLIERS = 1e-4  # share of elements that PCB cuts off at either end
@@ -207,3 +209,6 @@ def _sum(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 def _mask(keep: Keep | None, row: Tensor, start: int, stop: int) -> Tensor:
     out = torch.ones_like(row)
     return out if keep is None else keep.mask(start, stop, row, out)
+
+
+MAKERS: dict[type[MergeOperator], Maker] = dict.fromkeys(get_args(Competing), competing)

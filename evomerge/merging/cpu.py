@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -83,36 +84,45 @@ def _rule(keep: Keep, size: int, limit: np.ndarray, integers: np.ndarray, held: 
     return None
 
 
-def combine(sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, terms: Sequence[Term]) -> bool | None:
+def combine(
+    sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, terms: Sequence[Term], first: int = 0
+) -> bool | None:
     """Run `kernels.Combination`; return whether all that was written is finite, None if it does not fit."""
-    rules = rules_of([term.keep for term in terms], out.numel()) if fits(sources, out) else None
+    rules = rules_of([term.keep for term in terms], sources[pivot].numel()) if fits(sources, out) else None
     if rules is None:
         return None
-    base, target, factor = _array(sources[pivot]), _array(out), np.float32(scale)
+    base, target, factor = _array(sources[pivot]), _array_from(first, out), np.float32(scale)
     weights = [term.coefficient for term in terms]
     chosen = [sources[term.source] for term in terms]
     if rules.trivial and len(terms) <= _FEW:
         missing = _FEW - len(terms)
         others = _addresses([*chosen, *[sources[pivot]] * missing])
         padded = np.array([*weights, *[0.0] * missing], np.float32)
-        return _finite(out, lambda span: merges.combine_few(base, others, target, padded, factor, span))
+        return _finite(out, first, lambda span: merges.combine_few(base, others, target, padded, factor, span))
     others, shares = _addresses(chosen), np.array(weights, np.float32)
-    return _finite(out, lambda span: merges.combine(base, others, target, shares, factor, *rules.arrays, span))
+    return _finite(out, first, lambda span: merges.combine(base, others, target, shares, factor, *rules.arrays, span))
 
 
 def elect(
-    sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, normalize: bool, terms: Sequence[Term]
+    sources: Sequence[Tensor],
+    out: Tensor,
+    pivot: int,
+    scale: float,
+    normalize: bool,
+    terms: Sequence[Term],
+    first: int = 0,
 ) -> bool | None:
     """Run `kernels.Election`; see `combine`."""
-    rules = rules_of([term.keep for term in terms], out.numel()) if fits(sources, out) else None
+    rules = rules_of([term.keep for term in terms], sources[pivot].numel()) if fits(sources, out) else None
     if rules is None:
         return None
-    base, target, factor = _array(sources[pivot]), _array(out), np.float32(scale)
+    base, target, factor = _array(sources[pivot]), _array_from(first, out), np.float32(scale)
     others = _addresses([sources[term.source] for term in terms])
     weights = np.array([term.coefficient for term in terms], np.float32)
     sizes = np.array([abs(term.weight) for term in terms], np.float32)
     return _finite(
         out,
+        first,
         lambda span: merges.elect(base, others, target, weights, sizes, factor, normalize, *rules.arrays, span),
     )
 
@@ -125,14 +135,15 @@ def fuse(
     experts: Sequence[int],
     shares: Sequence[float],
     keep: Keep | None,
+    first: int = 0,
 ) -> bool | None:
     """Run `sce.Fusion`; see `combine`."""
-    rules = rules_of([keep], out.numel()) if fits(sources, out) else None
+    rules = rules_of([keep], sources[pivot].numel()) if fits(sources, out) else None
     if rules is None:
         return None
-    base, target, factor = _array(sources[pivot]), _array(out), np.float32(scale)
+    base, target, factor = _array(sources[pivot]), _array_from(first, out), np.float32(scale)
     others, energy = _addresses([sources[source] for source in experts]), np.array(shares, np.float32)
-    return _finite(out, lambda span: merges.fuse(base, others, target, energy, factor, *rules.arrays, span))
+    return _finite(out, first, lambda span: merges.fuse(base, others, target, energy, factor, *rules.arrays, span))
 
 
 def count_magnitudes(base: Tensor, others: Sequence[Tensor], *, shift: int, first: int, bins: int) -> np.ndarray:
@@ -193,22 +204,31 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.view(_BITS[tensor.dtype]).numpy()
 
 
+def _array_from(first: int, tensor: Tensor) -> np.ndarray:
+    """Return ``tensor`` as the elements ``first`` and on of an array; the kernels leave alone what lies before them."""
+    array = _array(tensor)
+    address = array.ctypes.data - first * array.itemsize
+    known = {**array.__array_interface__, "data": (address, False), "shape": (first + array.size,), "strides": None}
+    return np.asarray(SimpleNamespace(__array_interface__=known))
+
+
 def _addresses(tensors: Sequence[Tensor]) -> np.ndarray:
     return np.array([tensor.data_ptr() for tensor in tensors], np.uint64)
 
 
-def _finite(out: Tensor, work: Callable[[Span], Any]) -> bool:
-    return not any(_spread(out.numel(), work))
+def _finite(out: Tensor, first: int, work: Callable[[Span], Any]) -> bool:
+    return not any(_spread(out.numel(), work, first=first))
 
 
-def _spread(size: int, work: Callable[[Span], Any], *, piece: int | None = None) -> list[Any]:
-    """Do ``work`` on all of ``size`` elements, in as many threads as torch has; return the results in order.
+def _spread(size: int, work: Callable[[Span], Any], *, piece: int | None = None, first: int = 0) -> list[Any]:
+    """Do ``work`` on ``size`` elements from ``first`` on, in as many threads as torch has; return the results in order.
 
     With ``piece`` every span has that size, so that sums over the results do not depend on the threads.
     """
     threads = torch.get_num_threads()
     step = piece or max(_PIECE, -(-size // (threads * _PIECE)) * _PIECE)
-    spans = [np.array([start, min(start + step, size)]) for start in range(0, size, step)]
+    stop = first + size
+    spans = [np.array([start, min(start + step, stop)]) for start in range(first, stop, step)]
     if threads == 1 or len(spans) == 1:
         return [work(span) for span in spans]
     return list(_pool(threads).map(work, spans))

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from evomerge.merging.coefficients import base_of, check_size
 from evomerge.merging.kernels import Scratch, chunks, finish, float32, part
+from evomerge.merging.maker import Maker
 from evomerge.merging.selection import Selector
-from search_spaces.operators import NearSwap, Ram, RamPlus
+from search_spaces.operators import MergeOperator, NearSwap, Ram, RamPlus
 from search_spaces.recipe import Recipe
 
 
@@ -39,17 +40,23 @@ class Elementwise:
     rule: Rule
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
-        for start, stop, target in chunks(out, scratch):
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the merge of flat ``sources`` (n,), any float dtypes, to ``out``."""
+        for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
             rows = [scratch.row(1 + number, size) for number in range(len(self.sources))]
             for source, row in zip(self.sources, rows, strict=True):
                 torch.sub(float32(part(sources[source], start, stop), row), pivot, out=row)
+            bad = not_finite(rows)
             total = self.rule.merge(rows, start, stop)
-            finish(total.mul_(self.scale), pivot, 1.0, target)
+            finish(total.mul_(self.scale).add_(bad), pivot, 1.0, target)
             scratch.watch(target)
+
+
+def not_finite(rows: Sequence[Tensor]) -> Tensor:
+    """Return NaN where one of ``rows`` is not finite and 0 elsewhere: rules compare and clip, which would hide it."""
+    return torch.stack(list(rows)).mul_(0.0).sum(0)
 
 
 @dataclass(frozen=True)
@@ -107,3 +114,6 @@ def shared_ratios(selector: Selector, experts: tuple[int, ...], name: str, epsil
     with np.errstate(divide="ignore"):
         ratios = np.where(shared == 0.0, 0.0, shared / np.where(shared == 0.0, 1.0, alone))
     return tuple(ratios.tolist())
+
+
+MAKERS: dict[type[MergeOperator], Maker] = dict.fromkeys((NearSwap, Ram, RamPlus), kernel)

@@ -50,7 +50,7 @@ def fisher(exhibit: Exhibit, source: int, samples: Sequence[Sample], recorder: R
     total = 0.0
     for name in list(sums):
         value = sums.pop(name)
-        total += sum(float(piece.double().square().sum()) for piece in value.view(-1).split(_PIECE))
+        total += sum(float(piece.double().square().sum()) for piece in torch.split(value.view(-1), _PIECE))
         _check_finite(exhibit, source, name, value)
         recorder.add([name], value.to(torch.bfloat16) if exhibit.recipe.dtype == "bfloat16" else value)
     recorder.finish(rms=(total / _elements(exhibit)) ** 0.5)
@@ -64,11 +64,11 @@ def votes(
     step: Step,
     *,
     kept: tuple[int, Statistic],
-    penalty: float,
+    protection: float,
 ) -> None:
     """Record how many more of ``samples`` vote for an element of expert ``source`` than against it, int16.
 
-    A sample votes for it where ``g theta + penalty F (theta_r - theta)^2 <= 0``, g being the gradient of the mean
+    A sample votes for it where ``g theta + protection F (theta_r - theta)^2 <= 0``, g being the gradient of the mean
     negative log-likelihood of the reference answer's tokens; ``kept`` is the position r of the expert whose ability is
     kept, and its Fisher information F. It takes 6 bytes a parameter of memory beside the model.
 
@@ -83,7 +83,7 @@ def votes(
     costs = {}
     for name, tensor in exhibit.tensors.items():
         step_away = exhibit.checkpoints[other].tensor(name).to(tensor.device).float() - tensor.float()
-        costs[name] = penalty * information.tensor(name).to(tensor.device).float() * step_away.square()
+        costs[name] = protection * information.tensor(name).to(tensor.device).float() * step_away.square()
 
     def take(name: str, weights: Tensor, gradient: Tensor) -> None:
         score = torch.addcmul(costs[name], gradient.float(), weights.detach().float())

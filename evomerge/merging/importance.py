@@ -10,14 +10,15 @@ from torch import Tensor
 
 from evomerge.merging.coefficients import base_of, effective
 from evomerge.merging.kernels import Combination
+from evomerge.merging.maker import Maker
 from evomerge.merging.order_statistics import order_statistics
 from evomerge.merging.rows import Grid
 from evomerge.merging.selection import Selector
 from evomerge.merging.terms import Term
-from search_spaces.operators import ArceeFusion
+from search_spaces.operators import ArceeFusion, MergeOperator
 from search_spaces.recipe import Recipe
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,6 @@ def _quartiles(selector: Selector, source: int, name: str, divergence: Tensor, g
 
     last = selector.size(name) - 1
     return order_statistics(importance, [int(share * last) for share in (0.25, 0.5, 0.75)])
+
+
+MAKERS: dict[type[MergeOperator], Maker] = {ArceeFusion: arcee_fusion}

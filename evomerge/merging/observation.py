@@ -48,7 +48,7 @@ def ensure(
         NotEnoughRoom: memory or disk does not suffice.
     """
     for operator in statistical_operators(recipe):
-        calibration = recall(operator.calibration)
+        calibration = recall(operator.prompts)
         if all(need.complete() for need in needs(operator, recipe, calibration)):
             continue
         lock = cache_folder() / "statistics.lock"
@@ -96,8 +96,8 @@ class _Observation:
             layer_inputs.inputs(exhibit, need.source, samples, recorder, step)
         else:
             kept = first.source, Statistic.read(first)
-            penalty: float = self.operator.penalty  # type: ignore[union-attr]
-            gradients.votes(exhibit, need.source, samples, recorder, step, kept=kept, penalty=penalty)
+            protection: float = self.operator.protection  # type: ignore[union-attr]
+            gradients.votes(exhibit, need.source, samples, recorder, step, kept=kept, protection=protection)
 
     def _samples(self, need: Need) -> tuple[Sample, ...]:
         return self.calibration.of_expert(self.recipe.experts.index(need.source))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evomerge.merging.kernels import Scratch, chunks, finish, float32, part
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class VectorCombination:
     grid: Grid
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the combination of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
-        for start, stop, target in chunks(out, scratch):
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the combination of flat ``sources`` (n,), any float dtypes, to ``out``."""
+        for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
             total, delta = scratch.row(1, size).zero_(), scratch.row(2, size)

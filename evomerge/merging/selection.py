@@ -47,6 +47,7 @@ class Selector:
     sources: Sequence[Callable[[str], Tensor]]
     base: int
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of tensors that are not one row
+    cache_bytes: int | None = None  # most to remember; none: CACHE_BYTES
     _cache: OrderedDict[tuple[object, ...], tuple[object, int]] = field(default_factory=OrderedDict)
     _cached_bytes: int = 0
 
@@ -282,7 +283,8 @@ class Selector:
         size = 200 + _bytes_of(value)
         self._cache[key] = (value, size)
         self._cached_bytes += size
-        while self._cached_bytes > CACHE_BYTES:
+        most = CACHE_BYTES if self.cache_bytes is None else self.cache_bytes
+        while self._cached_bytes > most:
             _, (_, freed) = self._cache.popitem(last=False)
             self._cached_bytes -= freed
         return value

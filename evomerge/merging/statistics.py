@@ -19,11 +19,11 @@ from evomerge.errors import BadRecipe
 from evomerge.merging.calibrations import recall
 from evomerge.merging.coefficients import base_of
 from evomerge.merging.prepared import in_the_cache, mapped, write
-from evomerge.merging.sources import cache_folder, fingerprint, resolve
+from evomerge.merging.sources import cache_folder, content
 from search_spaces.calibration import Calibration
 from search_spaces.canonical import digest
 from search_spaces.operators import Fisher, Rcp, RegMean, RegMeanPlus
-from search_spaces.recipe import Recipe, Source
+from search_spaces.recipe import Recipe
 
 _FORMAT = 1  # of what is stored: a change makes what lies in caches obsolete
 _CONTENTS = "contents.json"
@@ -85,12 +85,7 @@ def needs(operator: Statistical, recipe: Recipe, calibration: Calibration) -> li
         return [need("merged_inputs", source, number=number, **more) for number, source in enumerate(experts)]
     kept = need("fisher", operator.source)
     voters = [source for source in experts if source != operator.source]
-    return [kept, *(need("votes", source, against=kept.key, penalty=operator.penalty) for source in voters)]
-
-
-def content(source: Source) -> str:
-    """Return the digest of a source's content."""
-    return source.digest or fingerprint(resolve(source.path, source.revision))
+    return [kept, *(need("votes", source, against=kept.key, protection=operator.protection) for source in voters)]
 
 
 @dataclass(frozen=True)
@@ -132,7 +127,7 @@ def read(operator: Statistical, recipe: Recipe) -> tuple[Statistic, ...]:
     Raises:
         BadRecipe: the prompts are not here, or the statistics have not been computed.
     """
-    return tuple(Statistic.read(need) for need in needs(operator, recipe, recall(operator.calibration)))
+    return tuple(Statistic.read(need) for need in needs(operator, recipe, recall(operator.prompts)))
 
 
 @dataclass

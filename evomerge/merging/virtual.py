@@ -5,27 +5,33 @@ A candidate is then ``theta_0 + sum_i w_i E_i``: it costs what task arithmetic d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging import spectral, statistical, statistics
+from evomerge.errors import CandidateFailed
+from evomerge.merging import spectral
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
 from evomerge.merging.kernels import Combination, Scratch, chunks, finish, float32, part
+from evomerge.merging.largest import largest
+from evomerge.merging.maker import Maker
 from evomerge.merging.prepared import prepared
 from evomerge.merging.selection import Selector
-from evomerge.merging.statistics import Statistic, Statistical, content
+from evomerge.merging.sources import content
 from evomerge.merging.terms import Term
 from search_spaces.canonical import digest
-from search_spaces.operators import Fisher, IsoC, IsoCts, Rcp, SubspaceBoosting, Swudi, TsvM
+from search_spaces.operators import Doge, IsoC, IsoCts, MergeOperator, Opcm, Operator, SubspaceBoosting, Swudi, TsvM
 from search_spaces.recipe import Recipe
 from search_spaces.tensors import in_stack
 
 _FORMAT = 1  # of what is prepared: a change makes what lies in caches obsolete
-Spectral = TsvM | Swudi | IsoC | IsoCts | SubspaceBoosting
-Virtual = Spectral | Statistical
+Weighted = TsvM | Swudi | Doge
+Spectral = Weighted | IsoC | IsoCts | SubspaceBoosting | Opcm  # those that have no weights are one vector
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,9 @@ class Addition:
     weights: tuple[float, ...]
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the sum to ``out`` (n,); of ``sources`` only the base is read."""
-        for start, stop, target in chunks(out, scratch):
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the sum to ``out``; of ``sources`` only the base is read."""
+        for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
             total = scratch.row(1, size).zero_()
@@ -54,92 +60,110 @@ class Addition:
             scratch.watch(target)
 
 
-def added(operator: Virtual, recipe: Recipe, name: str, selector: Selector) -> Kernel:
+def added(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> Kernel:
     """Return the kernel that merges tensor ``name``, preparing its virtual task vectors if no one has.
 
     Raises:
         CandidateFailed: a coefficient is beyond the range of float32.
-        BadRecipe: the calibration prompts, or the statistics that were made of them, are not here.
         NotEnoughRoom: they cannot be written.
     """
     experts = recipe.experts
-    weights: tuple[float, ...] | None = getattr(operator, "weights", None)  # those that have none are one vector
-    known = ("prepared", _parameters(operator), recipe.sources)
-    if isinstance(operator, Statistical):
-        found = selector.remember(("statistics", *known), lambda: statistics.read(operator, recipe))
-        covered, share = name in found[-1].files, 1.0
-    else:
-        covered, share = in_stack(name) and len(selector.shapes[name]) == 2, 1.0 / len(experts)
-    if not covered:
-        shares = [weight * operator.scale * share for weight in weights or (1.0,) * len(experts)]
-        terms = [Term(source, each) for source, each in zip(experts, shares, strict=True)]
+    weights = operator.weights if isinstance(operator, Weighted) else (1.0,) * len(experts)
+    shape = selector.shapes[name]
+    scale = operator.scale * (_opcm_scale(operator, recipe, selector) if isinstance(operator, Opcm) else 1.0)
+    if not in_stack(name) or len(shape) != 2:
+        divisor = 1 if isinstance(operator, Opcm) else len(experts)
+        shares = [weight * scale / divisor for weight in weights]
+        terms = [Term(source, share) for source, share in zip(experts, shares, strict=True)]
         return Combination(base_of(recipe), 1.0, effective(terms))
-    key = selector.remember(known, lambda: _key(operator, recipe))
-
-    def made() -> Tensor:
-        base = selector.sources[selector.base](name)
-        taus = _task_vectors(recipe, name, selector)
-        vectors = (
-            _statistical(operator, recipe, name, taus, found)
-            if isinstance(operator, Statistical)
-            else _spectral(operator, taus)
-        )
-        return _stored(vectors, base.dtype)
-
-    vectors = prepared("virtual", key, name, made)
-    used = weights or (1.0,)
+    vectors = _prepared(operator, recipe, name, selector)
+    used = weights if isinstance(operator, Weighted) else (1.0,)
     for weight in used:
-        check_size(weight * operator.scale)
-    return Addition(base_of(recipe), vectors, used, operator.scale)
+        check_size(weight * scale)
+    return Addition(base_of(recipe), vectors, used, scale)
 
 
-def _task_vectors(recipe: Recipe, name: str, selector: Selector) -> list[Tensor]:
-    """Return the task vector of every expert, float64 in the tensor's shape."""
+def _prepared(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> Tensor:
+    key = selector.remember(("prepared", parameters_of(operator), recipe.sources), lambda: key_of(operator, recipe))
+    return prepared("virtual", key, name, lambda: _vectors(operator, recipe, name, selector))
+
+
+def _opcm_scale(operator: Opcm, recipe: Recipe, selector: Selector) -> float:
+    """Return the mean norm of the experts' task vectors over that of what OPCM makes of them, of the whole model."""
+    what = ("opcm", operator.energy, recipe.sources)
+    return selector.remember(what, lambda: _mean_over_merged(operator, recipe, selector))
+
+
+def _mean_over_merged(operator: Opcm, recipe: Recipe, selector: Selector) -> float:
+    squares, merged = np.zeros(len(recipe.experts)), 0.0
+    for name, shape in selector.shapes.items():
+        products = selector.products(recipe.experts, name)
+        squares += products.diagonal()
+        if in_stack(name) and len(shape) == 2:
+            merged += float(_prepared(operator, recipe, name, selector).double().square().sum())
+        else:
+            merged += float(products.sum())
+    return float(np.sqrt(squares).mean()) / math.sqrt(merged) if merged > 0.0 else 1.0
+
+
+def task_matrices(operator: Operator, recipe: Recipe, name: str, selector: Selector) -> list[Tensor]:
+    """Return the experts' task vectors of one matrix, float64 (m, d) each.
+
+    Raises:
+        CandidateFailed: a source holds NaN or infinite values.
+    """
     base = selector.sources[selector.base](name).double()
-    return [(selector.sources[i](name).double() - base).view(selector.shapes[name]) for i in recipe.experts]
+    taus = [(selector.sources[i](name).double() - base).view(selector.shapes[name]) for i in recipe.experts]
+    if not all(bool(torch.isfinite(tau).all()) for tau in taus):
+        raise CandidateFailed(f"{operator.kind}: a source has NaN or infinite values in tensor {name!r}")
+    return taus
 
 
-def _stored(vectors: Sequence[Tensor], source: torch.dtype) -> Tensor:
-    """Return virtual task vectors as they are stored, (count, n): float32 for float32 sources, else bfloat16."""
-    dtype = torch.float32 if source is torch.float32 else torch.bfloat16
-    return torch.stack([vector.reshape(-1).to(dtype) for vector in vectors])
+def as_kept(vectors: Sequence[Tensor], name: str, selector: Selector) -> Tensor:
+    """Return ``vectors`` as they are kept on disk, (count, n): float32 for float32 sources, else bfloat16."""
+    exact = selector.sources[selector.base](name).dtype is torch.float32
+    return torch.stack([vector.reshape(-1).to(torch.float32 if exact else torch.bfloat16) for vector in vectors])
 
 
-def _spectral(operator: Spectral, taus: Sequence[Tensor]) -> list[Tensor]:
+def _vectors(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> Tensor:
+    """Return the virtual task vectors of one matrix: see `as_kept`."""
+    taus = task_matrices(operator, recipe, name, selector)
     if isinstance(operator, TsvM):
-        return spectral.tsv_m(taus, operator.rank)
-    if isinstance(operator, IsoC):
-        return spectral.iso_c(taus)
-    if isinstance(operator, IsoCts):
-        return spectral.iso_cts(taus, operator.common)
-    if isinstance(operator, SubspaceBoosting):
-        return spectral.subspace_boosting(taus, operator.energy)
-    return spectral.swudi(taus, operator.rank, operator.time)
+        found = spectral.tsv_m(taus, operator.rank)
+    elif isinstance(operator, IsoC):
+        found = spectral.iso_c(taus)
+    elif isinstance(operator, IsoCts):
+        found = spectral.iso_cts(taus, operator.common)
+    elif isinstance(operator, SubspaceBoosting):
+        found = spectral.subspace_boosting(taus, operator.energy)
+    elif isinstance(operator, Opcm):
+        found = spectral.opcm(taus, operator.energy)
+    elif isinstance(operator, Doge):
+        descent = spectral.Descent(operator.eta, operator.subspace, operator.iterations, operator.rate)
+        found = spectral.doge(taus, _masks(operator, recipe, name, selector, taus), descent)
+    else:
+        found = spectral.swudi(taus, operator.rank, operator.time)
+    return as_kept(found, name, selector)
 
 
-def _statistical(
-    operator: Statistical, recipe: Recipe, name: str, taus: Sequence[Tensor], found: Sequence[Statistic]
-) -> list[Tensor]:
-    """Return the virtual task vectors of a tensor that the statistics cover, in its shape."""
-    shape = taus[0].shape
-    if isinstance(operator, Fisher):
-        scaled = [each.tensor(name).view(shape).double() / (each.numbers["rms"] or 1.0) for each in found]
-        return statistical.fisher(taus, scaled, operator.exponent)
-    if isinstance(operator, Rcp):
-        votes = dict(zip((i for i in recipe.experts if i != operator.source), found[1:], strict=True))
-        pairs = zip(recipe.experts, taus, strict=True)
-        return [statistical.voted(t, votes[i].tensor(name).view(shape)) if i in votes else t for i, t in pairs]
-    turned = name in found[0].transposed
-    grams = [each.tensor(name) for each in found]
-    vectors = statistical.regmean([tau.T if turned else tau for tau in taus], grams, operator.off_diagonal)
-    return [vector.T if turned else vector for vector in vectors]
+def _masks(operator: Doge, recipe: Recipe, name: str, selector: Selector, taus: Sequence[Tensor]) -> list[Tensor]:
+    masks = []
+    for source, tau in zip(recipe.experts, taus, strict=True):
+        keep, delta = largest(selector, source, name, operator.keep, operator.scope), tau.reshape(-1).float()
+        ones = torch.ones_like(delta)
+        masks.append((ones if keep is None else keep.mask(0, len(delta), delta, ones)).view_as(tau).double())
+    return masks
 
 
-def _parameters(operator: Virtual) -> tuple[tuple[str, object], ...]:
+def parameters_of(operator: MergeOperator) -> tuple[tuple[str, object], ...]:
     """Return what the vectors depend on: everything but the weights and the scale."""
     return tuple(sorted(operator.model_dump(exclude={"weights", "scale"}).items()))
 
 
-def _key(operator: Virtual, recipe: Recipe) -> str:
+def key_of(operator: MergeOperator, recipe: Recipe) -> str:
+    """Return the name in the cache of what is prepared for an operator from the sources of ``recipe``."""
     sources = [content(recipe.sources[i]) for i in (base_of(recipe), *recipe.experts)]
-    return digest({"format": _FORMAT, "operator": dict(_parameters(operator)), "sources": sources})
+    return digest({"format": _FORMAT, "operator": dict(parameters_of(operator)), "sources": sources})
+
+
+MAKERS: dict[type[MergeOperator], Maker] = dict.fromkeys(get_args(Spectral), added)

@@ -50,23 +50,6 @@ class KnobSpec:
     per_expert: bool = True
 
 
-_FIXED = (
-    "normalize",
-    "rescale",
-    "scale",
-    "vectors",
-    "filter_wise",
-    "votes",
-    "scope",
-    "rank",
-    "time",
-    "common",
-    "energy",
-    "calibration",
-    "exponent",
-    "off_diagonal",
-    "penalty",
-)
 WEIGHT = KnobSpec("weight", "weights", (0.0, 1.5))
 GAMMA = KnobSpec("gamma", "gammas", (0.0, 0.05), (0.0, 1.0), 0.01)
 SPREAD = KnobSpec("spread", "spreads", (0.0, 0.9), (0.0, 1.0), 0.5)
@@ -93,15 +76,19 @@ class MergeOperator(Frozen):
     pair: ClassVar[bool] = False
 
     @classmethod
+    def fixed_fields(cls) -> set[str]:
+        """Return the names of the fields that no search turns."""
+        return cls.model_fields.keys() - {"kind"} - {spec.field for spec in cls.knobs}
+
+    @classmethod
     def is_calibrated(cls) -> bool:
         """Whether it needs statistics from calibration prompts."""
-        return "calibration" in cls.model_fields
+        return "prompts" in cls.model_fields
 
     @classmethod
     def in_space(cls, numbers: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         """Return the fields for the values of the knobs, by field, and the settings of a parameter space."""
-        given = {name: settings[name] for name in _FIXED if settings[name] is not None}
-        fields: dict[str, Any] = {name: value for name, value in given.items() if name in cls.model_fields}
+        fields = {name: settings[name] for name in sorted(cls.fixed_fields()) if settings.get(name) is not None}
         fields |= numbers
         if cls.pair:
             fields["between"] = (1, 2)

@@ -14,7 +14,7 @@ from pydantic import Field
 from search_spaces.calibration import Digest
 from search_spaces.operators.base import WEIGHT, KnobSpec, MergeOperator, Weights
 
-_CALIBRATION = Field(description="digest of the calibration prompts")
+_PROMPTS = Field(description="digest of the calibration prompts")
 
 
 class Fisher(MergeOperator):
@@ -29,7 +29,7 @@ class Fisher(MergeOperator):
 
     kind: Literal["fisher"] = "fisher"
     weights: Weights
-    calibration: Digest = _CALIBRATION
+    prompts: Digest = _PROMPTS
     exponent: float = Field(default=1.0, gt=0.0, le=1.0, description="less than 1 evens the experts' shares out")
     scale: float = 1.0
 
@@ -46,7 +46,7 @@ class RegMean(MergeOperator):
 
     kind: Literal["regmean"] = "regmean"
     weights: Weights
-    calibration: Digest = _CALIBRATION
+    prompts: Digest = _PROMPTS
     off_diagonal: float = Field(
         default=0.5, ge=0.0, le=1.0, description="factor on the off-diagonal elements of the Gram matrices"
     )
@@ -64,7 +64,7 @@ class RegMeanPlus(MergeOperator):
 
     kind: Literal["regmean_plus"] = "regmean_plus"
     weights: Weights
-    calibration: Digest = _CALIBRATION
+    prompts: Digest = _PROMPTS
     off_diagonal: float = Field(
         default=0.5, ge=0.0, le=1.0, description="factor on the off-diagonal elements of the Gram matrices"
     )
@@ -75,7 +75,7 @@ class Rcp(MergeOperator):
     """RCP-Merging (Yang et al. 2025): ``theta_0 + scale (w_r tau_r + sum_i w_i m_i tau_i)``.
 
     Expert r, at position `source`, keeps its ability; of each other expert i only elements that most of its prompts
-    vote for are added. A prompt of expert i votes for an element where ``g theta_i + penalty f_r (theta_r -
+    vote for are added. A prompt of expert i votes for an element where ``g theta_i + protection f_r (theta_r -
     theta_i)^2 <= 0`` with g the gradient of the loss on its reference answer and f_r the diagonal Fisher information of
     expert r (see `Fisher`): where dropping the element would cost expert i more than taking it costs expert r.
     """
@@ -85,9 +85,9 @@ class Rcp(MergeOperator):
 
     kind: Literal["rcp"] = "rcp"
     weights: Weights
-    calibration: Digest = _CALIBRATION
+    prompts: Digest = _PROMPTS
     source: int = Field(ge=0, description="position of the expert whose ability is kept")
-    penalty: float = Field(
+    protection: float = Field(
         default=1000.0, ge=0.0, description="the paper's lambda: larger values keep more of expert r"
     )
     scale: float = 1.0

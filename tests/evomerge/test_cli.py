@@ -14,10 +14,10 @@ from cluster.in_process import InProcessPool
 from evomerge import cli
 from evomerge.dispatch import Dispatcher
 from evomerge.optimizers.registry import make_optimizer
-from evomerge.runner import Silent
 from evomerge.search import Search
 from evomerge.selection import conclude
 from evomerge.store import Store
+from evomerge.watcher import Silent
 from search_spaces.recipe import Recipe
 
 OPTIONS = {
@@ -34,8 +34,10 @@ OPTIONS = {
     "show": {"--storage", "--json"},
     "dashboard": {"--storage", "--host", "--port", "--token"},
     "report": {"--storage", "--output", "-o"},
-    "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--storage"},
-    "merge": {"--to", "--dtype"},
+    "export": {
+        "--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--memory-limit", "--storage"
+    },
+    "merge": {"--to", "--dtype", "--memory-limit"},
     "evaluate": {
         "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
         "--allow-code-execution", "--limit", "--num-fewshot", "--apply-chat-template", "--dtype", "--json"
@@ -130,6 +132,13 @@ def test_export_as_recipe(run, storage, tmp_path):
     assert recipe.digest == best.recipe_digest
 
 
+def test_export_as_tables(run, storage, tmp_path):
+    status, out, _ = run("export", "fake", "--storage", storage, "--format", "csv", "--to", tmp_path / "tables")
+    assert (status, out) == (0, f"wrote all candidates to {tmp_path / 'tables'}\n")
+    lines = (tmp_path / "tables" / "candidates.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(evomerge.load("fake", storage=storage).candidates)
+
+
 def test_prefer_picks_along_the_front(run, storage, tmp_path):
     results = evomerge.load("fake", storage=storage)
     values = {}
@@ -157,7 +166,11 @@ def test_prefer_picks_along_the_front(run, storage, tmp_path):
         (("export", "fake", "--to", "x", "--best", "--candidate", "1"), "give one of"),
         (("export", "fake", "--to", "x", "--dtype", "int8"), "expected one of float32, bfloat16, float16"),
         (("export", "fake", "--to", "x", "--rank", "4"), "--rank is of adapters"),
-        (("export", "fake", "--to", "x", "--format", "gguf"), "expected one of checkpoint, adapter, mergekit, recipe"),
+        (
+            ("export", "fake", "--to", "x", "--format", "gguf"),
+            "expected one of checkpoint, adapter, mergekit, recipe, csv, parquet",
+        ),
+        (("export", "fake", "--to", "x", "--format", "csv", "--best"), "--format csv writes all candidates"),
         (("export", "fake", "--to", "x", "--prefer", "third=1"), "no objective 'third'"),
         (("export", "fake", "--to", "x", "--prefer", "first"), "expected task=weight"),
         (("export", "fake", "--to", "x", "--prefer", "first=-1"), "positive number"),

@@ -108,9 +108,9 @@ def test_differences_name_the_leaf():
     assert differences(old, new) == ["a.c: 2 -> 3", "d: null -> 4"]
 
 
-def test_only_budget_cluster_and_storage_may_change():
+def test_only_budget_cluster_logging_and_storage_may_change():
     file = SearchFile.model_validate(GOOD)
-    assert set(file.model_dump()) - set(file.fixed_part()) == {"budget", "cluster", "storage"}
+    assert set(file.model_dump()) - set(file.fixed_part()) == {"budget", "cluster", "logging", "storage"}
 
 
 def test_the_shipped_json_schema_is_the_schema():

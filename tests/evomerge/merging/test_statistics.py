@@ -119,7 +119,7 @@ def shrunk(rows: Tensor, alpha: float) -> Tensor:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_fisher_information_is_the_mean_squared_gradient(families: Callable[[str], list[Path]], kind: str) -> None:
     prompts = calibration()
-    found = observed(families(kind), Fisher(weights=WEIGHTS, calibration=prompts.digest), prompts)
+    found = observed(families(kind), Fisher(weights=WEIGHTS, prompts=prompts.digest), prompts)
     for number, statistic in enumerate(found):
         model = double(families(kind)[number + 1])
         total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -150,7 +150,7 @@ def test_labels_are_drawn_from_the_models_distribution() -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
 def test_gram_matrices_are_those_of_what_enters(families: Callable[[str], list[Path]], kind: str) -> None:
     prompts = calibration()
-    found = observed(families(kind), RegMean(weights=WEIGHTS, calibration=prompts.digest), prompts)
+    found = observed(families(kind), RegMean(weights=WEIGHTS, prompts=prompts.digest), prompts)
     for number, statistic in enumerate(found):
         model = double(families(kind)[number + 1])
         seen = seen_inputs(model, prompts.of_expert(number), list(linears(model)))
@@ -166,7 +166,7 @@ def test_little_memory_takes_several_passes(
     families: Callable[[str], list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts, folders = calibration(), families("llama")
-    operator = RegMean(weights=WEIGHTS, calibration=prompts.digest)
+    operator = RegMean(weights=WEIGHTS, prompts=prompts.digest)
     expected = [{name: s.tensor(name).clone() for name in s.files} for s in observed(folders, operator, prompts)]
     monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "again"))
     monkeypatch.setattr(exhibit.Exhibit, "room", lambda _: 2 * 4 * 24 * 24)
@@ -182,13 +182,13 @@ def test_little_memory_takes_several_passes(
     calibrations.keep(last)
     for kind in (RegMean, Fisher):
         with pytest.raises(NotEnoughRoom, match="are available"):
-            ensure(recipe_of(folders, kind(weights=WEIGHTS, calibration=last.digest)), sources)
+            ensure(recipe_of(folders, kind(weights=WEIGHTS, prompts=last.digest)), sources)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
 def test_regmean_plus_runs_each_layer_behind_merged_ones(families: Callable[[str], list[Path]], kind: str) -> None:
     prompts, alpha = calibration(), 0.7
-    operator = RegMeanPlus(weights=WEIGHTS, calibration=prompts.digest, off_diagonal=alpha)
+    operator = RegMeanPlus(weights=WEIGHTS, prompts=prompts.digest, off_diagonal=alpha)
     found = observed(families(kind), operator, prompts)
     base, *experts = (double(folder) for folder in families(kind))
     states = [{name: p.detach() for name, p in model.named_parameters()} for model in (base, *experts)]
@@ -227,7 +227,7 @@ def test_votes_weigh_the_loss_of_one_against_the_information_of_the_other(
     families: Callable[[str], list[Path]],
 ) -> None:
     prompts = calibration()
-    operator = Rcp(weights=WEIGHTS, calibration=prompts.digest, source=1, penalty=50.0)
+    operator = Rcp(weights=WEIGHTS, prompts=prompts.digest, source=1, protection=50.0)
     information, votes = observed(families("llama"), operator, prompts)
     kept, model = double(families("llama")[1]), double(families("llama")[2])
     expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -299,10 +299,10 @@ def test_equal_grams_are_task_arithmetic_and_dead_inputs_do_no_harm(seed: int, a
 
 
 OPERATORS = [
-    lambda digest: Fisher(weights=WEIGHTS, calibration=digest, exponent=0.5, scale=1.1),
-    lambda digest: RegMean(weights=WEIGHTS, calibration=digest, scale=1.1),
-    lambda digest: RegMeanPlus(weights=WEIGHTS, calibration=digest, scale=1.1),
-    lambda digest: Rcp(weights=WEIGHTS, calibration=digest, source=2, scale=1.1),
+    lambda digest: Fisher(weights=WEIGHTS, prompts=digest, exponent=0.5, scale=1.1),
+    lambda digest: RegMean(weights=WEIGHTS, prompts=digest, scale=1.1),
+    lambda digest: RegMeanPlus(weights=WEIGHTS, prompts=digest, scale=1.1),
+    lambda digest: Rcp(weights=WEIGHTS, prompts=digest, source=2, scale=1.1),
 ]
 
 
@@ -356,18 +356,18 @@ def test_a_recipe_is_rebuilt_from_the_prompts_beside_it(
 def test_what_does_not_fit_is_refused(families: Callable[[str], list[Path]]) -> None:
     prompts = calibration()
     calibrations.keep(prompts)
-    operator = Fisher(weights=(1.0,), calibration=prompts.digest)
+    operator = Fisher(weights=(1.0,), prompts=prompts.digest)
     with pytest.raises(BadRecipe, match="are for 2 experts, the recipe has 1"):
         open_merge(recipe_of(families("llama")[:2], operator))
     strange = calibration(vocabulary=400)
     calibrations.keep(strange)
     with pytest.raises(BadRecipe, match="the vocabulary has 48"):
-        open_merge(recipe_of(families("llama"), Fisher(weights=WEIGHTS, calibration=strange.digest)))
+        open_merge(recipe_of(families("llama"), Fisher(weights=WEIGHTS, prompts=strange.digest)))
     checkpoints = open_sources(families("llama"), 0)
     engine = MergeEngine(checkpoints, names=mergeable_names(checkpoints[0]))
     with pytest.raises(BadRecipe, match="are not there"):
         engine.merge_tensor(
-            recipe_of(families("llama"), RegMean(weights=WEIGHTS, calibration=prompts.digest)), engine.order[0]
+            recipe_of(families("llama"), RegMean(weights=WEIGHTS, prompts=prompts.digest)), engine.order[0]
         )
 
 
