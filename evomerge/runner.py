@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,10 @@ from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import Algorithm, RandomSettings
 from evomerge.problem import CHOSEN_OPTIMIZER, MERGES, Problem, check_unchanged, prepare
 from evomerge.results import Results
-from evomerge.search import Search
+from evomerge.search import Listener, Search
 from evomerge.selection import conclude
 from evomerge.store import SearchRecord, Store
-from evomerge.watcher import Silent, Watcher
+from evomerge.watcher import Several, Silent, Watcher
 from search_spaces.path_space import HybridSettings
 from search_spaces.recipe import Blocks, Merge
 
@@ -33,23 +33,6 @@ if TYPE_CHECKING:
 
 WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
 IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
-
-
-@dataclass(frozen=True)
-class Several:
-    """Listeners that are all told the same."""
-
-    listeners: Sequence[Listener]
-
-    def phase(self, name: str, total: int, done: int) -> None:
-        """Tell all of it."""
-        for listener in self.listeners:
-            listener.phase(name, total, done)
-
-    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
-        """Tell all of it."""
-        for listener in self.listeners:
-            listener.evaluated(candidate, split)
 
 
 @dataclass(frozen=True)

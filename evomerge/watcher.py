@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from evomerge.config import SearchFile
@@ -34,3 +36,20 @@ class Silent:
 
     def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
         """Ignore it."""
+
+
+@dataclass(frozen=True)
+class Several:
+    """Listeners that are all told the same."""
+
+    listeners: Sequence[Listener]
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """Tell all of it."""
+        for listener in self.listeners:
+            listener.phase(name, total, done)
+
+    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
+        """Tell all of it."""
+        for listener in self.listeners:
+            listener.evaluated(candidate, split)

@@ -29,7 +29,9 @@ class WandbLog:
             name=search.name,
             resume="allow",
             config=dict(search.file),
-            settings=wandb.Settings(console="off", disable_git=True, disable_code=True, x_disable_stats=True),
+            settings=wandb.Settings(
+                console="off", silent=True, disable_git=True, disable_code=True, x_disable_stats=True
+            ),
         )
         self._run.define_metric("*", step_metric=STEP)
 

@@ -65,7 +65,7 @@ def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[s
     sources, dtype = len(checkpoints), getattr(torch, recipe.dtype)
     rows = (5 + sources) * Scratch(torch.device("cpu")).chunk * 4
     pieces = PIECE * (BUFFERS * dtype.itemsize + 8)  # float32 before a path is folded, and after
-    needed = _FIXED + sources * _PER_SOURCE + _CACHE + rows + pieces
+    needed: int = _FIXED + sources * _PER_SOURCE + _CACHE + rows + pieces
     needed += sum(_of_adapter(checkpoint) for checkpoint in checkpoints if isinstance(checkpoint, Adapter))
     shapes = {name: checkpoints[0].info(name).shape for name in names}
     if isinstance(recipe.body, PathBody):  # what is written is loaded and compared with the path
