@@ -33,7 +33,7 @@ def make_calibration(
         return None
     from transformers import AutoConfig, AutoTokenizer
 
-    from evaluators.calibration import PromptSource
+    from evaluators.answered import PromptSource
     from evaluators.context import context_length
     from evomerge.merging.calibrations import keep
     from evomerge.merging.sources import cache_folder

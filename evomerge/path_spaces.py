@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from evaluators.context import context_length
+from evaluators.evaluation import Documents
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.engine import DTYPES
 from evomerge.merging.folding import folding_of
+from evomerge.merging.moments import stream_moments
 from evomerge.merging.paths import check_configs
+from evomerge.merging.resident import ResidentModel
+from search_spaces.courses import ModelSize, Moments
 from search_spaces.path_space import PathSpace, PathSpaceSettings, path_space
 from search_spaces.recipe import Merge, Source
+from search_spaces.tensors import in_stack, layer_of
+
+if TYPE_CHECKING:
+    from evaluators.tasks import TaskSuite
 
 
 def make_path_space(
@@ -45,14 +57,59 @@ def make_path_space(
             mask_seed=file.optimizer.seed,
             first=first,
             prompts=prompts,
+            size=model_size(checkpoints[0]),
         )
+        space = replace(space, tokenizer=_frame(space, checkpoints))
     except ValueError as error:
         raise BadSearch(f"space: {error}") from None
-    frame = space.models[0] if isinstance(space.models[0], int) else 0
-    if checkpoints[frame].home == checkpoints[frame].path:
-        space = replace(space, tokenizer=frame)
     _check(space, checkpoints)
     return space
+
+
+def _frame(space: PathSpace, checkpoints: Sequence[Checkpoint]) -> int:
+    """Return the position of the source whose config and tokenizer paths have."""
+    first = space.models[0]
+    return first if isinstance(first, int) and checkpoints[first].home == checkpoints[first].path else 0
+
+
+def model_size(checkpoint: Checkpoint) -> ModelSize:
+    """Return how many parameters a model has, layer by layer."""
+    layers = [0] * checkpoint.layers
+    outside = 0
+    for name in mergeable_names(checkpoint):
+        count = math.prod(checkpoint.info(name).shape)
+        if in_stack(name):
+            layers[layer_of(name, checkpoint.layers)] += count
+        else:
+            outside += count
+    return ModelSize(tuple(layers), outside)
+
+
+def model_moments(
+    space: PathSpace, checkpoints: Sequence[Checkpoint], suite: TaskSuite, documents: Documents
+) -> Moments:
+    """Return the second moments of the stream in every model of ``space``; of merges that are searched, at their start.
+
+    One model at a time is made, in memory, on the CPU.
+
+    Args:
+        documents: of the search; prompts are taken from them.
+
+    Raises:
+        TaskError: a prompt cannot be made.
+        NotEnoughRoom: there is no memory for a model.
+        BadSource: the activations of a model are not finite.
+        CandidateFailed: a merge fails.
+    """
+    from transformers import AutoTokenizer
+
+    from evaluators.calibration import calibration_prompts
+
+    resident = ResidentModel(checkpoints, tokenizer=space.tokenizer, dtype=space.dtype)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[space.tokenizer].path, trust_remote_code=False)
+    length = context_length(resident.model.config, tokenizer)
+    prompts = calibration_prompts(suite, tokenizer, documents, max_length=length)
+    return tuple(stream_moments(resident.apply(recipe), prompts) for recipe in space.model_recipes)
 
 
 def _check(space: PathSpace, checkpoints: Sequence[Checkpoint]) -> None:
@@ -60,7 +117,7 @@ def _check(space: PathSpace, checkpoints: Sequence[Checkpoint]) -> None:
     for model in space.models:
         if isinstance(model, int):
             check_configs(frame, checkpoints[model])
-    if space.settings.scales != "none":
+    if space.settings.scales != "none" or space.settings.scale_start is not None:
         folding_of(frame)
 
 

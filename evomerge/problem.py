@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from evomerge.preferences import aim_of
 from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
 from search_spaces.calibration import Calibration
+from search_spaces.courses import Moments
 from search_spaces.genes import Genome
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 MERGES = "merges"  # key of a recorded plan: merges that paths lead through and that are not searched
+MOMENTS = "moments"  # key of a recorded plan: what the scales of paths start from
 CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; like `INSPECTION` not part of what must stay the same
 Say = Callable[[str], None]
 Progress = Callable[[str, float], None]  # what, and the share of it that is done
@@ -100,11 +102,13 @@ class Problem:
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
         fixed = fixed_merges(self.space) if isinstance(self.space, PathSpace) else []
+        moments = self.space.moments if isinstance(self.space, PathSpace) else None
         plugged = plugins.described(self.file.model_dump(mode="json"))
         return {
             **({PLUGINS: plugged} if plugged else {}),
             **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
             **({CALIBRATION: self.calibration.model_dump(mode="json")} if self.calibration else {}),
+            **({MOMENTS: [list(row) for row in moments]} if moments else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
             "expert_names": list(self.space.expert_names),
             "layers": self.space.layers,
@@ -132,12 +136,18 @@ class Problem:
 
 
 def prepare(
-    file: SearchFile, *, say: Say = lambda _: None, progress: Progress | None = None, first: Merge | None = None
+    file: SearchFile,
+    *,
+    say: Say = lambda _: None,
+    progress: Progress | None = None,
+    first: Merge | None = None,
+    moments: Moments | None = None,
 ) -> Problem:
     """Resolve, fingerprint and check everything that ``file`` names.
 
     ``say`` hears what is being done, ``progress`` what part of it is done where that takes long (else ``say`` does).
     ``first`` is the merge that the first step of a hybrid search found; the start of its space stands in for it.
+    ``moments`` are those that the search began with, if scales start from them; else they are measured.
 
     Raises:
         UserMistake, TaskError, ValueError: what is wrong, on one line.
@@ -148,6 +158,7 @@ def prepare(
     from evomerge.merging import compatibility
     from evomerge.merging.adapter import open_sources
     from evomerge.merging.inspection import cached_inspection
+    from evomerge.path_spaces import make_path_space, model_moments
 
     models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
@@ -180,11 +191,14 @@ def prepare(
     elif isinstance(file.space, ParameterSpaceSettings):
         space = make_space(file, pinned, layers=checkpoints[0].layers, prompts=prompts)
     else:
-        from evomerge.path_spaces import make_path_space
-
         space = make_path_space(file, file.space, pinned, checkpoints, first=first, prompts=prompts)
     if calibration is not None:
         _observe(space, checkpoints, shares(progress or by_tenths(say), "running the experts on calibration prompts"))
+    if isinstance(space, PathSpace) and space.settings.scale_start is not None:
+        if moments is None:
+            say("measuring the residual streams of the models")
+            moments = model_moments(space, checkpoints, suite, splits.search)
+        space = replace(space, moments=moments)
     problem = Problem(
         file=file,
         space=space,

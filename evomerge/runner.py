@@ -19,12 +19,13 @@ from evomerge.losses import Losses
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import Algorithm, RandomSettings
-from evomerge.problem import CHOSEN_OPTIMIZER, MERGES, Problem, check_unchanged, prepare
+from evomerge.problem import CHOSEN_OPTIMIZER, MERGES, MOMENTS, Problem, check_unchanged, prepare
 from evomerge.results import Results
 from evomerge.search import Listener, Search
 from evomerge.selection import conclude
 from evomerge.store import SearchRecord, Store
 from evomerge.watcher import Several, Silent, Watcher
+from search_spaces.courses import Moments
 from search_spaces.path_space import HybridSettings
 from search_spaces.recipe import Blocks, Merge
 
@@ -73,7 +74,7 @@ def _run(file: SearchFile, watcher: Watcher) -> Results:
     with ExitStack() as stack:
         for each in files:
             stack.enter_context(store.driving(each.name))
-        problem = prepare(file, say=watcher.say, first=first)
+        problem = prepare(file, say=watcher.say, first=first, moments=_recorded_moments(store, file.name))
         if _on_cluster(file.cluster):
             stack.enter_context(join_cluster())
         machine = find_machine(file.cluster, problem)
@@ -97,6 +98,13 @@ def _first_merge(file: SearchFile, store: Store, watcher: Watcher) -> Merge:
     if winner is None or not isinstance(winner.recipe.body, Blocks):
         raise BadSearch(f"search {file.name}.first has no winner to continue from; `evomerge status` shows why")
     return winner.recipe.body
+
+
+def _recorded_moments(store: Store, name: str) -> Moments | None:
+    """Return the second moments that a search began with: measured again, on another machine, they might differ."""
+    record = store.find(name)
+    found = record.row.plan.get(MOMENTS) if record is not None else None
+    return tuple(map(tuple, found)) if found else None
 
 
 def random_variant(file: SearchFile) -> SearchFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Annotated, Any, Literal
@@ -232,6 +233,17 @@ def alone(position: int, sources: int) -> Blocks:
     """Return the body that is one of ``sources`` models as it is."""
     weights = tuple(float(i == position) for i in range(sources))
     return Blocks(blocks=(Block(layers=(0, MOST_LAYERS), operator=Linear(weights=weights)),))
+
+
+def slot_names(slots: Iterable[object], source_names: Sequence[str]) -> tuple[str, ...]:
+    """Return a name for every slot of a path: that of the source, or merge, merge-2, ..."""
+    names: list[str] = []
+    merges = 0
+    for slot in slots:
+        merges += not isinstance(slot, int)
+        merged = f"merge-{merges}" if merges > 1 else "merge"
+        names.append(source_names[slot] if isinstance(slot, int) else merged)
+    return tuple(names)
 
 
 def _check_rows(body: MosaicBody, sources: int) -> None:

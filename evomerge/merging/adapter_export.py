@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evomerge.atomic import writing_folder
+from evomerge.atomic import check_free, writing_folder
 from evomerge.errors import BadRecipe
 from evomerge.merging.adapter import CONFIG, PREFIX, WEIGHTS, Adapter
 from evomerge.merging.engine import DTYPES, MergeEngine
@@ -40,6 +40,7 @@ def write_adapter(
         BadRecipe: an expert is no adapter, or the operator is not linear in the task vectors.
         BadSource: the sources have changed or do not fit, or an adapter changes more than plain matrices.
     """
+    check_free(to)
     sources, engine = open_merge(recipe)
     pairs: dict[str, Pair] = {}
     lost = whole = 0.0

@@ -33,7 +33,7 @@ def assemble(frame: Any, visits: Sequence[Visit]) -> Any:
     """
     model = shadow(frame)
     hops = [_hop(visit, number) for number, visit in enumerate(visits)]
-    place, stack = stack_of(frame)
+    place, stack = _stack_of(frame)
     body = model.get_submodule(place)
     setattr(body, stack, nn.ModuleList(hops))
     config = copy.deepcopy(frame.config)
@@ -72,8 +72,7 @@ def shadow(module: nn.Module) -> Any:
 
 
 def _hop(visit: Visit, number: int) -> nn.Module:
-    place, stack = stack_of(visit.model)
-    layers = getattr(visit.model.get_submodule(place), stack)
+    layers = layers_of(visit.model)
     if not 0 <= visit.layer < len(layers):
         raise BadRecipe(f"hop {number} visits layer {visit.layer}, but the model has layers 0 to {len(layers) - 1}")
     hop: nn.Module = shadow(layers[visit.layer])
@@ -85,6 +84,17 @@ def _hop(visit: Visit, number: int) -> nn.Module:
     return hop
 
 
+def layers_of(model: Any) -> nn.ModuleList:
+    """Return the stack of layers of a live model.
+
+    Raises:
+        BadRecipe: there is none that is known.
+    """
+    place, stack = _stack_of(model)
+    layers: nn.ModuleList = getattr(model.get_submodule(place), stack)
+    return layers
+
+
 def _scaling(scale: float) -> Callable[..., Any]:
     def scaled(_: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> Any:
         if inputs:
@@ -94,7 +104,7 @@ def _scaling(scale: float) -> Callable[..., Any]:
     return scaled
 
 
-def stack_of(model: Any) -> tuple[str, str]:
+def _stack_of(model: Any) -> tuple[str, str]:
     """Return the module that holds the stack of layers, and the stack's name in it."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     for place, module in model.named_modules():

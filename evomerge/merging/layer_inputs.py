@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from evomerge.errors import BadSource
 from evomerge.merging import statistical
-from evomerge.merging.assembly import stack_of
+from evomerge.merging.assembly import layers_of
 from evomerge.merging.exhibit import Exhibit
 from evomerge.merging.statistics import Recorder
 from search_spaces.calibration import Sample
@@ -70,8 +70,7 @@ def merged_inputs(
         BadSource, NotEnoughRoom: as `inputs`.
     """
     exhibit.show_average()
-    place, stack = stack_of(exhibit.model)
-    layers = getattr(exhibit.model.get_submodule(place), stack)
+    layers = layers_of(exhibit.model)
     calls = {source: [_first_call(exhibit, layers, sample) for sample in own] for source, own in samples.items()}
     tensors = by_layer(exhibit.tensors, len(layers))
     for number, layer in enumerate(layers):

@@ -110,7 +110,7 @@ class Wires:
     """Network namespaces on one bridge, one a node, 10.77.0.1 and up. Needs root."""
 
     def __init__(self) -> None:
-        self.bridge = f"evof{os.getpid() % 10**7}"
+        self.bridge = f"evof{os.getpid() % 10**5}x{next(_numbers) % 1000}"  # at most 15 characters
         self.names: list[str] = []
         self._ip("link", "add", self.bridge, "type", "bridge")
         self._ip("link", "set", self.bridge, "up")
