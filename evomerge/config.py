@@ -17,10 +17,12 @@ from evomerge.foreign import parse_yaml
 from evomerge.loggers.settings import LoggerSettings
 from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
 from evomerge.preferences import PreferenceSettings, aim_of
+from search_spaces.calibration import CalibrationSettings
 from search_spaces.courses import CourseSettings
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
 from search_spaces.spaces import SpaceSettings, needs_calibration
+from search_spaces.vocabulary import Vocabulary
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 CHANGEABLE = ("budget", "cluster", "logging", "storage")  # sections that may change between two runs of one search
@@ -58,12 +60,65 @@ class SourceSettings(_Section):
         return self.name or self.path.rstrip("/").rpartition("/")[2]
 
 
+class TokenSettings(_Section):
+    """The embedding of one token."""
+
+    source: str = Field(description="base, the name of an expert, or zero")
+    token: str | None = Field(default=None, description="another token of that source")
+    token_id: int | None = Field(default=None, ge=0, description="a row of that source's embeddings")
+    force: bool = Field(default=False, description="in all sources, those that have the token included")
+
+
+class VocabularySettings(_Section):
+    """The tokens of merged models whose sources have different ones, written as text or as a mapping."""
+
+    source: str = Field(default="union", description="union, base, or the name of an expert")
+    tokens: dict[str, TokenSettings] = {}
+    pad_to_multiple_of: int | None = Field(default=None, ge=1, description="rows")
+    chat_template: str | None = Field(default=None, description="Jinja text; the tokenizer's own by default")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
 class SourcesSettings(_Section):
     """The `sources` section."""
 
     base: SourceSettings
     experts: tuple[SourceSettings, ...] = Field(min_length=1)
     dtype: Dtype = "bfloat16"
+    vocabulary: VocabularySettings | None = Field(
+        default=None, description="tokens of the merged model where the sources' differ; they must not by default"
+    )
+
+    @model_validator(mode="after")
+    def _vocabulary_is_known(self) -> SourcesSettings:
+        self.vocabulary_policy()
+        return self
+
+    def vocabulary_policy(self) -> Vocabulary | None:
+        """Return `vocabulary` with sources as positions, the base first.
+
+        Raises:
+            ValueError: a source is not known.
+        """
+        if self.vocabulary is None:
+            return None
+        names = ("base", *(expert.short_name for expert in self.experts))
+
+        def position(name: str, word: str) -> Any:
+            if name not in (word, *names):
+                known = ", ".join((word, *names))
+                raise ValueError(f"vocabulary: {name!r} is not known; expected one of {known}")
+            return word if name == word else names.index(name)
+
+        value = self.vocabulary.model_dump()
+        value["source"] = position(value["source"], "union")
+        for row in value["tokens"].values():
+            row["source"] = position(row["source"], "zero")
+        return Vocabulary.model_validate(value)
 
     @field_validator("experts")
     @classmethod
@@ -72,24 +127,6 @@ class SourcesSettings(_Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two experts are called {', '.join(twice)}; give each a name of its own ({{path, name}})")
         return experts
-
-
-class CalibrationSettings(_Section):
-    """The `calibration` section: the prompts of operators that need statistics, all of them search documents."""
-
-    documents: int = Field(default=32, ge=1, description="of each task, the first search documents")
-    tokens: int = Field(default=512, ge=2, description="of prompt and answer; longer prompts lose their beginning")
-    tasks: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict,
-        description="tasks whose prompts an expert is run on, by its name; those of all objectives for the others",
-    )
-
-    @field_validator("tasks")
-    @classmethod
-    def _none_is_empty(cls, tasks: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        if empty := sorted(name for name, own in tasks.items() if not own):
-            raise ValueError(f"{empty[0]} has no task; name one, or leave the expert out")
-        return tasks
 
 
 class BudgetSettings(_Section):

@@ -40,6 +40,7 @@ class CheckReport:
     truncated: dict[str, int]
     inspection: Inspection
     over_limits: dict[str, int]
+    vocabulary: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -55,6 +56,7 @@ class CheckReport:
             f"search     {self.name}: everything is in order",
             f"sources    {', '.join(self.sources)}",
             f"embeddings {'tied: they are the head, too' if self.inspection.tied else 'apart from the head'}",
+            *(f"vocabulary {note}" for note in self.vocabulary),
             f"space      {self.space}",
             f"optimizer  {self.optimizer}: {self.optimizer_reason}",
             f"documents  {documents}",
@@ -116,4 +118,5 @@ def _report(problem: Problem, measured: Evaluation, machine: Machine) -> CheckRe
         truncated=dict(measured.truncated),
         inspection=problem.inspection,
         over_limits=dict(measured.over_limits),
+        vocabulary=problem.vocabulary_notes,
     )

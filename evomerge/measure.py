@@ -65,6 +65,7 @@ def measure(
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
         base=recipe.base if own_base else None,
+        vocabulary=recipe.vocabulary,
     )
     outcome = spec().evaluate(recipe.to_json(), documents.ids, as_exported=True)
     if isinstance(outcome, Failure):
@@ -135,7 +136,8 @@ def _recipe(model: str, dtype: str | None, base: str | None) -> Recipe:
         if base is not None:
             raise BadRecipe(f"--base: {model} names its own base; leave --base out")
         return in_dtype(read_recipe(Path(model)), dtype)
-    from evomerge.merging.adapter import is_adapter, open_sources
+    from evomerge.merging.adapter import is_adapter
+    from evomerge.merging.opening import open_sources
     from evomerge.merging.sources import resolve
 
     paths = (model,) if base is None else (model, base)

@@ -36,6 +36,7 @@ from search_spaces.path_space import PathSpace, fixed_merges
 from search_spaces.recipe import Merge, Source
 from search_spaces.seeds import base_recipe
 from search_spaces.spaces import Space
+from search_spaces.vocabulary import Vocabulary, vocabulary_keys
 
 if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
@@ -59,6 +60,8 @@ class Problem:
         inspection: how far the experts are from the base.
         copies: models that a worker holds in memory of its own.
         calibration: prompts of operators that need statistics.
+        vocabulary: that the sources are brought to; none where theirs are equal.
+        vocabulary_notes: what that does, for people.
     """
 
     file: SearchFile
@@ -70,6 +73,8 @@ class Problem:
     inspection: Inspection
     copies: int = 1
     calibration: Calibration | None = None
+    vocabulary: Vocabulary | None = None
+    vocabulary_notes: tuple[str, ...] = ()
 
     @cached_property
     def objective_names(self) -> tuple[str, ...]:
@@ -132,6 +137,7 @@ class Problem:
             device=device,
             threads=threads,
             calibration=self.calibration,
+            vocabulary=self.vocabulary,
         )
 
 
@@ -156,14 +162,14 @@ def prepare(
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
-    from evomerge.merging.adapter import open_sources
     from evomerge.merging.inspection import cached_inspection
+    from evomerge.merging.opening import open_sources
     from evomerge.path_spaces import make_path_space, model_moments
 
     models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
     folders = tuple(source_files.resolve(source.path, source.revision) for source in models)
-    checkpoints = open_sources(folders, base=0)
+    checkpoints, vocabulary, notes = _in_one_vocabulary(file, open_sources(folders, base=0))
     compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
@@ -173,7 +179,7 @@ def prepare(
     inspection = cached_inspection(
         checkpoints,
         [source.short_name for source in file.sources.experts],
-        digests=[source.identity for source in pinned],
+        digests=[*(source.identity for source in pinned), *vocabulary_keys(vocabulary)],
         progress=shares(progress or by_tenths(say), "comparing the experts with the base"),
     )
     say("building the tasks")
@@ -182,16 +188,19 @@ def prepare(
     if settings.racing:
         refuse_unraceable(suite, file.objectives)
     splits = make_splits(suite, settings)
-    calibration = make_calibration(file, suite, settings, folders[0])
+    calibration = make_calibration(file, suite, settings, checkpoints[0])
     prompts = calibration.digest if calibration else None
     if isinstance(file.space, MosaicSpaceSettings):
         from evomerge.mosaics import mosaic_space
 
-        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
+        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say, vocabulary=vocabulary)
     elif isinstance(file.space, ParameterSpaceSettings):
-        space = make_space(file, pinned, layers=checkpoints[0].layers, prompts=prompts)
+        layers = checkpoints[0].layers
+        space = make_space(file, pinned, layers=layers, vocabulary=vocabulary, prompts=prompts)
     else:
-        space = make_path_space(file, file.space, pinned, checkpoints, first=first, prompts=prompts)
+        space = make_path_space(
+            file, file.space, pinned, checkpoints, vocabulary=vocabulary, first=first, prompts=prompts
+        )
     if calibration is not None:
         _observe(space, checkpoints, shares(progress or by_tenths(say), "running the experts on calibration prompts"))
     if isinstance(space, PathSpace) and space.settings.scale_start is not None:
@@ -209,6 +218,8 @@ def prepare(
         inspection=inspection,
         copies=_copies(space, checkpoints),
         calibration=calibration,
+        vocabulary=vocabulary,
+        vocabulary_notes=notes,
     )
     check_optimizer(problem)
     return problem
@@ -224,6 +235,19 @@ def _observe(space: Space, checkpoints: Sequence[Checkpoint], progress: Callable
         recipes += [base_recipe(space).model_copy(update={"body": body}) for body in fixed_merges(space)]
     for recipe in recipes:
         ensure(recipe, checkpoints, device=default_device(), progress=progress)
+
+
+def _in_one_vocabulary(
+    file: SearchFile, sources: list[Checkpoint]
+) -> tuple[list[Checkpoint], Vocabulary | None, tuple[str, ...]]:
+    """Return the sources as `sources.vocabulary` aligns them, the policy if there is anything to align, and notes."""
+    from evomerge.merging.vocabulary import aligned, plan_vocabulary
+
+    policy = file.sources.vocabulary_policy()
+    if policy is None:
+        return sources, None, ()
+    plan = plan_vocabulary(sources, policy, 0)
+    return aligned(sources, plan, 0), policy if plan.needed(0) else None, tuple(plan.sentences())
 
 
 def check_optimizer(problem: Problem) -> None:
@@ -263,7 +287,12 @@ def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
 
 
 def make_space(
-    file: SearchFile, pinned: tuple[Source, ...], *, layers: int, prompts: str | None = None
+    file: SearchFile,
+    pinned: tuple[Source, ...],
+    *,
+    layers: int,
+    vocabulary: Vocabulary | None = None,
+    prompts: str | None = None,
 ) -> ParameterSpace:
     """Return the parameter space of ``file`` over the pinned sources; ``prompts`` is the digest of its calibration.
 
@@ -280,6 +309,7 @@ def make_space(
             dtype=file.sources.dtype,
             mask_seed=file.optimizer.seed,
             prompts=prompts,
+            vocabulary=vocabulary,
         )
     except ValueError as error:
         raise BadSearch(f"space: {error}") from None

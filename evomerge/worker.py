@@ -15,6 +15,7 @@ from evomerge import plugins  # noqa: F401  recipes may name operators of other 
 from evomerge.errors import CandidateFailed
 from search_spaces.calibration import Calibration
 from search_spaces.recipe import Dtype, Recipe, Source
+from search_spaces.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class WorkerSpec:
         sources: what the folders hold, for workers on machines that do not have them.
         threads: CPU threads for tensor work.
         calibration: prompts of operators that need statistics, for machines that do not have them.
+        vocabulary: the one that the sources are brought to.
     """
 
     folders: tuple[str, ...]
@@ -40,6 +42,7 @@ class WorkerSpec:
     base: int | None = 0
     sources: tuple[Source, ...] = ()
     calibration: Calibration | None = None
+    vocabulary: Vocabulary | None = None
 
     def local_folders(self) -> tuple[Path, ...]:
         """Return the folders of the sources on this machine; Hub ids and URLs are copied here if need be.
@@ -70,8 +73,9 @@ class Worker:
         from evaluators.evaluator import LmEvalEvaluator
         from evaluators.tasks import TaskSuite
         from evomerge.base_scores import Base, BaseScores
-        from evomerge.merging.adapter import open_sources
+        from evomerge.merging.aligned import tokenizer_folder
         from evomerge.merging.calibrations import keep
+        from evomerge.merging.opening import open_sources
         from evomerge.merging.resident import ResidentModel
         from evomerge.merging.sources import cache_folder
 
@@ -79,10 +83,11 @@ class Worker:
         folders = spec.local_folders()
         if spec.calibration is not None:
             keep(spec.calibration)
-        checkpoints = self._checkpoints = open_sources(folders, spec.base, keep=True)
-        self._device = spec.device
+        checkpoints = open_sources(folders, spec.base, vocabulary=spec.vocabulary, keep=True)
+        self._checkpoints, self._device = checkpoints, spec.device
         self._resident = ResidentModel(checkpoints, tokenizer=spec.tokenizer, dtype=spec.dtype, device=spec.device)
-        tokenizer = AutoTokenizer.from_pretrained(folders[spec.tokenizer], trust_remote_code=False)
+        home = tokenizer_folder(checkpoints[spec.tokenizer])
+        tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False)
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
         length = context_length(self._resident.model.config, tokenizer)
         self._evaluator = LmEvalEvaluator(

@@ -10,11 +10,29 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from search_spaces.canonical import Frozen, canonical_json, digest
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class CalibrationSettings(Frozen):
+    """The `calibration` section: the prompts of operators that need statistics, all of them search documents."""
+
+    documents: int = Field(default=32, ge=1, description="of each task, the first search documents")
+    tokens: int = Field(default=512, ge=2, description="of prompt and answer; longer prompts lose their beginning")
+    tasks: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="tasks whose prompts an expert is run on, by its name; those of all objectives for the others",
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _none_is_empty(cls, tasks: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        if empty := sorted(name for name, own in tasks.items() if not own):
+            raise ValueError(f"{empty[0]} has no task; name one, or leave the expert out")
+        return tasks
 
 
 class Sample(Frozen):

@@ -18,6 +18,7 @@ from search_spaces.genes import Gene, Genes, Genome
 from search_spaces.operator_settings import Bounds, OperatorSettings, ShareBounds
 from search_spaces.operators import OPERATORS, KnobSpec, MergeOperator, Operator, operator_class
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
+from search_spaces.vocabulary import Vocabulary
 
 
 def _known(kind: str) -> str:
@@ -133,6 +134,7 @@ class ParameterSpace:
     layers: int
     dtype: Dtype = "bfloat16"
     mask_seed: int = 0
+    vocabulary: Vocabulary | None = None
     prompts: str | None = None
 
     def __post_init__(self) -> None:
@@ -260,6 +262,7 @@ class ParameterSpace:
             base=0,
             tokenizer=0,
             dtype=self.dtype,
+            vocabulary=self.vocabulary,
             body=Blocks(blocks=blocks, mask_seed=self.mask_seed),
         )
 

@@ -16,8 +16,10 @@ from evomerge.merging.selection import Selector
 from evomerge.merging.statistics import Statistic, Statistical
 from evomerge.merging.terms import Term
 from evomerge.merging.virtual import Addition, as_kept, key_of, parameters_of, task_matrices
+from search_spaces.canonical import digest
 from search_spaces.operators import Fisher, MergeOperator, Rcp
 from search_spaces.recipe import Recipe
+from search_spaces.vocabulary import vocabulary_keys
 
 
 def calibrated(operator: Statistical, recipe: Recipe, name: str, selector: Selector) -> Kernel:
@@ -37,11 +39,17 @@ def calibrated(operator: Statistical, recipe: Recipe, name: str, selector: Selec
         return Combination(base_of(recipe), 1.0, effective([Term(i, weight * operator.scale) for i, weight in weights]))
     for weight in operator.weights:
         check_size(weight * operator.scale)
-    key = selector.remember(("prepared", *known), lambda: key_of(operator, recipe))
+    key = selector.remember(("prepared", *known), lambda: _key(operator, recipe))
     vectors = prepared(
         "virtual", key, name, lambda: as_kept(_vectors(operator, recipe, name, selector, found), name, selector)
     )
     return Addition(base_of(recipe), vectors, operator.weights, operator.scale)
+
+
+def _key(operator: Statistical, recipe: Recipe) -> str:
+    """Embeddings and head, too, are prepared: they follow from the vocabulary."""
+    own = key_of(operator, recipe)
+    return own if recipe.vocabulary is None else digest([own, *vocabulary_keys(recipe.vocabulary)])
 
 
 def _vectors(

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from evomerge.atomic import check_free, writing_folder
 from evomerge.errors import BadRecipe, NotEnoughRoom
-from evomerge.merging.adapter import open_sources
+from evomerge.merging.adapter import Adapter
+from evomerge.merging.aligned import tokenizer_folder
 from evomerge.merging.calibrations import keep, named_in, recall
-from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.checkpoint import Checkpoint, read_config
+from evomerge.merging.companions import companions, copy_companions
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, MergeEngine
 from evomerge.merging.memory import cache_within
+from evomerge.merging.opening import open_sources
 from evomerge.merging.path_export import layer_types, path_config, verify_path
 from evomerge.merging.paths import FoldedPath
 from evomerge.merging.pieces import Fill
@@ -30,23 +33,6 @@ from evomerge.shares import Progress
 from search_spaces.recipe import PathBody, Recipe
 
 SHARD_BYTES = 5_000_000_000
-_COPIED = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.tiktoken",
-    "*.bpe.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates",
-)
 _MARGIN_BYTES = 1 << 20  # for file system metadata
 
 
@@ -85,7 +71,7 @@ def write_checkpoint(
     rounding = _rounding(recipe, checkpoints)
     weights = _weights(recipe, checkpoints, engine, rounding)
     donor = checkpoints[recipe.tokenizer]
-    if donor.home != donor.path:
+    if isinstance(donor, Adapter):
         raise BadRecipe(f"{donor.path} is an adapter and has no config: give the base as the recipe's tokenizer")
     to.parent.mkdir(parents=True, exist_ok=True)
     _check_disk(to.parent, recipe, weights, donor)
@@ -112,7 +98,8 @@ def open_merge(
         BadSource, BadRecipe: they have changed, or do not fit; or the calibration prompts are not here.
         NotEnoughRoom: the merge needs more memory than the limit, in bytes.
     """
-    checkpoints = open_sources([verify(source) for source in recipe.sources], recipe.base)
+    folders = [verify(source) for source in recipe.sources]
+    checkpoints = open_sources(folders, recipe.base, vocabulary=recipe.vocabulary)
     names = mergeable_names(checkpoints[0])
     check(checkpoints, names)
     if named_in(recipe):
@@ -158,7 +145,7 @@ def _weights(
 def _check_disk(parent: Path, recipe: Recipe, made: _Weights, donor: Checkpoint) -> None:
     dtype = DTYPES[recipe.dtype]
     weights = sum(tensor_bytes(shape, dtype) for shape in made.shapes.values())
-    rest = sum(file.stat().st_size for path in _companions(donor.path) for file in [path, *path.glob("*")])
+    rest = sum(file.stat().st_size for path in companions(tokenizer_folder(donor)) for file in [path, *path.glob("*")])
     needed, free = weights + rest + _MARGIN_BYTES, shutil.disk_usage(parent).free
     if needed > free:
         raise NotEnoughRoom(
@@ -191,12 +178,8 @@ def _write_weights(
 
 
 def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | None) -> None:
-    for path in _companions(donor.path):
-        if path.is_dir():
-            shutil.copytree(path, folder / path.name)
-        else:
-            shutil.copyfile(path, folder / path.name)
-    value = _config(donor.config, recipe.dtype)
+    copy_companions(tokenizer_folder(donor), folder)
+    value = _config(read_config(donor.home), recipe.dtype)
     if isinstance(recipe.body, PathBody):
         value = path_config(value, hops=recipe.body.hops, types=layer_types(donor))
     config = json.dumps(value, indent=2, sort_keys=True)
@@ -206,10 +189,6 @@ def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | Non
         keep(recall(digest), folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _companions(folder: Path) -> list[Path]:
-    return sorted({path for pattern in _COPIED for path in folder.glob(pattern)})
 
 
 def _config(config: dict[str, Any], dtype: str) -> dict[str, Any]:

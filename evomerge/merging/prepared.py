@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from evomerge.atomic import replacing
 from evomerge.errors import NotEnoughRoom
+from evomerge.merging.pieces import Fill
+from evomerge.merging.safetensors_writer import Shard, write_shard
 from evomerge.merging.sources import CACHE_VARIABLE, cache_folder
 
 _KEY = "vectors"
@@ -27,6 +31,22 @@ def prepared(kind: str, key: str, name: str, make: Callable[[], Tensor]) -> Tens
     file = cache_folder() / kind / key / f"{name}.safetensors"
     if not file.is_file():
         write(file, make())
+    return mapped(file)
+
+
+def prepared_in_pieces(
+    kind: str, key: str, name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: Fill
+) -> Tensor:
+    """Return the same for a flat tensor that ``fill`` makes piece by piece, so that it is never held.
+
+    Raises:
+        NotEnoughRoom: it cannot be written.
+    """
+    file = cache_folder() / kind / key / f"{name}.safetensors"
+    if not file.is_file():
+        with in_the_cache(file), replacing(file) as temporary:
+            shard = Shard(temporary.name, {_KEY: (math.prod(shape),)})
+            write_shard(shard, temporary.parent, dtype, merge=lambda _: fill)
     return mapped(file)
 
 

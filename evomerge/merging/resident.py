@@ -49,7 +49,7 @@ class ResidentModel:
             return _allocate(shapes, DTYPES[dtype], torch.device(device), scratch)
 
         def build(tensors: Mapping[str, Tensor]) -> Any:
-            return _build(donor.path, dict(tensors), DTYPES[dtype])
+            return _build(donor.home, dict(tensors), DTYPES[dtype])
 
         views = allocate()
         self.model = build(views)

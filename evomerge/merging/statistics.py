@@ -24,6 +24,7 @@ from search_spaces.calibration import Calibration
 from search_spaces.canonical import digest
 from search_spaces.operators import Fisher, Rcp, RegMean, RegMeanPlus
 from search_spaces.recipe import Recipe
+from search_spaces.vocabulary import vocabulary_keys
 
 _FORMAT = 1  # of what is stored: a change makes what lies in caches obsolete
 _CONTENTS = "contents.json"
@@ -69,10 +70,12 @@ def needs(operator: Statistical, recipe: Recipe, calibration: Calibration) -> li
             f"{len(experts)}"
         )
     base = content(recipe.sources[base_of(recipe)])
+    vocabulary = vocabulary_keys(recipe.vocabulary)
 
     def need(kind: Kind, source: int, **more: object) -> Need:
         samples = calibration.expert_digests[experts.index(source)]
-        what = {"format": _FORMAT, "kind": kind, "models": [base, content(recipe.sources[source])], "samples": samples}
+        models = [base, content(recipe.sources[source]), *vocabulary]
+        what = {"format": _FORMAT, "kind": kind, "models": models, "samples": samples}
         return Need(kind, source, digest(what | more))
 
     if isinstance(operator, Fisher):

@@ -10,9 +10,11 @@ import pytest
 import torch
 import transformers
 
+from evomerge.merging.aligned import by_token
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.engine import MergeEngine
+from evomerge.merging.export import write_checkpoint
 from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
 from search_spaces.operators import Karcher, Linear, Operator, Passthrough, Slerp, TaskArithmetic, Ties
 from search_spaces.recipe import Block, Recipe
@@ -457,3 +459,58 @@ def test_where_mergekit_loses_model_stock_ours_is_the_formula(
     assert share > 0.9
     assert abs(moved(engine.merge_tensor(from_mergekit(text), name)) - share) < 0.02
     assert moved(theirs.tensor(name)) < 0.1
+
+
+VOCABULARIES = {
+    "union": "tokenizer_source: union",
+    "base": "tokenizer_source: base",
+    "expert": "tokenizer_source: V2",
+    "padded": "tokenizer: {source: union, pad_to_multiple_of: 8}",
+    "rows": """tokenizer:
+  source: union
+  tokens:
+    <tool>: {source: {kind: model_token, model: V2, token: w9}}
+    w5: {source: V1, force: true}
+    other: {source: {kind: zero}}
+    new: {source: {kind: model_token, model: V1, token_id: 49}}
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def of_strangers(strangers: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
+    """Configs of models with different tokens, and what mergekit makes of them."""
+    texts = {}
+    for name, lines in VOCABULARIES.items():
+        text = f"""merge_method: task_arithmetic
+base_model: V0
+models: [{{model: V1, parameters: {{weight: 0.4}}}}, {{model: V2, parameters: {{weight: 0.7}}}}]
+dtype: float32
+{lines}
+"""
+        for number, folder in enumerate(strangers):
+            text = text.replace(f"V{number}", str(folder))
+        texts[name] = text
+    folders = run_mergekit(texts, tmp_path_factory.mktemp("mergekit"))
+    return {name: (texts[name], folders[name]) for name in texts}
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_vocabularies(
+    of_strangers: dict[str, tuple[str, Path]], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token by token: mergekit numbers new tokens in the order of a hash table."""
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+    text, folder = of_strangers[name]
+    to = write_checkpoint(from_mergekit(text), tmp_path / "ours")
+    ours, theirs = Checkpoint.open(to), Checkpoint.open(folder)
+    words, others = (transformers.AutoTokenizer.from_pretrained(place).get_vocab() for place in (to, folder))
+    assert set(words) == set(others)
+    assert set(ours.names) == set(theirs.names)
+    order = torch.tensor([others[token] for token in sorted(words, key=words.__getitem__)])
+    for tensor in ours.names:
+        mine, its = ours.tensor(tensor), theirs.tensor(tensor)
+        assert mine.shape == its.shape
+        if by_token(tensor):
+            its = torch.cat([its[order], its[len(order) :]])
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=2e-7)
