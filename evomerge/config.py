@@ -217,11 +217,8 @@ class SearchFile(_Section):
     @model_validator(mode="after")
     def _calibration_is_used(self) -> SearchFile:
         if self.calibration is not None:
-            if not needs_calibration(self.space):
-                raise ValueError("calibration: no operator of this space needs statistics; leave it out")
             names = [expert.short_name for expert in self.sources.experts]
-            if unknown := sorted(self.calibration.tasks.keys() - set(names)):
-                raise ValueError(f"calibration.tasks: {unknown[0]} is no expert (known: {', '.join(names)})")
+            self.calibration.check(names, needed=needs_calibration(self.space))
         return self
 
     @model_validator(mode="after")

@@ -34,6 +34,17 @@ class CalibrationSettings(Frozen):
             raise ValueError(f"{empty[0]} has no task; name one, or leave the expert out")
         return tasks
 
+    def check(self, experts: Sequence[str], *, needed: bool) -> None:
+        """Refuse what does not fit the ``experts``, by name, or is not ``needed`` by any operator.
+
+        Raises:
+            ValueError: which it is.
+        """
+        if not needed:
+            raise ValueError("calibration: no operator of this space needs statistics; leave it out")
+        if unknown := sorted(self.tasks.keys() - set(experts)):
+            raise ValueError(f"calibration.tasks: {unknown[0]} is no expert (known: {', '.join(experts)})")
+
 
 class Sample(Frozen):
     """A prompt with its reference answer, in tokens."""

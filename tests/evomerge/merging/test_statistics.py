@@ -15,11 +15,11 @@ from torch import Tensor
 from evomerge.errors import BadRecipe, NotEnoughRoom
 from evomerge.export import read_recipe
 from evomerge.merging import calibrations, exhibit, gradients, statistical
-from evomerge.merging.adapter import open_sources
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.export import open_merge, write_checkpoint
 from evomerge.merging.observation import ensure
+from evomerge.merging.opening import open_sources
 from evomerge.merging.statistics import Statistic, Statistical, needs, read
 from search_spaces.calibration import Calibration, Sample
 from search_spaces.operators import Fisher, Rcp, RegMean, RegMeanPlus, TaskArithmetic
