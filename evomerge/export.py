@@ -17,10 +17,12 @@ from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.selection import Chooser
 from evomerge.shares import Progress
+from evomerge.targets import Place, local
 from search_spaces.recipe import Dtype, Recipe
 
 FORMATS = ("checkpoint", "adapter", "mergekit", "recipe")  # of one candidate
 TABLES = ("csv", "parquet")  # of all of them (evomerge.tabular)
+OPTUNA = "optuna"  # of all of them, as a study (evomerge.optuna_view)
 
 
 def choose(results: Results, *, candidate: int | None, best: bool, prefer: str | None) -> CandidateRecord:
@@ -64,7 +66,7 @@ def preferred(
 def export(
     results: Results,
     candidate: CandidateRecord,
-    to: Path,
+    to: Place,
     *,
     kind: str,
     rank: int | None = None,
@@ -72,7 +74,7 @@ def export(
     memory_limit: str | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Write ``candidate`` to ``to`` in one of `FORMATS`; an adapter may have at most ``rank``.
+    """Write ``candidate`` to ``to``, a path or an fsspec URL, in one of `FORMATS`; an adapter has at most ``rank``.
 
     ``dtype`` is that of the weights; by default that of the recipe, in which it was measured. ``memory_limit``, as
     2GiB, is of checkpoints: see `write_checkpoint`.
@@ -84,27 +86,25 @@ def export(
         UserMistake: an unknown format, a place that exists, sources that have changed, not enough disk.
     """
     if kind not in FORMATS:
-        raise BadSearch(f"--format {kind!r}: expected one of {', '.join((*FORMATS, *TABLES))}")
+        raise BadSearch(f"--format {kind!r}: expected one of {', '.join((*FORMATS, *TABLES, OPTUNA))}")
     recipe = in_dtype(candidate.recipe, dtype)
     if rank is not None and kind != "adapter":
         raise BadSearch(f"--rank is of adapters (--format adapter), and a {kind} is asked for")
     if memory_limit is not None and kind != "checkpoint":
         raise BadSearch(f"--memory-limit is of checkpoints (--format checkpoint), and a {kind} is asked for")
-    if kind == "adapter":
-        from evomerge.merging.adapter_export import write_adapter
+    with local(to) as place:
+        if kind == "adapter":
+            card = search_card(results, candidate)
+            return _adapter(recipe, place, rank=rank, card=card, progress=progress)
+        if kind == "checkpoint":
+            card = search_card(results, candidate)
+            return _checkpoint(recipe, place, card=card, memory_limit=memory_limit, progress=progress)
+        if kind == "mergekit":
+            from evomerge.merging.mergekit_config import to_mergekit
 
-        card = search_card(results, candidate)
-        lost = write_adapter(_pinned(recipe), to, rank=rank, progress=progress, card=card)
-        return [f"rank {rank} leaves out {lost:.3g} of the length of the step from the base"] if lost else []
-    if kind == "checkpoint":
-        card = search_card(results, candidate)
-        return _checkpoint(recipe, to, card=card, memory_limit=memory_limit, progress=progress)
-    if kind == "mergekit":
-        from evomerge.merging.mergekit_config import to_mergekit
-
-        write_new(to, to_mergekit(recipe))
-    else:
-        write_new(to, recipe.to_json() + "\n")
+            write_new(place, to_mergekit(recipe))
+        else:
+            write_new(place, recipe.to_json() + "\n")
     return []
 
 
@@ -123,7 +123,7 @@ def in_dtype(recipe: Recipe, dtype: str | None) -> Recipe:
 
 def merge_file(
     file: Path,
-    to: Path,
+    to: Place,
     *,
     dtype: str | None = None,
     memory_limit: str | None = None,
@@ -140,8 +140,9 @@ def merge_file(
         UserMistake: the file is neither, or cannot be merged.
     """
     recipe = in_dtype(read_recipe(file), dtype)
-    card = plain_card(recipe, to.name)
-    return _checkpoint(recipe, to, card=card, memory_limit=memory_limit, progress=progress)
+    with local(to) as place:
+        card = plain_card(recipe, place.name)
+        return _checkpoint(recipe, place, card=card, memory_limit=memory_limit, progress=progress)
 
 
 def read_recipe(file: Path) -> Recipe:
@@ -162,6 +163,13 @@ def read_recipe(file: Path) -> Recipe:
         raise BadRecipe(f"{file}: cannot be read: {error}") from None
     except ValidationError as error:
         raise BadRecipe(f"{file}: not a recipe: {explain(error, Recipe)}") from None
+
+
+def _adapter(recipe: Recipe, to: Path, *, rank: int | None, card: str, progress: Progress | None) -> list[str]:
+    from evomerge.merging.adapter_export import write_adapter
+
+    lost = write_adapter(_pinned(recipe), to, rank=rank, progress=progress, card=card)
+    return [f"rank {rank} leaves out {lost:.3g} of the length of the step from the base"] if lost else []
 
 
 def _checkpoint(
