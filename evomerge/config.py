@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from evaluators.objective import EvaluationSettings
+from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import AnyObjective, Distance
 from evomerge.errors import BadSearch
 from evomerge.foreign import parse_yaml
@@ -235,6 +235,11 @@ class SearchFile(_Section):
         except ValueError as error:
             raise ValueError(f"preference.limits: {error}") from None
         return self
+
+    @property
+    def metrics(self) -> tuple[Objective, ...]:
+        """The objectives that are metrics of tasks."""
+        return tuple(objective for objective in self.objectives if isinstance(objective, Objective))
 
     def fixed_part(self) -> dict[str, Any]:
         """Return everything that must not change between two runs of one search, as JSON types."""

@@ -20,6 +20,7 @@ from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
+from evomerge.minibatches import refuse_few_documents
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
@@ -96,12 +97,15 @@ class Problem:
     def setting(self) -> Setting:
         """What an optimizer is told of the search when it is made."""
         weights = np.array([objective.weight for objective in self.file.objectives])
+        minibatches = self.file.evaluation.minibatches
         return Setting(
             self.space.genes,
             weights,
             evaluations=self.file.budget.evaluations,
             aim=aim_of(self.file.objectives, self.file.preference),
             mosaics=self.space.algebra if isinstance(self.space, MosaicSpace) else None,
+            centres=minibatches is not None,
+            noisy=minibatches is not None and minibatches.measure == "metric",
         )
 
     def plan(self) -> dict[str, Any]:
@@ -159,6 +163,7 @@ def prepare(
         UserMistake, TaskError, ValueError: what is wrong, on one line.
     """
     from evaluators.raceable import refuse_unraceable
+    from evaluators.smooth import stand_ins
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
@@ -208,6 +213,11 @@ def prepare(
             say("measuring the residual streams of the models")
             moments = model_moments(space, checkpoints, suite, splits.search)
         space = replace(space, moments=moments)
+    if minibatches := settings.minibatches:
+        refuse_unraceable(suite, file.objectives, key="minibatches")
+        refuse_few_documents(splits.search, minibatches.count)
+        if minibatches.measure != "metric":
+            TaskSuite.load(tuple(stand_ins(file.metrics, minibatches).values()), settings)  # refuses what has none
     problem = Problem(
         file=file,
         space=space,

@@ -116,6 +116,7 @@ def random_variant(file: SearchFile) -> SearchFile:
             "name": f"{file.name}.random",
             "optimizer": RandomSettings(seed=file.optimizer.seed),
             "baselines": BaselineSettings(single_coefficient=0, random_search=False),
+            "evaluation": file.evaluation.model_copy(update={"minibatches": None}),  # it has no generations
         }
     )
 

@@ -71,6 +71,7 @@ class Worker:
         from evaluators.blockwise import BlockwiseEvaluator
         from evaluators.context import context_length
         from evaluators.evaluator import LmEvalEvaluator
+        from evaluators.smooth import SmoothEvaluator, stand_ins
         from evaluators.tasks import TaskSuite
         from evomerge.base_scores import Base, BaseScores
         from evomerge.merging.aligned import tokenizer_folder
@@ -90,12 +91,20 @@ class Worker:
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False)
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
         length = context_length(self._resident.model.config, tokenizer)
-        self._evaluator = LmEvalEvaluator(
-            suite, tokenizer, settings=spec.evaluation, max_length=length, cache=cache_folder() / "requests"
-        )
+
+        def evaluator_of(suite: TaskSuite) -> LmEvalEvaluator:
+            cache = cache_folder() / "requests"
+            return LmEvalEvaluator(suite, tokenizer, settings=spec.evaluation, max_length=length, cache=cache)
+
+        self._evaluator = evaluator_of(suite)
         base = None if spec.base is None else Base(spec.base, checkpoints)
         self._base_scores = BaseScores(spec.objectives, base, self._resident, self._measure)
         metrics = tuple(objective for objective in spec.objectives if isinstance(objective, Objective))
+        self._smooth = None
+        if (minibatches := spec.evaluation.minibatches) and minibatches.measure != "metric":
+            others = stand_ins(metrics, minibatches)
+            smooth = evaluator_of(TaskSuite.load(tuple(dict.fromkeys(others.values())), spec.evaluation))
+            self._smooth = SmoothEvaluator(smooth, {name: other.name for name, other in others.items()})
         timeout = spec.evaluation.timeout_seconds
         self._blockwise = BlockwiseEvaluator(self._evaluator, metrics, timeout_seconds=timeout)
 
@@ -115,8 +124,18 @@ class Worker:
         outcome = self._measure(recipe, documents, as_exported=as_exported)
         return self._base_scores.complete(outcome, documents) if isinstance(outcome, Evaluation) else outcome
 
+    def evaluate_smooth(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]]) -> Outcome:
+        """Return the smooth scores of the merge of ``recipe_json`` under the objectives' names, as `evaluate` does."""
+        return self._measure(Recipe.model_validate_json(recipe_json), Documents(dict(ids)), smooth=True)
+
     def _measure(
-        self, recipe: Recipe, documents: Documents, race: Race | None = None, *, as_exported: bool = False
+        self,
+        recipe: Recipe,
+        documents: Documents,
+        race: Race | None = None,
+        *,
+        as_exported: bool = False,
+        smooth: bool = False,
     ) -> Outcome:
         started, cpu = time.perf_counter(), time.process_time()
         self._observe(recipe)
@@ -125,7 +144,10 @@ class Worker:
         except CandidateFailed as error:
             return Failure(FailureKind.MERGE_ERROR, str(error))
         merged = time.perf_counter() - started
-        if race is None:
+        if smooth:
+            assert self._smooth is not None  # the search file asked for it
+            outcome = self._smooth.evaluate(model, documents)
+        elif race is None:
             outcome = self._evaluator.evaluate(model, documents)
         else:
             with self._evaluator.same_model():

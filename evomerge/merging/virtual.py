@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import CandidateFailed
-from evomerge.merging import spectral
+from evomerge.merging import cpu, spectral
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
 from evomerge.merging.kernels import Combination, Scratch, chunks, finish, float32, part
 from evomerge.merging.largest import largest
@@ -50,6 +50,9 @@ class Addition:
 
     def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
         """Write elements ``first`` and on of the sum to ``out``; of ``sources`` only the base is read."""
+        weights = [weight * self.scale for weight in self.weights]
+        if scratch.noted(cpu.add_up(sources[self.pivot], list(self.vectors), out, weights, first)):
+            return
         for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
