@@ -11,8 +11,8 @@ from evaluators.objective_kinds import AnyObjective
 from evomerge.atomic import write_new
 from evomerge.calibration import restore
 from evomerge.card import plain_card, search_card
-from evomerge.config import explain
 from evomerge.errors import BadRecipe, BadSearch
+from evomerge.explain import explain
 from evomerge.preferences import ConstraintSettings, PreferenceSettings, parse_prefer
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
