@@ -30,6 +30,7 @@ from evaluators.evaluation import Cost, Documents, Evaluation, Floats, Score
 from evaluators.objective import Objective, RacingSettings
 from evaluators.statistics import mean_interval
 from evomerge import demo
+from evomerge.best_known import BestKnown
 from evomerge.config import parse
 from evomerge.optimizers.cma_es import CmaEs
 from evomerge.optimizers.contract import Observation
@@ -165,7 +166,8 @@ def search(arm: Arm, world: World, seeds: Floats) -> dict[str, float]:
         return world.look(genomes[evaluation.id])[0][int(name.split("/")[0]), : arm.documents]
 
     optimizer = CmaEs(genes(seeds.shape[1]), weights=np.ones(TASKS), seed=world.seed)
-    referee = Referee(objectives, arm.racing, single_number=True, read_scores=read) if arm.racing else None
+    best = BestKnown(objectives, read)
+    referee = Referee(best, arm.racing, single_number=True) if arm.racing else None
     blockwise = BlockwiseEvaluator(world, objectives)
     spent, full = 0, []
     while len(genomes) < min(arm.candidates, 20_000) and spent < arm.spent:
@@ -178,7 +180,7 @@ def search(arm: Arm, world: World, seeds: Floats) -> dict[str, float]:
         spent += outcome.cost.documents
         full += [genome] if outcome.stopped is None else []
         if referee:
-            referee.see(_record(number, outcome, seed=seed))
+            best.see(_record(number, outcome, seed=seed))
         values = np.array([outcome.scores[o.name].value for o in objectives])
         optimizer.tell([Observation(genome, values, seed=seed, estimated=outcome.stopped is not None)])
     joint = np.array([world.look(genome)[0][:, : arm.documents].mean() for genome in full])

@@ -29,6 +29,7 @@ NAMES = (
     "scale",
     "chaos",
     "data_flow",
+    "depth",
 )
 
 

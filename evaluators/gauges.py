@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, assert_never
+from typing import Any, Literal, Protocol, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,9 @@ def _make(objective: Any, loaded: LoadedTask, documents: Sequence[int], asked: A
     match kind:
         case Likelihood():
             right = _right(loaded, documents, asked)
-            return _LikelihoodGauge(kind.name, right, _firsts(asked), _units(kind.per, asked, kind.name))
+            units = _units(kind.per, asked, kind.name)
+            among = kind.scale == "probability" and loaded.kind == "multiple_choice"
+            return _LikelihoodGauge(kind.name, right, _firsts(asked), units, "share" if among else kind.scale)
         case Perplexity():
             return _PerplexityGauge(kind.name, _firsts(asked), _units(kind.per, asked, kind.name))
         case Length():
@@ -76,10 +78,14 @@ class _LikelihoodGauge:
     right: npt.NDArray[np.bool_]
     firsts: npt.NDArray[np.int64]
     units: Floats
+    scale: Literal["nats", "probability", "share"]  # share: of the probability of all choices
 
     def score(self, answers: Answers, found: Mapping[str, Score]) -> Score:
-        values = np.where(self.right, answers.likelihoods.values / self.units, -np.inf)
-        return Score.mean_of(np.maximum.reduceat(values, self.firsts))
+        values = answers.likelihoods.values / self.units
+        likeliest = np.maximum.reduceat(np.where(self.right, values, -np.inf), self.firsts)
+        if self.scale == "share":
+            likeliest -= np.logaddexp.reduceat(values, self.firsts)
+        return Score.mean_of(likeliest if self.scale == "nats" else np.exp(likeliest))
 
 
 @dataclass(frozen=True)

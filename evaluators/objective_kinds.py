@@ -32,16 +32,22 @@ class _OfTask(ObjectiveBase):
 
 
 class Likelihood(_OfTask):
-    """Mean log-likelihood in nats of the reference answers of a task: a fitness without plateaus."""
+    """Mean log-likelihood or probability of the reference answers of a task: a fitness without plateaus."""
 
     kind: Literal["likelihood"]
     task: str = Field(min_length=1, description="lm-eval task")
     per: Literal["answer", "token", "byte"] = Field(default="answer", description="what an answer is divided by")
+    scale: Literal["nats", "probability"] = Field(
+        default="nats",
+        description="of a document's score; probability: of a right choice among the choices, or of the answer",
+        exclude_if=lambda scale: scale == "nats",  # records from before there were scales stay what they are
+    )
 
     @property
     def detail(self) -> str:
         """What it is, and per what."""
-        return "likelihood" if self.per == "answer" else f"likelihood per {self.per}"
+        what = "likelihood" if self.scale == "nats" else "probability"
+        return what if self.per == "answer" else f"{what} per {self.per}"
 
 
 class _OfFile(ObjectiveBase):

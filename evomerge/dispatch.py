@@ -20,12 +20,16 @@ GRACE_SECONDS = 60.0  # the evaluator stops itself at its time-out; the pool ste
 
 
 class Task(NamedTuple):
-    """One candidate to be measured on one split, in full unless it has a `race` to run."""
+    """One candidate to be measured on documents of one split.
+
+    In full unless it has a `race` to run; by the objectives unless by `smooth` scores.
+    """
 
     candidate: CandidateRecord
     split: Split
     documents: Documents
     race: Race | None = None
+    smooth: bool = False
 
 
 class Dispatcher:
@@ -119,9 +123,12 @@ class Dispatcher:
         return self._nodes_lost[key] < MOST_NODES
 
     def _submit(self, task: Task) -> None:
+        what = (task.candidate.recipe_json, dict(task.documents.ids))
         as_exported = task.split != "search"  # what is reported and what chooses the winner
-        arguments = (task.candidate.recipe_json, dict(task.documents.ids), task.race, as_exported)
-        call = Call("evaluate", arguments, self._timeout)
+        if task.smooth:
+            call = Call("evaluate_smooth", what, self._timeout)
+        else:
+            call = Call("evaluate", (*what, task.race, as_exported), self._timeout)
         self._flights[self._pool.submit(call)] = task
 
 

@@ -11,6 +11,7 @@ from evaluators.context import context_length
 from evaluators.evaluation import Documents
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
+from evomerge.merging.aligned import tokenizer_folder
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.engine import DTYPES
@@ -22,6 +23,7 @@ from search_spaces.courses import ModelSize, Moments
 from search_spaces.path_space import PathSpace, PathSpaceSettings, path_space
 from search_spaces.recipe import Merge, Source
 from search_spaces.tensors import in_stack, layer_of
+from search_spaces.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from evaluators.tasks import TaskSuite
@@ -33,12 +35,15 @@ def make_path_space(
     pinned: tuple[Source, ...],
     checkpoints: Sequence[Checkpoint],
     *,
+    vocabulary: Vocabulary | None = None,
     first: Merge | None = None,
+    prompts: str | None = None,
 ) -> PathSpace:
     """Return the space of paths of ``file`` over ``checkpoints``, in the order of the ``pinned`` sources.
 
-    ``first`` is the merge that a hybrid search found. Tokenizer and config are those of model A if it has any: those of
-    merges and adapters are the base's.
+    ``first`` is the merge that a hybrid search found, ``prompts`` the digest of the calibration prompts of operators
+    that need statistics. Tokenizer and config are those of model A if it has any: those of merges and adapters are the
+    base's.
 
     Raises:
         BadSearch: the space does not fit the models.
@@ -53,7 +58,9 @@ def make_path_space(
             layers=checkpoints[0].layers,
             dtype=file.sources.dtype,
             mask_seed=file.optimizer.seed,
+            vocabulary=vocabulary,
             first=first,
+            prompts=prompts,
             size=model_size(checkpoints[0]),
         )
         space = replace(space, tokenizer=_frame(space, checkpoints))
@@ -103,7 +110,7 @@ def model_moments(
     from evaluators.calibration import calibration_prompts
 
     resident = ResidentModel(checkpoints, tokenizer=space.tokenizer, dtype=space.dtype)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoints[space.tokenizer].path, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(checkpoints[space.tokenizer]), trust_remote_code=False)
     length = context_length(resident.model.config, tokenizer)
     prompts = calibration_prompts(suite, tokenizer, documents, max_length=length)
     return tuple(stream_moments(resident.apply(recipe), prompts) for recipe in space.model_recipes)

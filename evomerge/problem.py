@@ -15,10 +15,12 @@ from evaluators.evaluation import Documents
 from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
 from evomerge import plugins
+from evomerge.calibration import CALIBRATION, make_calibration
 from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
+from evomerge.minibatches import refuse_few_documents
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
@@ -26,12 +28,16 @@ from evomerge.plugins import PLUGINS
 from evomerge.preferences import aim_of
 from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
+from search_spaces.calibration import Calibration
 from search_spaces.courses import Moments
+from search_spaces.genes import Genome
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.path_space import PathSpace, fixed_merges
 from search_spaces.recipe import Merge, Source
+from search_spaces.seeds import base_recipe
 from search_spaces.spaces import Space
+from search_spaces.vocabulary import Vocabulary, vocabulary_keys
 
 if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
@@ -54,6 +60,9 @@ class Problem:
         suite_digest: SHA-256 over all that defines the scores.
         inspection: how far the experts are from the base.
         copies: models that a worker holds in memory of its own.
+        calibration: prompts of operators that need statistics.
+        vocabulary: that the sources are brought to; none where theirs are equal.
+        vocabulary_notes: what that does, for people.
     """
 
     file: SearchFile
@@ -64,6 +73,9 @@ class Problem:
     suite_digest: str
     inspection: Inspection
     copies: int = 1
+    calibration: Calibration | None = None
+    vocabulary: Vocabulary | None = None
+    vocabulary_notes: tuple[str, ...] = ()
 
     @cached_property
     def objective_names(self) -> tuple[str, ...]:
@@ -85,12 +97,15 @@ class Problem:
     def setting(self) -> Setting:
         """What an optimizer is told of the search when it is made."""
         weights = np.array([objective.weight for objective in self.file.objectives])
+        minibatches = self.file.evaluation.minibatches
         return Setting(
             self.space.genes,
             weights,
             evaluations=self.file.budget.evaluations,
             aim=aim_of(self.file.objectives, self.file.preference),
             mosaics=self.space.algebra if isinstance(self.space, MosaicSpace) else None,
+            centres=minibatches is not None,
+            noisy=minibatches is not None and minibatches.measure == "metric",
         )
 
     def plan(self) -> dict[str, Any]:
@@ -101,6 +116,7 @@ class Problem:
         return {
             **({PLUGINS: plugged} if plugged else {}),
             **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
+            **({CALIBRATION: self.calibration.model_dump(mode="json")} if self.calibration else {}),
             **({MOMENTS: [list(row) for row in moments]} if moments else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
             "expert_names": list(self.space.expert_names),
@@ -124,6 +140,8 @@ class Problem:
             evaluation=evaluation_of(self.file),
             device=device,
             threads=threads,
+            calibration=self.calibration,
+            vocabulary=self.vocabulary,
         )
 
 
@@ -145,17 +163,18 @@ def prepare(
         UserMistake, TaskError, ValueError: what is wrong, on one line.
     """
     from evaluators.raceable import refuse_unraceable
+    from evaluators.smooth import stand_ins
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
-    from evomerge.merging.adapter import open_sources
     from evomerge.merging.inspection import cached_inspection
+    from evomerge.merging.opening import open_sources
     from evomerge.path_spaces import make_path_space, model_moments
 
     models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
     folders = tuple(source_files.resolve(source.path, source.revision) for source in models)
-    checkpoints = open_sources(folders, base=0)
+    checkpoints, vocabulary, notes = _in_one_vocabulary(file, open_sources(folders, base=0))
     compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
@@ -165,28 +184,40 @@ def prepare(
     inspection = cached_inspection(
         checkpoints,
         [source.short_name for source in file.sources.experts],
-        digests=[source.identity for source in pinned],
+        digests=[*(source.identity for source in pinned), *vocabulary_keys(vocabulary)],
         progress=shares(progress or by_tenths(say), "comparing the experts with the base"),
     )
-    if isinstance(file.space, MosaicSpaceSettings):
-        from evomerge.mosaics import mosaic_space
-
-        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
-    elif isinstance(file.space, ParameterSpaceSettings):
-        space = make_space(file, pinned, layers=checkpoints[0].layers)
-    else:
-        space = make_path_space(file, file.space, pinned, checkpoints, first=first)
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
     if settings.racing:
         refuse_unraceable(suite, file.objectives)
     splits = make_splits(suite, settings)
+    calibration = make_calibration(file, suite, settings, checkpoints[0])
+    prompts = calibration.digest if calibration else None
+    if isinstance(file.space, MosaicSpaceSettings):
+        from evomerge.mosaics import mosaic_space
+
+        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say, vocabulary=vocabulary)
+    elif isinstance(file.space, ParameterSpaceSettings):
+        layers = checkpoints[0].layers
+        space = make_space(file, pinned, layers=layers, vocabulary=vocabulary, prompts=prompts)
+    else:
+        space = make_path_space(
+            file, file.space, pinned, checkpoints, vocabulary=vocabulary, first=first, prompts=prompts
+        )
+    if calibration is not None:
+        _observe(space, checkpoints, shares(progress or by_tenths(say), "running the experts on calibration prompts"))
     if isinstance(space, PathSpace) and space.settings.scale_start is not None:
         if moments is None:
             say("measuring the residual streams of the models")
             moments = model_moments(space, checkpoints, suite, splits.search)
         space = replace(space, moments=moments)
+    if minibatches := settings.minibatches:
+        refuse_unraceable(suite, file.objectives, key="minibatches")
+        refuse_few_documents(splits.search, minibatches.count)
+        if minibatches.measure != "metric":
+            TaskSuite.load(tuple(stand_ins(file.metrics, minibatches).values()), settings)  # refuses what has none
     problem = Problem(
         file=file,
         space=space,
@@ -196,9 +227,37 @@ def prepare(
         suite_digest=suite.digest,
         inspection=inspection,
         copies=_copies(space, checkpoints),
+        calibration=calibration,
+        vocabulary=vocabulary,
+        vocabulary_notes=notes,
     )
     check_optimizer(problem)
     return problem
+
+
+def _observe(space: Space, checkpoints: Sequence[Checkpoint], progress: Callable[[int, int], None]) -> None:
+    """Compute the statistics of the space's operators, for workers to find them."""
+    from evomerge.merging.observation import default_device, ensure
+
+    searched = space.models if isinstance(space, PathSpace) else (space,)
+    recipes = [inner.decode(Genome(inner.genes.start)) for inner in searched if isinstance(inner, ParameterSpace)]
+    if isinstance(space, PathSpace):
+        recipes += [base_recipe(space).model_copy(update={"body": body}) for body in fixed_merges(space)]
+    for recipe in recipes:
+        ensure(recipe, checkpoints, device=default_device(), progress=progress)
+
+
+def _in_one_vocabulary(
+    file: SearchFile, sources: list[Checkpoint]
+) -> tuple[list[Checkpoint], Vocabulary | None, tuple[str, ...]]:
+    """Return the sources as `sources.vocabulary` aligns them, the policy if there is anything to align, and notes."""
+    from evomerge.merging.vocabulary import aligned, plan_vocabulary
+
+    policy = file.sources.vocabulary_policy()
+    if policy is None:
+        return sources, None, ()
+    plan = plan_vocabulary(sources, policy, 0)
+    return aligned(sources, plan, 0), policy if plan.needed(0) else None, tuple(plan.sentences())
 
 
 def check_optimizer(problem: Problem) -> None:
@@ -237,8 +296,15 @@ def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     return elements * BYTES_PER_ELEMENT[dtype]
 
 
-def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> ParameterSpace:
-    """Return the parameter space of ``file`` over the pinned sources.
+def make_space(
+    file: SearchFile,
+    pinned: tuple[Source, ...],
+    *,
+    layers: int,
+    vocabulary: Vocabulary | None = None,
+    prompts: str | None = None,
+) -> ParameterSpace:
+    """Return the parameter space of ``file`` over the pinned sources; ``prompts`` is the digest of its calibration.
 
     Raises:
         BadSearch: the space does not fit the models.
@@ -252,6 +318,8 @@ def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> 
             layers=layers,
             dtype=file.sources.dtype,
             mask_seed=file.optimizer.seed,
+            prompts=prompts,
+            vocabulary=vocabulary,
         )
     except ValueError as error:
         raise BadSearch(f"space: {error}") from None

@@ -168,7 +168,7 @@ class Results:
 
     @property
     def stopped(self) -> int:
-        """Candidates that racing stopped early; answers from the record are not counted."""
+        """Candidates that saw only some of the documents; answers from the record are not counted."""
         known = self.candidates.evaluations
         mine = known.of("search")
         return int((known.stopped[mine] & known.fresh[mine]).sum())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
@@ -31,6 +31,8 @@ from search_spaces.recipe import Blocks, Merge
 
 if TYPE_CHECKING:
     from cluster.ray_session import RaySession
+
+T = TypeVar("T")
 
 WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
 IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
@@ -114,6 +116,7 @@ def random_variant(file: SearchFile) -> SearchFile:
             "name": f"{file.name}.random",
             "optimizer": RandomSettings(seed=file.optimizer.seed),
             "baselines": BaselineSettings(single_coefficient=0, random_search=False),
+            "evaluation": file.evaluation.model_copy(update={"minibatches": None}),  # it has no generations
         }
     )
 
@@ -160,12 +163,17 @@ def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) 
         metrics = SearchMetrics(meters, record, problem.file, dispatcher)
         dispatcher.every_few_seconds(metrics.send)
         listeners.append(metrics)
-    search = Search(problem, record, optimizer, dispatcher, Several(listeners))
-    watcher.say(f"the search stops: {search.run()}")
-    conclude(search)
+    with closing(_writing_view(lambda: optuna_view.Live(record))) as view:
+        search = Search(problem, record, optimizer, dispatcher, Several([*listeners, view]))
+        watcher.say(f"the search stops: {search.run()}")
+        conclude(search)
     watcher.say("writing the Optuna view")
+    _writing_view(lambda: optuna_view.sync(Results.of(record)))
+
+
+def _writing_view(write: Callable[[], T]) -> T:
     try:
-        optuna_view.sync(Results.of(record))
+        return write()
     except OSError as error:  # the record is whole, and the same command tries again
         raise NotEnoughRoom(f"the Optuna view cannot be written: {error}; make room and run it again") from None
 

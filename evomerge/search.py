@@ -16,9 +16,10 @@ from typing import Protocol
 import numpy as np
 
 from evaluators.evaluation import Evaluation, Failure, Outcome, Score
-from evaluators.objective import Objective
+from evomerge.best_known import BestKnown
 from evomerge.dispatch import Dispatcher, Task
 from evomerge.errors import BadSearch
+from evomerge.minibatches import Minibatches, with_generations
 from evomerge.optimizers.contract import Observation, Optimizer
 from evomerge.optimizers.preference import WeightedMean
 from evomerge.problem import Problem
@@ -76,7 +77,9 @@ class Search:
         self.candidates: dict[int, CandidateRecord] = {c.number: _kept(c) for c in record.candidates()}
         self._by_recipe: dict[str, int] = {}
         self._by_genome: dict[Genome, int] = {}
+        self._best = BestKnown(problem.file.metrics, record.document_scores)
         self._referee = self._make_referee()
+        self._minibatches = self._make_minibatches()
         self._replay()
         self._add_seeds()
 
@@ -117,8 +120,13 @@ class Search:
         if equal is not None and equal != candidate.number:
             self._answer(candidate, self.candidates[equal])
             return
+        self._dispatcher.send(self._task(candidate))
+
+    def _task(self, candidate: CandidateRecord) -> Task:
+        if self._minibatches:
+            return self._minibatches.task(candidate)
         race = self._referee.race() if self._referee and candidate.origin != "seed" else None
-        self._dispatcher.send(Task(candidate, "search", self.problem.splits.search, race))
+        return Task(candidate, "search", self.problem.splits.search, race)
 
     def _make_referee(self) -> Referee | None:
         settings = self.problem.file.evaluation.racing
@@ -126,12 +134,15 @@ class Search:
             return None
         refuse_unraceable(self._optimizer, self.problem.file.optimizer.kind)
         weighted = isinstance(self.problem.setting().aim, WeightedMean)  # a race for any other number is for the front
-        return Referee(
-            tuple(o for o in self.problem.file.objectives if isinstance(o, Objective)),  # others cannot race
-            settings,
-            single_number=weighted and getattr(self._optimizer, "single_number", False),
-            read_scores=self.record.document_scores,
-        )
+        single_number = weighted and getattr(self._optimizer, "single_number", False)
+        return Referee(self._best, settings, single_number=single_number)
+
+    def _make_minibatches(self) -> Minibatches | None:
+        settings, documents = self.problem.file.evaluation.minibatches, self.problem.splits.search
+        if settings is None:
+            return None
+        optimizer = with_generations(self._optimizer, self.problem.file.optimizer.kind)
+        return Minibatches(documents, settings, self.problem.file.metrics, optimizer, self._best)
 
     def _ask(self) -> CandidateRecord:
         genome = self._optimizer.ask(1)[0]
@@ -168,6 +179,8 @@ class Search:
         )
 
     def _finish(self, candidate: CandidateRecord, outcome: Outcome) -> None:
+        if self._minibatches:
+            outcome = self._minibatches.estimated(candidate, outcome)
         self._progress.failed += isinstance(outcome, Failure)
         self._record_and_tell(candidate, outcome)
         self._check_failure_budget()
@@ -257,8 +270,8 @@ class Search:
         self.candidates[candidate.number] = _kept(candidate)
         if candidate.genome is not None:
             self._by_genome.setdefault(candidate.genome, candidate.number)
-        if self._referee:
-            self._referee.see(candidate)
+        if self._referee or self._minibatches:
+            self._best.see(candidate)
         if "search" in candidate.evaluations:
             self._by_recipe.setdefault(candidate.recipe_digest, candidate.number)
 

@@ -111,7 +111,7 @@ def status_lines(results: Results) -> list[str]:
         lines.append(f"surrogates  {surrogates.line}")
     if results.stopped:
         seen = results.costs["search"].documents / (results.spent * documents_of(results, "search"))
-        lines.append(f"racing      {results.stopped} stopped early; {seen:.0%} of the documents were evaluated")
+        lines.append(f"estimated   {results.stopped} from some documents; {seen:.0%} of the documents were evaluated")
     if results.winner:
         validation = results.chooser.number(results.winner, "validation")
         lines.append(
@@ -221,7 +221,9 @@ def _remarks(evaluation: EvaluationRecord) -> Iterator[str]:
 
 
 def in_words(stop: Stop) -> str:
-    """Return why a race ended, for people."""
+    """Return why a candidate saw only some of the documents, for people."""
+    if stop.minibatch is not None:
+        return f"saw minibatch {stop.minibatch}, {stop.documents} of {stop.of} documents"
     return (
         f"stopped after {stop.documents} of {stop.of} documents with a chance of {stop.chance:.1%} "
         f"to reach candidate {stop.rival}"

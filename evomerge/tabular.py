@@ -19,6 +19,7 @@ from evomerge.columns import CHUNK, COSTS, NONE, SPLITS, Ints
 from evomerge.records import CandidateRecord, EvaluationRecord, Split
 from evomerge.results import Results
 from evomerge.shares import Progress
+from evomerge.targets import Place, local
 
 _ABOUT = {
     "number": pa.int64(),
@@ -43,8 +44,8 @@ _DOCUMENTS = pa.schema(
 )
 
 
-def write_tables(results: Results, to: Path, kind: str, *, progress: Progress | None = None) -> None:
-    """Write the folder ``to`` with the tables ``candidates`` and ``documents`` in one of `evomerge.export.TABLES`.
+def write_tables(results: Results, to: Place, kind: str, *, progress: Progress | None = None) -> None:
+    """Write the folder ``to``, a path or an fsspec URL, with two tables in one of `evomerge.export.TABLES`.
 
     `candidates` has one row a candidate: what it is, ``gene:NAME``, and for each split ``SPLIT:OBJECTIVE``,
     ``SPLIT:OBJECTIVE:se`` (standard error), ``SPLIT:failure``, ``SPLIT:message`` and the cost. `documents` has one row
@@ -57,7 +58,7 @@ def write_tables(results: Results, to: Path, kind: str, *, progress: Progress | 
     Raises:
         UserMistake: ``to`` exists and is not an empty folder, or the disk is full; nothing is left behind.
     """
-    with writing_folder(to) as folder:
+    with local(to) as place, writing_folder(place) as folder:
         _write(folder / f"candidates.{kind}", _candidate_schema(results), _candidate_batches(results, progress))
         _write(folder / f"documents.{kind}", _DOCUMENTS, _document_batches(results))
 

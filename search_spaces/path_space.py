@@ -14,6 +14,7 @@ from search_spaces.courses import Course, CourseSettings, ModelSize, Moments
 from search_spaces.genes import Gene, Genes, Genome
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.recipe import Block, Blocks, Dtype, Merge, PathBody, Recipe, Source, alone, slot_names
+from search_spaces.vocabulary import Vocabulary
 
 Model: TypeAlias = int | Merge | ParameterSpace  # a source, a merge, or merges that are searched
 
@@ -72,6 +73,7 @@ class PathSpace:
     tokenizer: int = 0
     size: ModelSize | None = None
     moments: Moments | None = None
+    vocabulary: Vocabulary | None = None
 
     @cached_property
     def model_names(self) -> tuple[str, ...]:
@@ -144,7 +146,14 @@ class PathSpace:
         return self._recipe(Blocks(blocks=blocks))
 
     def _recipe(self, body: Merge | PathBody) -> Recipe:
-        return Recipe(sources=self.sources, base=0, tokenizer=self.tokenizer, dtype=self.dtype, body=body)
+        return Recipe(
+            sources=self.sources,
+            base=0,
+            tokenizer=self.tokenizer,
+            dtype=self.dtype,
+            vocabulary=self.vocabulary,
+            body=body,
+        )
 
     @property
     def start(self) -> Genome:
@@ -174,13 +183,16 @@ def path_space(
     layers: int,
     dtype: Dtype = "bfloat16",
     mask_seed: int = 0,
+    vocabulary: Vocabulary | None = None,
     first: Merge | None = None,
+    prompts: str | None = None,
     size: ModelSize | None = None,
 ) -> PathSpace:
     """Return the space of ``settings``.
 
     Args:
         first: of a hybrid, the merge that was found; the start of its parameter space if None.
+        prompts: digest of the calibration prompts of operators that need statistics.
         size: of each model; needed by `most_parameters`.
 
     Raises:
@@ -188,7 +200,7 @@ def path_space(
     """
 
     def merges(inner: ParameterSpaceSettings) -> ParameterSpace:
-        return ParameterSpace(inner, sources, expert_names, layers, dtype, mask_seed)
+        return ParameterSpace(inner, sources, expert_names, layers, dtype, mask_seed, vocabulary, prompts)
 
     named = ("base", *expert_names)
     models: list[Model] = []
@@ -199,7 +211,7 @@ def path_space(
         models.append(body)
     for model in expert_names if settings.models is None else settings.models:
         models.append(_position(model, named) if isinstance(model, str) else merges(model))
-    made = PathSpace(settings, sources, expert_names, tuple(models), layers, dtype, size=size)
+    made = PathSpace(settings, sources, expert_names, tuple(models), layers, dtype, size=size, vocabulary=vocabulary)
     if twice := sorted({name for name in made.model_names if made.model_names.count(name) > 1}):
         raise ValueError(f"models: {', '.join(twice)} is given twice; use repeats to visit a layer again")
     len(made.genes)  # refuses what the course refuses

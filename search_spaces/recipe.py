@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from search_spaces.canonical import Frozen, canonical_json, digest
 from search_spaces.operators import Linear, Operator
 from search_spaces.tiles import MosaicBody
+from search_spaces.vocabulary import Vocabulary
 
 PER_MODEL = ("weights", "densities", "gammas", "spreads", "metrics")
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -148,6 +149,9 @@ class Recipe(Frozen):
     base: int | None = Field(default=0, description="position of the base in sources; none for a plain average")
     tokenizer: int = Field(default=0, ge=0, description="position of the source that gives tokenizer and config")
     dtype: Dtype = "bfloat16"
+    vocabulary: Vocabulary | None = Field(
+        default=None, exclude_if=_is_none, description="tokens, where the sources' differ; none: they must not differ"
+    )
     body: Body
 
     @property
@@ -172,6 +176,9 @@ class Recipe(Frozen):
         for name, position in (("base", self.base), ("tokenizer", self.tokenizer)):
             if position is not None and not 0 <= position < count:
                 raise ValueError(f"{name} is source {position}, but there are {count} sources (0 to {count - 1})")
+        for position in self.vocabulary.positions() if self.vocabulary is not None else ():
+            if not 0 <= position < count:
+                raise ValueError(f"vocabulary names source {position}, but there are {count} (0 to {count - 1})")
         self._check_body(self.body)
         return self
 

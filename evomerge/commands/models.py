@@ -35,7 +35,7 @@ def export(
         str | None, typer.Option(help="choose from the front: task=weight,... or task>=least,... or chebyshev")
     ] = None,
     kind: Annotated[
-        str, typer.Option("--format", help="checkpoint, adapter, mergekit, recipe; csv or parquet: all")
+        str, typer.Option("--format", help="checkpoint, adapter, mergekit, recipe; csv, parquet, optuna: all")
     ] = "checkpoint",
     rank: Annotated[
         int | None, typer.Option(help="most rank of an adapter; the ranks add up by default", min=1)
@@ -48,10 +48,10 @@ def export(
     from evomerge import export as exporting
 
     results = open_search(search, storage)
-    if kind in exporting.TABLES:
+    if kind in (*exporting.TABLES, exporting.OPTUNA):
         if candidate is not None or best or prefer or rank or dtype:
             raise typer.BadParameter(f"--format {kind} writes all candidates; leave out what chooses or changes one")
-        _export_tables(results, to, kind)
+        _export_all(results, to, kind)
         return
     chosen = exporting.choose(results, candidate=candidate, best=best, prefer=prefer)
     with progress_bar("exporting") as progress:
@@ -68,11 +68,18 @@ def export(
     _wrote(chosen.label, to, remarks)
 
 
-def _export_tables(results: Results, to: Path, kind: str) -> None:
-    from evomerge.tabular import write_tables
+def _export_all(results: Results, to: str, kind: str) -> None:
+    from evomerge.export import OPTUNA
 
-    with progress_bar("exporting") as progress:
-        write_tables(results, to, kind, progress=shares(progress, "exporting"))
+    if kind == OPTUNA:
+        from evomerge.optuna_view import export_study
+
+        export_study(results, to)
+    else:
+        from evomerge.tabular import write_tables
+
+        with progress_bar("exporting") as progress:
+            write_tables(results, to, kind, progress=shares(progress, "exporting"))
     _wrote("all candidates", to, ())
 
 
@@ -92,10 +99,12 @@ def merge(
     _wrote("", to, remarks)
 
 
-def _wrote(what: str, to: Path, remarks: Sequence[str]) -> None:
+def _wrote(what: str, to: str, remarks: Sequence[str]) -> None:
+    from evomerge.targets import shown
+
     for remark in remarks:
         typer.echo(f"evomerge: {remark}", err=True)
-    typer.echo(f"wrote {what} to {to}" if what else f"wrote {to}")
+    typer.echo(f"wrote {what} to {shown(to)}" if what else f"wrote {shown(to)}")
 
 
 def evaluate(

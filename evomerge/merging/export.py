@@ -14,11 +14,15 @@ from torch import Tensor
 
 from evomerge.atomic import check_free, writing_folder
 from evomerge.errors import BadRecipe, NotEnoughRoom
-from evomerge.merging.adapter import open_sources
-from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.adapter import Adapter
+from evomerge.merging.aligned import tokenizer_folder
+from evomerge.merging.calibrations import keep, named_in, recall
+from evomerge.merging.checkpoint import Checkpoint, read_config
+from evomerge.merging.companions import companions, copy_companions
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, MergeEngine
 from evomerge.merging.memory import cache_within
+from evomerge.merging.opening import open_sources
 from evomerge.merging.path_export import layer_types, path_config, verify_path
 from evomerge.merging.paths import FoldedPath
 from evomerge.merging.pieces import Fill
@@ -29,23 +33,6 @@ from evomerge.shares import Progress
 from search_spaces.recipe import PathBody, Recipe
 
 SHARD_BYTES = 5_000_000_000
-_COPIED = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.tiktoken",
-    "*.bpe.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates",
-)
 _MARGIN_BYTES = 1 << 20  # for file system metadata
 
 
@@ -64,7 +51,8 @@ def write_checkpoint(
     The scales of a path are folded into the weights; the result is loaded and compared with the path before it is kept.
 
     The folder holds safetensors, config.json with the recipe's dtype, the tokenizer files, chat template and
-    generation config of the recipe's tokenizer source, recipe.json, and README.md when ``card`` gives its text.
+    generation config of the recipe's tokenizer source, recipe.json with the calibration prompts that it names,
+    and README.md when ``card`` gives its text.
     A few pieces of a tensor are held in memory at a time. ``progress`` is called with the bytes of weights written and
     in total. What rounding to 16 bits leaves of the step from the base goes into the card; ``warn`` hears if that is
     little.
@@ -79,11 +67,11 @@ def write_checkpoint(
     """
     to = Path(to).absolute()
     check_free(to)
-    checkpoints, engine = open_merge(recipe, memory_limit=memory_limit)
+    checkpoints, engine = open_merge(recipe, memory_limit=memory_limit, progress=progress)
     rounding = _rounding(recipe, checkpoints)
     weights = _weights(recipe, checkpoints, engine, rounding)
     donor = checkpoints[recipe.tokenizer]
-    if donor.home != donor.path:
+    if isinstance(donor, Adapter):
         raise BadRecipe(f"{donor.path} is an adapter and has no config: give the base as the recipe's tokenizer")
     to.parent.mkdir(parents=True, exist_ok=True)
     _check_disk(to.parent, recipe, weights, donor)
@@ -98,16 +86,26 @@ def write_checkpoint(
     return to
 
 
-def open_merge(recipe: Recipe, *, memory_limit: int | None = None) -> tuple[list[Checkpoint], MergeEngine]:
+def open_merge(
+    recipe: Recipe, *, memory_limit: int | None = None, progress: Progress | None = None
+) -> tuple[list[Checkpoint], MergeEngine]:
     """Return the sources of ``recipe``, unchanged and fit for one another, and the engine that merges them.
 
+    Statistics that the recipe needs and that are not in the cache are computed first, which takes one model in memory
+    whatever the limit; ``progress`` is called with the runs of calibration prompts that are done, and all.
+
     Raises:
-        BadSource, BadRecipe: they have changed, or do not fit.
+        BadSource, BadRecipe: they have changed, or do not fit; or the calibration prompts are not here.
         NotEnoughRoom: the merge needs more memory than the limit, in bytes.
     """
-    checkpoints = open_sources([verify(source) for source in recipe.sources], recipe.base)
+    folders = [verify(source) for source in recipe.sources]
+    checkpoints = open_sources(folders, recipe.base, vocabulary=recipe.vocabulary)
     names = mergeable_names(checkpoints[0])
     check(checkpoints, names)
+    if named_in(recipe):
+        from evomerge.merging.observation import default_device, ensure
+
+        ensure(recipe, checkpoints, device=default_device(), progress=progress)
     cache = cache_within(memory_limit, recipe, checkpoints, names)
     return checkpoints, MergeEngine(checkpoints, names=names, cache_bytes=cache)
 
@@ -147,7 +145,7 @@ def _weights(
 def _check_disk(parent: Path, recipe: Recipe, made: _Weights, donor: Checkpoint) -> None:
     dtype = DTYPES[recipe.dtype]
     weights = sum(tensor_bytes(shape, dtype) for shape in made.shapes.values())
-    rest = sum(file.stat().st_size for path in _companions(donor.path) for file in [path, *path.glob("*")])
+    rest = sum(file.stat().st_size for path in companions(tokenizer_folder(donor)) for file in [path, *path.glob("*")])
     needed, free = weights + rest + _MARGIN_BYTES, shutil.disk_usage(parent).free
     if needed > free:
         raise NotEnoughRoom(
@@ -180,23 +178,17 @@ def _write_weights(
 
 
 def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | None) -> None:
-    for path in _companions(donor.path):
-        if path.is_dir():
-            shutil.copytree(path, folder / path.name)
-        else:
-            shutil.copyfile(path, folder / path.name)
-    value = _config(donor.config, recipe.dtype)
+    copy_companions(tokenizer_folder(donor), folder)
+    value = _config(read_config(donor.home), recipe.dtype)
     if isinstance(recipe.body, PathBody):
         value = path_config(value, hops=recipe.body.hops, types=layer_types(donor))
     config = json.dumps(value, indent=2, sort_keys=True)
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
     (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
+    for digest in named_in(recipe):
+        keep(recall(digest), folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _companions(folder: Path) -> list[Path]:
-    return sorted({path for pattern in _COPIED for path in folder.glob(pattern)})
 
 
 def _config(config: dict[str, Any], dtype: str) -> dict[str, Any]:

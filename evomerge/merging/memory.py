@@ -14,6 +14,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from evomerge.errors import BadSearch, NotEnoughRoom
 from evomerge.merging.adapter import Adapter
+from evomerge.merging.aligned import Aligned
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.kernels import Scratch
 from evomerge.merging.safetensors_writer import BUFFERS, PIECE, tensor_bytes
@@ -66,7 +67,8 @@ def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[s
     rows = (5 + sources) * Scratch(torch.device("cpu")).chunk * 4
     pieces = PIECE * (BUFFERS * dtype.itemsize + 8)  # float32 before a path is folded, and after
     needed: int = _FIXED + sources * _PER_SOURCE + _CACHE + rows + pieces
-    needed += sum(_of_adapter(checkpoint) for checkpoint in checkpoints if isinstance(checkpoint, Adapter))
+    plain = [checkpoint.source if isinstance(checkpoint, Aligned) else checkpoint for checkpoint in checkpoints]
+    needed += sum(_of_adapter(checkpoint) for checkpoint in plain if isinstance(checkpoint, Adapter))
     shapes = {name: checkpoints[0].info(name).shape for name in names}
     if isinstance(recipe.body, PathBody):  # what is written is loaded and compared with the path
         copies = 2 + len(recipe.body.merged_slots)
@@ -81,7 +83,8 @@ def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[s
 
 def _of_adapter(adapter: Adapter) -> int:
     """Return the bytes of the largest tensor that is made from the adapter: the delta, the base and their sum."""
-    return 3 * 4 * max(int(math.prod(adapter.info(name).shape)) for name in adapter.changed)
+    largest: int = max(math.prod(adapter.info(name).shape) for name in adapter.changed)
+    return 3 * 4 * largest
 
 
 def _operators(recipe: Recipe) -> Iterator[Operator]:

@@ -14,6 +14,7 @@ from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.mergekit_inputs import Piece, Rule, check_expressible, inputs_of, pair_of, slerp_base
 from evomerge.merging.mergekit_paths import slices_of
+from evomerge.merging.mergekit_tokenizer import written
 from evomerge.merging.sources import resolve
 from search_spaces.operators import Karcher, Linear, Mwa, OperatorPlugIn, Passthrough, Slerp
 from search_spaces.patterns import matches
@@ -85,8 +86,8 @@ def _blocks(recipe: Recipe, body: Blocks) -> str:
         if len({len(entry["sources"]) for entry in value["slices"]}) > 1:  # its head and norm leave out the others
             raise BadRecipe(f"mergekit needs {kinds[0]} of as many models in every slice")
     value |= {"dtype": "float32", "out_dtype": recipe.dtype}
-    if recipe.tokenizer != base or "base_model" not in value:
-        value["tokenizer_source"] = _reference(source)
+    given = value.get("base_model") is not None and recipe.tokenizer == base
+    value |= written(recipe, _reference) or ({} if given else {"tokenizer_source": _reference(source)})
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
     return (_DRAWS if kinds[0].startswith(("dare", "della")) else "") + text
 
@@ -98,9 +99,8 @@ def _path(recipe: Recipe, body: PathBody) -> str:
         for entry in slices_of(body, Checkpoint.open(resolve(source.path, source.revision)))
     ]
     value = {"merge_method": "passthrough", "slices": slices, "dtype": "float32", "out_dtype": recipe.dtype}
-    return yaml.safe_dump(
-        value | {"tokenizer_source": _reference(source)}, sort_keys=False, allow_unicode=True, width=120
-    )
+    value |= written(recipe, _reference) or {"tokenizer_source": _reference(source)}
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _pieces(body: Blocks, names: Sequence[str], layers: int) -> list[Piece]:

@@ -18,6 +18,8 @@ class Setting:
         evaluations: the budget.
         aim: what the optimizers of a single number maximise.
         mosaics: where mosaics are searched, what crosses them; the genes then only describe them.
+        centres: whether the middle of the optimizer's distribution is to be asked for, too.
+        noisy: whether points of one generation are compared on few documents.
     """
 
     genes: Genes
@@ -25,6 +27,8 @@ class Setting:
     evaluations: int
     aim: Aim = WEIGHTED_MEAN
     mosaics: MosaicAlgebra | None = None
+    centres: bool = False
+    noisy: bool = False
 
     def preference(self) -> Preference:
         """Return the number to maximise, which has seen no seed yet."""

@@ -139,6 +139,31 @@ def test_export_as_tables(run, storage, tmp_path):
     assert len(lines) == 1 + len(evomerge.load("fake", storage=storage).candidates)
 
 
+def test_reports_recipes_and_tables_at_a_url(run, storage):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    assert run("report", "fake", "--storage", storage, "-o", "memory://cli/r.html")[:2] == (
+        0,
+        "wrote memory://cli/r.html\n",
+    )
+    assert b"<html" in store.cat("/cli/r.html")
+    command = ("export", "fake", "--storage", storage, "--format")
+    assert run(*command, "recipe", "--to", "memory://cli/r.json")[0] == 0
+    best = evomerge.load("fake", storage=storage).winner
+    assert Recipe.model_validate_json(store.cat("/cli/r.json")).digest == best.recipe_digest
+    assert "exists already" in run(*command, "recipe", "--to", "memory://cli/r.json")[2]
+    assert run(*command, "parquet", "--to", "memory://cli/tables")[0] == 0
+    assert store.glob("/cli/tables/*") == ["/cli/tables/candidates.parquet", "/cli/tables/documents.parquet"]
+
+
+def test_export_as_a_study(run, storage, tmp_path):
+    to = tmp_path / "study.journal"
+    status, out, _ = run("export", "fake", "--storage", storage, "--format", "optuna", "--to", to)
+    assert (status, out) == (0, f"wrote all candidates to {to}\n")
+    assert to.read_bytes().count(b"\n") > 40
+
+
 def test_prefer_picks_along_the_front(run, storage, tmp_path):
     results = evomerge.load("fake", storage=storage)
     values = {}
@@ -246,6 +271,7 @@ def test_init_converts_mergekit_evolve(run, tmp_path):
             "merge_method": "dare_ties",
             "base_model": "org/base",
             "filters": ["self_attn", "mlp"],
+            "tokenizer_source": "org/b",
             "normalize": False,
             "allow_negative_weights": True,
         },
@@ -259,6 +285,7 @@ def test_init_converts_mergekit_evolve(run, tmp_path):
     assert file.space.operator == "dare_ties"
     assert (file.space.weight, file.space.normalize, file.space.density_start) == ((-1.5, 1.5), False, 1.0)
     assert [next(iter(group)) for group in file.space.tensor_groups] == ["self_attn", "mlp"]
+    assert file.sources.vocabulary_policy().source == 2
     assert file.objectives[0].weight == 2.0
     assert (file.evaluation.search_documents, file.evaluation.num_fewshot) == (100, 4)
     source["genome"]["merge_methodd"] = "x"

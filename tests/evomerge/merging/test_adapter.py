@@ -14,13 +14,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import BadRecipe, BadSource, UserMistake
-from evomerge.merging.adapter import Adapter, open_sources
+from evomerge.merging.adapter import Adapter
 from evomerge.merging.adapter_export import write_adapter
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.export import write_checkpoint
 from evomerge.merging.inspection import inspect
+from evomerge.merging.opening import open_sources
 from evomerge.merging.resident import ResidentModel
 from evomerge.merging.sources import pin
 from search_spaces.operators import ModelStock, TaskArithmetic, Ties
