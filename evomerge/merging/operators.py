@@ -24,6 +24,7 @@ import numpy as np
 
 from evomerge.errors import CandidateFailed
 from evomerge.merging import (
+    calibrated,
     competition,
     elementwise,
     geometry,
@@ -276,5 +277,6 @@ _MAKERS: dict[type[MergeOperator], Maker] = {
     **competition.MAKERS,
     **virtual.MAKERS,
     **widen.MAKERS,
+    **calibrated.MAKERS,
     **lowrank.MAKERS,
 }
