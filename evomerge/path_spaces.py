@@ -37,11 +37,13 @@ def make_path_space(
     *,
     vocabulary: Vocabulary | None = None,
     first: Merge | None = None,
+    prompts: str | None = None,
 ) -> PathSpace:
     """Return the space of paths of ``file`` over ``checkpoints``, in the order of the ``pinned`` sources.
 
-    ``first`` is the merge that a hybrid search found. Tokenizer and config are those of model A if it has any: those of
-    merges and adapters are the base's.
+    ``first`` is the merge that a hybrid search found, ``prompts`` the digest of the calibration prompts of operators
+    that need statistics. Tokenizer and config are those of model A if it has any: those of merges and adapters are the
+    base's.
 
     Raises:
         BadSearch: the space does not fit the models.
@@ -58,6 +60,7 @@ def make_path_space(
             mask_seed=file.optimizer.seed,
             vocabulary=vocabulary,
             first=first,
+            prompts=prompts,
             size=model_size(checkpoints[0]),
         )
         space = replace(space, tokenizer=_frame(space, checkpoints))

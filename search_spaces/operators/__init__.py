@@ -26,6 +26,7 @@ from search_spaces.operators.elementwise import (
 )
 from search_spaces.operators.plugged import OperatorPlugIn, ask_elsewhere, plug_in
 from search_spaces.operators.spectral import Doge, IsoC, IsoCts, Knots, Opcm, SubspaceBoosting, Swudi, TsvM
+from search_spaces.operators.statistical import Fisher, Rcp, RegMean, RegMeanPlus
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -46,7 +47,8 @@ _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della |
 _Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
 _Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb | Widen
 _Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi | Opcm | Doge | Knots
-_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral
+_Statistical = Fisher | RegMean | RegMeanPlus | Rcp
+_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral | _Statistical
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
 
 
@@ -78,6 +80,7 @@ __all__ = [
     "Della",
     "DellaLinear",
     "Doge",
+    "Fisher",
     "IsoC",
     "IsoCts",
     "Karcher",
@@ -99,6 +102,9 @@ __all__ = [
     "Pcb",
     "Ram",
     "RamPlus",
+    "Rcp",
+    "RegMean",
+    "RegMeanPlus",
     "Sce",
     "Slerp",
     "SubspaceBoosting",

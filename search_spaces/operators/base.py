@@ -81,6 +81,11 @@ class MergeOperator(Frozen):
         return cls.model_fields.keys() - {"kind"} - {spec.field for spec in cls.knobs}
 
     @classmethod
+    def is_calibrated(cls) -> bool:
+        """Whether it needs statistics from calibration prompts."""
+        return "prompts" in cls.model_fields
+
+    @classmethod
     def in_space(cls, numbers: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         """Return the fields for the values of the knobs, by field, and the settings of a parameter space."""
         fields = {name: settings[name] for name in sorted(cls.fixed_fields()) if settings.get(name) is not None}

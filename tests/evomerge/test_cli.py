@@ -271,6 +271,7 @@ def test_init_converts_mergekit_evolve(run, tmp_path):
             "merge_method": "dare_ties",
             "base_model": "org/base",
             "filters": ["self_attn", "mlp"],
+            "tokenizer_source": "org/b",
             "normalize": False,
             "allow_negative_weights": True,
         },
@@ -284,6 +285,7 @@ def test_init_converts_mergekit_evolve(run, tmp_path):
     assert file.space.operator == "dare_ties"
     assert (file.space.weight, file.space.normalize, file.space.density_start) == ((-1.5, 1.5), False, 1.0)
     assert [next(iter(group)) for group in file.space.tensor_groups] == ["self_attn", "mlp"]
+    assert file.sources.vocabulary_policy().source == 2
     assert file.objectives[0].weight == 2.0
     assert (file.evaluation.search_documents, file.evaluation.num_fewshot) == (100, 4)
     source["genome"]["merge_methodd"] = "x"

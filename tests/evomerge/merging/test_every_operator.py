@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_statistics import calibrate, prompts_for
 from operator_settings import needed
 from pydantic import ValidationError
 from safetensors.torch import save_file
@@ -55,6 +56,7 @@ class Family:
             sources=tuple(Source(path=str(folder)) for folder in self.folders),
             expert_names=tuple(f"e{i}" for i in range(self.experts)),
             layers=4,
+            prompts=prompts_for(self.experts).digest,
         )
 
     def operators(self) -> Iterator[MergeOperator]:
@@ -70,7 +72,7 @@ class Family:
     def recipe(self, operator: MergeOperator, *, dtype: str = "float32", **changes: Any) -> Recipe:
         body = Blocks(blocks=(Block(layers=(0, 4), operator=operator),))
         sources = tuple(Source(path=str(folder)) for folder in self.folders)
-        return Recipe(**({"sources": sources, "dtype": dtype, "body": body} | changes))
+        return calibrate(Recipe(**({"sources": sources, "dtype": dtype, "body": body} | changes)))
 
 
 def save(folder: Path, tensors: dict[str, Tensor]) -> Path:
