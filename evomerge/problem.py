@@ -212,7 +212,7 @@ def prepare(
     if isinstance(space, PathSpace) and space.settings.scale_start is not None:
         if moments is None:
             say("measuring the residual streams of the models")
-            moments = model_moments(space, checkpoints, suite, splits.search)
+            moments = model_moments(space, checkpoints, suite, splits)
         space = replace(space, moments=moments)
     if minibatches := settings.minibatches:
         refuse_unraceable(suite, file.objectives, key="minibatches")
