@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from evaluators.objective_kinds import AnyObjective
 from evomerge.atomic import write_new
+from evomerge.calibration import restore
 from evomerge.card import plain_card, search_card
-from evomerge.config import explain
 from evomerge.errors import BadRecipe, BadSearch
+from evomerge.explain import explain
 from evomerge.preferences import ConstraintSettings, PreferenceSettings, parse_prefer
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
@@ -88,6 +89,7 @@ def export(
     if kind not in FORMATS:
         raise BadSearch(f"--format {kind!r}: expected one of {', '.join((*FORMATS, *TABLES, OPTUNA))}")
     recipe = in_dtype(candidate.recipe, dtype)
+    restore(results.record.row.plan)
     if rank is not None and kind != "adapter":
         raise BadSearch(f"--rank is of adapters (--format adapter), and a {kind} is asked for")
     if memory_limit is not None and kind != "checkpoint":
@@ -104,7 +106,14 @@ def export(
 
             write_new(place, to_mergekit(recipe))
         else:
+            from evomerge.merging.calibrations import keep, named_in, recall
+
+            prompts = named_in(recipe)
+            if prompts and place != Path(to):
+                raise BadSearch(f"--to {to}: calibration prompts must lie beside this recipe; name a file here")
             write_new(place, recipe.to_json() + "\n")
+            for digest in prompts:
+                keep(recall(digest), place.parent)
     return []
 
 
@@ -146,7 +155,7 @@ def merge_file(
 
 
 def read_recipe(file: Path) -> Recipe:
-    """Read a recipe (``.json``) or a mergekit config (anything else).
+    """Read a recipe (``.json``), with the calibration prompts beside it, or a mergekit config (anything else).
 
     Raises:
         BadRecipe: it is neither.
@@ -156,13 +165,17 @@ def read_recipe(file: Path) -> Recipe:
 
         return from_mergekit(file)
     try:
-        return Recipe.model_validate_json(file.read_text(encoding="utf-8"))
+        recipe = Recipe.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadRecipe(f"{file}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadRecipe(f"{file}: cannot be read: {error}") from None
     except ValidationError as error:
         raise BadRecipe(f"{file}: not a recipe: {explain(error, Recipe)}") from None
+    from evomerge.merging.calibrations import fetch
+
+    fetch(recipe, file.parent)
+    return recipe
 
 
 def _adapter(recipe: Recipe, to: Path, *, rank: int | None, card: str, progress: Progress | None) -> list[str]:

@@ -23,7 +23,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.errors import CandidateFailed
-from evomerge.merging import competition, elementwise, geometry, importance, interpolation, plugged, virtual, widen
+from evomerge.merging import (
+    calibrated,
+    competition,
+    elementwise,
+    geometry,
+    importance,
+    interpolation,
+    lowrank,
+    plugged,
+    virtual,
+    widen,
+)
 from evomerge.merging.coefficients import Kernel, base_of, check_size, divisor, effective, weighted
 from evomerge.merging.kernels import Combination, Election
 from evomerge.merging.knots import in_shared_basis
@@ -266,4 +277,6 @@ _MAKERS: dict[type[MergeOperator], Maker] = {
     **competition.MAKERS,
     **virtual.MAKERS,
     **widen.MAKERS,
+    **calibrated.MAKERS,
+    **lowrank.MAKERS,
 }
