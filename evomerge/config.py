@@ -6,21 +6,23 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import AnyObjective, Distance
 from evomerge.errors import BadSearch
+from evomerge.explain import explain
 from evomerge.foreign import parse_yaml
 from evomerge.loggers.settings import LoggerSettings
 from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
 from evomerge.preferences import PreferenceSettings, aim_of
+from search_spaces.calibration import CalibrationSettings
 from search_spaces.courses import CourseSettings
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
-from search_spaces.spaces import SpaceSettings
+from search_spaces.spaces import SpaceSettings, needs_calibration
 from search_spaces.vocabulary import Vocabulary
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -184,6 +186,9 @@ class SearchFile(_Section):
     )
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     optimizer: OptimizerSettings = Field(default_factory=CmaEsSettings)
+    calibration: CalibrationSettings | None = Field(
+        default=None, description="of operators that need statistics, which take its defaults where it is left out"
+    )
     baselines: BaselineSettings = Field(default_factory=BaselineSettings)
     budget: BudgetSettings = Field(default_factory=BudgetSettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
@@ -208,6 +213,13 @@ class SearchFile(_Section):
                 raise ValueError(f"optimizer.kind: {self.optimizer.kind} cannot search mosaics; use {breeders}")
             if self.baselines.random_search:
                 raise ValueError("baselines.random_search: mosaics cannot be drawn evenly; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_is_used(self) -> SearchFile:
+        if self.calibration is not None:
+            names = [expert.short_name for expert in self.sources.experts]
+            self.calibration.check(names, needed=needs_calibration(self.space))
         return self
 
     @model_validator(mode="after")
@@ -303,52 +315,6 @@ def parse(value: dict[str, Any], *, folder: Path, where: str) -> SearchFile:
     except ValidationError as error:
         raise BadSearch(f"{where}: {explain(error, SearchFile)}") from None
     return _with_absolute_paths(file, folder)
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return the faults of ``error`` on one line, each with its place; for unknown keys the known ones."""
-    faults = []
-    for fault in error.errors(include_url=False):
-        place, section = _locate(model, [str(part) for part in fault["loc"]])
-        if fault["type"] == "extra_forbidden":
-            known = f" (known: {', '.join(section.model_fields)})" if section else ""
-            faults.append(f"unknown key {place!r}{known}")
-        else:
-            faults.append(f"{place or 'file'}: {fault['msg'].removeprefix('Value error, ')}")
-    return "; ".join(faults)
-
-
-def _locate(model: type[BaseModel], parts: list[str]) -> tuple[str, type[BaseModel] | None]:
-    """Return the place in the file that pydantic's ``parts`` mean, and the section that holds it.
-
-    Pydantic names the chosen class of a section with kinds between the section and the key; the file has no such
-    level.
-    """
-    place: list[str] = []
-    sections, holder = [model], None
-    for part in parts:
-        chosen = [section for section in sections if len(sections) > 1 and _kind_of(section) == part]
-        if chosen:
-            sections = chosen
-            continue
-        place.append(part)
-        if not part.isdigit():
-            holder = sections[0] if len(sections) == 1 else None
-            field = holder.model_fields.get(part) if holder else None
-            sections = _sections_in(field.annotation) if field else []
-    return ".".join(place), holder
-
-
-def _kind_of(section: type[BaseModel]) -> object:
-    field = section.model_fields.get("kind")
-    return next(iter(get_args(field.annotation)), None) if field else None
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    """Pydantic classes in an annotation, through unions, tuples and `Annotated`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for inner in get_args(annotation) for section in _sections_in(inner)]
 
 
 def _with_absolute_paths(file: SearchFile, folder: Path) -> SearchFile:

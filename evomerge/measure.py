@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from evaluators.evaluation import Documents, Failure, Score
 from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import NEEDS_BASE, AnyObjective
-from evomerge.config import explain, read_mapping, with_absolute_file
+from evomerge.config import read_mapping, with_absolute_file
 from evomerge.errors import BadRecipe, BadSearch
+from evomerge.explain import explain
 from evomerge.export import in_dtype, read_recipe
 from evomerge.results import JOINT, Estimate, estimate_of, joint
 from evomerge.scaffold import objectives as parse_objectives

@@ -15,6 +15,7 @@ from evaluators.evaluation import Documents
 from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
 from evomerge import plugins
+from evomerge.calibration import CALIBRATION, make_calibration
 from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
 from evomerge.inspection import INSPECTION, Inspection
@@ -27,11 +28,14 @@ from evomerge.plugins import PLUGINS
 from evomerge.preferences import aim_of
 from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
+from search_spaces.calibration import Calibration
 from search_spaces.courses import Moments
+from search_spaces.genes import Genome
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.path_space import PathSpace, fixed_merges
 from search_spaces.recipe import Merge, Source
+from search_spaces.seeds import base_recipe
 from search_spaces.spaces import Space
 from search_spaces.vocabulary import Vocabulary, vocabulary_keys
 
@@ -56,6 +60,7 @@ class Problem:
         suite_digest: SHA-256 over all that defines the scores.
         inspection: how far the experts are from the base.
         copies: models that a worker holds in memory of its own.
+        calibration: prompts of operators that need statistics.
         vocabulary: that the sources are brought to; none where theirs are equal.
         vocabulary_notes: what that does, for people.
     """
@@ -68,6 +73,7 @@ class Problem:
     suite_digest: str
     inspection: Inspection
     copies: int = 1
+    calibration: Calibration | None = None
     vocabulary: Vocabulary | None = None
     vocabulary_notes: tuple[str, ...] = ()
 
@@ -110,6 +116,7 @@ class Problem:
         return {
             **({PLUGINS: plugged} if plugged else {}),
             **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
+            **({CALIBRATION: self.calibration.model_dump(mode="json")} if self.calibration else {}),
             **({MOMENTS: [list(row) for row in moments]} if moments else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
             "expert_names": list(self.space.expert_names),
@@ -133,6 +140,7 @@ class Problem:
             evaluation=evaluation_of(self.file),
             device=device,
             threads=threads,
+            calibration=self.calibration,
             vocabulary=self.vocabulary,
         )
 
@@ -179,24 +187,32 @@ def prepare(
         digests=[*(source.identity for source in pinned), *vocabulary_keys(vocabulary)],
         progress=shares(progress or by_tenths(say), "comparing the experts with the base"),
     )
-    if isinstance(file.space, MosaicSpaceSettings):
-        from evomerge.mosaics import mosaic_space
-
-        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say, vocabulary=vocabulary)
-    elif isinstance(file.space, ParameterSpaceSettings):
-        space = make_space(file, pinned, layers=checkpoints[0].layers, vocabulary=vocabulary)
-    else:
-        space = make_path_space(file, file.space, pinned, checkpoints, vocabulary=vocabulary, first=first)
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
     if settings.racing:
         refuse_unraceable(suite, file.objectives)
     splits = make_splits(suite, settings)
+    calibration = make_calibration(file, suite, settings, checkpoints[0])
+    prompts = calibration.digest if calibration else None
+    if isinstance(file.space, MosaicSpaceSettings):
+        from evomerge.mosaics import mosaic_space
+
+        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say, vocabulary=vocabulary)
+    elif isinstance(file.space, ParameterSpaceSettings):
+        layers = checkpoints[0].layers
+        space = make_space(file, pinned, layers=layers, vocabulary=vocabulary, prompts=prompts)
+        check_adapters(space, folders)
+    else:
+        space = make_path_space(
+            file, file.space, pinned, checkpoints, vocabulary=vocabulary, first=first, prompts=prompts
+        )
+    if calibration is not None:
+        _observe(space, checkpoints, shares(progress or by_tenths(say), "running the experts on calibration prompts"))
     if isinstance(space, PathSpace) and space.settings.scale_start is not None:
         if moments is None:
             say("measuring the residual streams of the models")
-            moments = model_moments(space, checkpoints, suite, splits.search)
+            moments = model_moments(space, checkpoints, suite, splits)
         space = replace(space, moments=moments)
     if minibatches := settings.minibatches:
         refuse_unraceable(suite, file.objectives, key="minibatches")
@@ -212,11 +228,24 @@ def prepare(
         suite_digest=suite.digest,
         inspection=inspection,
         copies=_copies(space, checkpoints),
+        calibration=calibration,
         vocabulary=vocabulary,
         vocabulary_notes=notes,
     )
     check_optimizer(problem)
     return problem
+
+
+def _observe(space: Space, checkpoints: Sequence[Checkpoint], progress: Callable[[int, int], None]) -> None:
+    """Compute the statistics of the space's operators, for workers to find them."""
+    from evomerge.merging.observation import default_device, ensure
+
+    searched = space.models if isinstance(space, PathSpace) else (space,)
+    recipes = [inner.decode(Genome(inner.genes.start)) for inner in searched if isinstance(inner, ParameterSpace)]
+    if isinstance(space, PathSpace):
+        recipes += [base_recipe(space).model_copy(update={"body": body}) for body in fixed_merges(space)]
+    for recipe in recipes:
+        ensure(recipe, checkpoints, device=default_device(), progress=progress)
 
 
 def _in_one_vocabulary(
@@ -268,10 +297,31 @@ def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     return elements * BYTES_PER_ELEMENT[dtype]
 
 
+def check_adapters(space: ParameterSpace, folders: Sequence[Path]) -> None:
+    """Refuse models where the operator merges the factors of adapters.
+
+    Raises:
+        BadSearch: an expert is no adapter.
+    """
+    from evomerge.merging.adapter import is_adapter
+
+    whole = [folder for folder in folders[1:] if not is_adapter(folder)]
+    if space.operator.needs_adapters and whole:
+        raise BadSearch(
+            f"space.operator {space.settings.operator} merges LoRA adapters, and {whole[0]} is a whole model; use "
+            "ties, knots or another operator on task vectors"
+        )
+
+
 def make_space(
-    file: SearchFile, pinned: tuple[Source, ...], *, layers: int, vocabulary: Vocabulary | None = None
+    file: SearchFile,
+    pinned: tuple[Source, ...],
+    *,
+    layers: int,
+    vocabulary: Vocabulary | None = None,
+    prompts: str | None = None,
 ) -> ParameterSpace:
-    """Return the parameter space of ``file`` over the pinned sources.
+    """Return the parameter space of ``file`` over the pinned sources; ``prompts`` is the digest of its calibration.
 
     Raises:
         BadSearch: the space does not fit the models.
@@ -285,6 +335,7 @@ def make_space(
             layers=layers,
             dtype=file.sources.dtype,
             mask_seed=file.optimizer.seed,
+            prompts=prompts,
             vocabulary=vocabulary,
         )
     except ValueError as error:

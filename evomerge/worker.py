@@ -13,6 +13,7 @@ from evaluators.objective_kinds import AnyObjective
 from evaluators.racing import Race
 from evomerge import plugins  # noqa: F401  recipes may name operators of other packages
 from evomerge.errors import CandidateFailed
+from search_spaces.calibration import Calibration
 from search_spaces.recipe import Dtype, Recipe, Source
 from search_spaces.vocabulary import Vocabulary
 
@@ -27,6 +28,7 @@ class WorkerSpec:
         base: position of the source that objectives relative to a base mean; None if there is none.
         sources: what the folders hold, for workers on machines that do not have them.
         threads: CPU threads for tensor work.
+        calibration: prompts of operators that need statistics, for machines that do not have them.
         vocabulary: the one that the sources are brought to.
     """
 
@@ -39,6 +41,7 @@ class WorkerSpec:
     threads: int = 1
     base: int | None = 0
     sources: tuple[Source, ...] = ()
+    calibration: Calibration | None = None
     vocabulary: Vocabulary | None = None
 
     def local_folders(self) -> tuple[Path, ...]:
@@ -72,13 +75,17 @@ class Worker:
         from evaluators.tasks import TaskSuite
         from evomerge.base_scores import Base, BaseScores
         from evomerge.merging.aligned import tokenizer_folder
+        from evomerge.merging.calibrations import keep
         from evomerge.merging.opening import open_sources
         from evomerge.merging.resident import ResidentModel
         from evomerge.merging.sources import cache_folder
 
         torch.set_num_threads(spec.threads)
         folders = spec.local_folders()
+        if spec.calibration is not None:
+            keep(spec.calibration)
         checkpoints = open_sources(folders, spec.base, vocabulary=spec.vocabulary, keep=True)
+        self._checkpoints, self._device = checkpoints, spec.device
         self._resident = ResidentModel(checkpoints, tokenizer=spec.tokenizer, dtype=spec.dtype, device=spec.device)
         home = tokenizer_folder(checkpoints[spec.tokenizer])
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False)
@@ -131,6 +138,7 @@ class Worker:
         smooth: bool = False,
     ) -> Outcome:
         started, cpu = time.perf_counter(), time.process_time()
+        self._observe(recipe)
         try:
             model = self._resident.apply(recipe, folded=as_exported)
         except CandidateFailed as error:
@@ -153,3 +161,12 @@ class Worker:
                 cpu_seconds=time.process_time() - cpu,
             ),
         )
+
+    def _observe(self, recipe: Recipe) -> None:
+        """Compute the statistics that the recipe needs, if this machine does not have them."""
+        from evomerge.merging.calibrations import named_in
+
+        if named_in(recipe):
+            from evomerge.merging.observation import ensure
+
+            ensure(recipe, self._checkpoints, device=self._device)

@@ -125,6 +125,7 @@ class ParameterSpace:
         sources: base first, then the experts.
         expert_names: short names, used in gene names.
         layers: number of layers of the models.
+        prompts: digest of the calibration prompts of an operator that needs statistics; no recipe without.
     """
 
     settings: ParameterSpaceSettings
@@ -134,6 +135,7 @@ class ParameterSpace:
     dtype: Dtype = "bfloat16"
     mask_seed: int = 0
     vocabulary: Vocabulary | None = None
+    prompts: str | None = None
 
     def __post_init__(self) -> None:
         experts = len(self.sources) - 1
@@ -248,7 +250,9 @@ class ParameterSpace:
         fields: dict[str, Any] = {}
         for spec in self.operator.knobs:
             fields[spec.field] = tuple(next(left) for _ in self.expert_names) if spec.per_expert else next(left)
-        settings = dict(self.settings) | self.settings.options
+        if self.operator.is_calibrated() and self.prompts is None:
+            raise ValueError(f"{self.settings.operator} needs calibration prompts, and this space has none")
+        settings = dict(self.settings) | self.settings.options | {"prompts": self.prompts}
         return cast(Operator, self.operator.model_validate(self.operator.in_space(fields, settings)))
 
     def recipe(self, blocks: tuple[Block, ...]) -> Recipe:

@@ -185,12 +185,14 @@ def path_space(
     mask_seed: int = 0,
     vocabulary: Vocabulary | None = None,
     first: Merge | None = None,
+    prompts: str | None = None,
     size: ModelSize | None = None,
 ) -> PathSpace:
     """Return the space of ``settings``.
 
     Args:
         first: of a hybrid, the merge that was found; the start of its parameter space if None.
+        prompts: digest of the calibration prompts of operators that need statistics.
         size: of each model; needed by `most_parameters`.
 
     Raises:
@@ -198,7 +200,7 @@ def path_space(
     """
 
     def merges(inner: ParameterSpaceSettings) -> ParameterSpace:
-        return ParameterSpace(inner, sources, expert_names, layers, dtype, mask_seed, vocabulary)
+        return ParameterSpace(inner, sources, expert_names, layers, dtype, mask_seed, vocabulary, prompts)
 
     named = ("base", *expert_names)
     models: list[Model] = []

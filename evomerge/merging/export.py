@@ -16,6 +16,7 @@ from evomerge.atomic import check_free, writing_folder
 from evomerge.errors import BadRecipe, NotEnoughRoom
 from evomerge.merging.adapter import Adapter
 from evomerge.merging.aligned import tokenizer_folder
+from evomerge.merging.calibrations import keep, named_in, recall
 from evomerge.merging.checkpoint import Checkpoint, read_config
 from evomerge.merging.companions import companions, copy_companions
 from evomerge.merging.compatibility import check, mergeable_names
@@ -50,7 +51,8 @@ def write_checkpoint(
     The scales of a path are folded into the weights; the result is loaded and compared with the path before it is kept.
 
     The folder holds safetensors, config.json with the recipe's dtype, the tokenizer files, chat template and
-    generation config of the recipe's tokenizer source, recipe.json, and README.md when ``card`` gives its text.
+    generation config of the recipe's tokenizer source, recipe.json with the calibration prompts that it names,
+    and README.md when ``card`` gives its text.
     A few pieces of a tensor are held in memory at a time. ``progress`` is called with the bytes of weights written and
     in total. What rounding to 16 bits leaves of the step from the base goes into the card; ``warn`` hears if that is
     little.
@@ -65,7 +67,7 @@ def write_checkpoint(
     """
     to = Path(to).absolute()
     check_free(to)
-    checkpoints, engine = open_merge(recipe, memory_limit=memory_limit)
+    checkpoints, engine = open_merge(recipe, memory_limit=memory_limit, progress=progress)
     rounding = _rounding(recipe, checkpoints)
     weights = _weights(recipe, checkpoints, engine, rounding)
     donor = checkpoints[recipe.tokenizer]
@@ -84,17 +86,26 @@ def write_checkpoint(
     return to
 
 
-def open_merge(recipe: Recipe, *, memory_limit: int | None = None) -> tuple[list[Checkpoint], MergeEngine]:
+def open_merge(
+    recipe: Recipe, *, memory_limit: int | None = None, progress: Progress | None = None
+) -> tuple[list[Checkpoint], MergeEngine]:
     """Return the sources of ``recipe``, unchanged and fit for one another, and the engine that merges them.
 
+    Statistics that the recipe needs and that are not in the cache are computed first, which takes one model in memory
+    whatever the limit; ``progress`` is called with the runs of calibration prompts that are done, and all.
+
     Raises:
-        BadSource, BadRecipe: they have changed, or do not fit.
+        BadSource, BadRecipe: they have changed, or do not fit; or the calibration prompts are not here.
         NotEnoughRoom: the merge needs more memory than the limit, in bytes.
     """
     folders = [verify(source) for source in recipe.sources]
     checkpoints = open_sources(folders, recipe.base, vocabulary=recipe.vocabulary)
     names = mergeable_names(checkpoints[0])
     check(checkpoints, names)
+    if named_in(recipe):
+        from evomerge.merging.observation import default_device, ensure
+
+        ensure(recipe, checkpoints, device=default_device(), progress=progress)
     cache = cache_within(memory_limit, recipe, checkpoints, names)
     return checkpoints, MergeEngine(checkpoints, names=names, cache_bytes=cache)
 
@@ -174,6 +185,8 @@ def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | Non
     config = json.dumps(value, indent=2, sort_keys=True)
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
     (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
+    for digest in named_in(recipe):
+        keep(recall(digest), folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 

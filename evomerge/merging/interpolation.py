@@ -8,9 +8,10 @@ import torch
 from evomerge.errors import CandidateFailed
 from evomerge.merging import geometry
 from evomerge.merging.coefficients import base_of, check_size, weighted
+from evomerge.merging.grid import Grid
 from evomerge.merging.kernels import Combination
 from evomerge.merging.maker import Maker
-from evomerge.merging.rows import Grid, VectorCombination, products_by_vector
+from evomerge.merging.rows import VectorCombination, products_by_vector
 from evomerge.merging.selection import Selector
 from search_spaces.operators import Karcher, MergeOperator, ModelStock, NuSlerp
 from search_spaces.recipe import Recipe

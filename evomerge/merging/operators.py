@@ -23,7 +23,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.errors import CandidateFailed
-from evomerge.merging import competition, elementwise, geometry, importance, interpolation, plugged, virtual, widen
+from evomerge.merging import (
+    calibrated,
+    competition,
+    elementwise,
+    geometry,
+    importance,
+    interpolation,
+    lowrank,
+    plugged,
+    virtual,
+    widen,
+)
 from evomerge.merging.coefficients import Kernel, base_of, check_size, divisor, effective, weighted
 from evomerge.merging.kernels import Combination, Election
 from evomerge.merging.knots import in_shared_basis
@@ -33,6 +44,7 @@ from evomerge.merging.masks import MaskKey
 from evomerge.merging.sce import Fusion
 from evomerge.merging.selection import Selector
 from evomerge.merging.terms import Term
+from search_spaces.canonical import digest
 from search_spaces.operators import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -239,12 +251,19 @@ def _dropped_by_rank(
     for source, weight, density, spread in shares:
         if density <= 0.0 or weight == 0.0:
             continue
-        keep = selector.drawn_by_rank(source, name, density, spread, keys[source])
+        content = selector.remember(("content", recipe.sources, source), lambda s=source: _content(recipe, s))  # type: ignore[misc]
+        keep = selector.drawn_by_rank(source, name, density, spread, keys[source], content=content)
         rescaled = operator.rescale and keep is not None
         what = ("by rank", keys[source], density, spread)
         factor = selector.l1_ratio(source, name, keep, what) if rescaled and keep is not None else 1.0
         terms.append(Term(source, weight, keep, factor))
     return terms
+
+
+def _content(recipe: Recipe, source: int) -> str | None:
+    """Return what names base and expert, where both are pinned."""
+    digests = [recipe.sources[position].digest for position in (base_of(recipe), source)]
+    return digest({"row ranks": digests}) if all(digests) else None
 
 
 _MAKERS: dict[type[MergeOperator], Maker] = {
@@ -258,4 +277,6 @@ _MAKERS: dict[type[MergeOperator], Maker] = {
     **competition.MAKERS,
     **virtual.MAKERS,
     **widen.MAKERS,
+    **calibrated.MAKERS,
+    **lowrank.MAKERS,
 }

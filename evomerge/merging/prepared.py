@@ -30,8 +30,8 @@ def prepared(kind: str, key: str, name: str, make: Callable[[], Tensor]) -> Tens
     """
     file = cache_folder() / kind / key / f"{name}.safetensors"
     if not file.is_file():
-        _write(file, make())
-    return _mapped(file)
+        write(file, make())
+    return mapped(file)
 
 
 def prepared_in_pieces(
@@ -44,30 +44,41 @@ def prepared_in_pieces(
     """
     file = cache_folder() / kind / key / f"{name}.safetensors"
     if not file.is_file():
-        with _room(file), replacing(file) as temporary:
+        with in_the_cache(file), replacing(file) as temporary:
             shard = Shard(temporary.name, {_KEY: (math.prod(shape),)})
             write_shard(shard, temporary.parent, dtype, merge=lambda _: fill)
-    return _mapped(file)
+    return mapped(file)
 
 
 @lru_cache(maxsize=8192)
-def _mapped(file: Path) -> Tensor:
+def mapped(file: Path) -> Tensor:
+    """Return the tensor that `write` put into ``file``."""
     with safe_open(file, framework="pt") as opened:
         tensor: Tensor = opened.get_tensor(_KEY)
     return tensor
 
 
-def _write(file: Path, tensor: Tensor) -> None:
-    with _room(file), replacing(file) as temporary:
+def write(file: Path, tensor: Tensor) -> None:
+    """Write one tensor to a file of the cache folder.
+
+    Raises:
+        NotEnoughRoom: it cannot be written.
+    """
+    with in_the_cache(file), replacing(file) as temporary:
         save_file({_KEY: tensor}, temporary)
 
 
 @contextmanager
-def _room(file: Path) -> Iterator[None]:
+def in_the_cache(file: Path) -> Iterator[None]:
+    """Inside, what goes wrong with writing ``file`` is said with its remedy.
+
+    Raises:
+        NotEnoughRoom: it cannot be written.
+    """
     try:
         yield
     except OSError as error:
         raise NotEnoughRoom(
-            f"{file.parent}: prepared task vectors cannot be written ({error}); let {CACHE_VARIABLE} name a folder "
+            f"{file.parent}: what is prepared once cannot be written ({error}); let {CACHE_VARIABLE} name a folder "
             "with room"
         ) from None

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import CandidateFailed
-from evomerge.merging import spectral
+from evomerge.merging import cpu, spectral
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
 from evomerge.merging.kernels import Combination, Scratch, chunks, finish, float32, part
 from evomerge.merging.largest import largest
 from evomerge.merging.maker import Maker
 from evomerge.merging.prepared import prepared
 from evomerge.merging.selection import Selector
-from evomerge.merging.sources import fingerprint, resolve
+from evomerge.merging.sources import content
 from evomerge.merging.terms import Term
 from search_spaces.canonical import digest
-from search_spaces.operators import Doge, IsoC, IsoCts, Knots, MergeOperator, Opcm, SubspaceBoosting, Swudi, TsvM
-from search_spaces.recipe import Recipe, Source
+from search_spaces.operators import Doge, IsoC, IsoCts, MergeOperator, Opcm, Operator, SubspaceBoosting, Swudi, TsvM
+from search_spaces.recipe import Recipe
 from search_spaces.tensors import in_stack
 
 _FORMAT = 1  # of what is prepared: a change makes what lies in caches obsolete
@@ -50,6 +50,9 @@ class Addition:
 
     def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
         """Write elements ``first`` and on of the sum to ``out``; of ``sources`` only the base is read."""
+        weights = [weight * self.scale for weight in self.weights]
+        if scratch.noted(cpu.add_up(sources[self.pivot], list(self.vectors), out, weights, first)):
+            return
         for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
@@ -84,7 +87,7 @@ def added(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> 
 
 
 def _prepared(operator: Spectral, recipe: Recipe, name: str, selector: Selector) -> Tensor:
-    key = selector.remember(("prepared", _parameters(operator), recipe.sources), lambda: key_of(operator, recipe))
+    key = selector.remember(("prepared", parameters_of(operator), recipe.sources), lambda: key_of(operator, recipe))
     return prepared("virtual", key, name, lambda: _vectors(operator, recipe, name, selector))
 
 
@@ -106,7 +109,7 @@ def _mean_over_merged(operator: Opcm, recipe: Recipe, selector: Selector) -> flo
     return float(np.sqrt(squares).mean()) / math.sqrt(merged) if merged > 0.0 else 1.0
 
 
-def task_matrices(operator: Spectral | Knots, recipe: Recipe, name: str, selector: Selector) -> list[Tensor]:
+def task_matrices(operator: Operator, recipe: Recipe, name: str, selector: Selector) -> list[Tensor]:
     """Return the experts' task vectors of one matrix, float64 (m, d) each.
 
     Raises:
@@ -155,19 +158,15 @@ def _masks(operator: Doge, recipe: Recipe, name: str, selector: Selector, taus: 
     return masks
 
 
-def _parameters(operator: MergeOperator) -> tuple[tuple[str, object], ...]:
+def parameters_of(operator: MergeOperator) -> tuple[tuple[str, object], ...]:
     """Return what the vectors depend on: everything but the weights and the scale."""
     return tuple(sorted(operator.model_dump(exclude={"weights", "scale"}).items()))
 
 
 def key_of(operator: MergeOperator, recipe: Recipe) -> str:
     """Return the name in the cache of what is prepared for an operator from the sources of ``recipe``."""
-    sources = [_content(recipe.sources[i]) for i in (base_of(recipe), *recipe.experts)]
-    return digest({"format": _FORMAT, "operator": dict(_parameters(operator)), "sources": sources})
-
-
-def _content(source: Source) -> str:
-    return source.digest or fingerprint(resolve(source.path, source.revision))
+    sources = [content(recipe.sources[i]) for i in (base_of(recipe), *recipe.experts)]
+    return digest({"format": _FORMAT, "operator": dict(parameters_of(operator)), "sources": sources})
 
 
 MAKERS: dict[type[MergeOperator], Maker] = dict.fromkeys(get_args(Spectral), added)

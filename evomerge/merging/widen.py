@@ -12,8 +12,9 @@ from torch import Tensor
 from evomerge.merging.coefficients import Kernel, base_of, check_size
 from evomerge.merging.elementwise import Elementwise
 from evomerge.merging.geometry import cosines
+from evomerge.merging.grid import Grid
 from evomerge.merging.maker import Maker
-from evomerge.merging.rows import Grid, VectorCombination, products_by_vector
+from evomerge.merging.rows import VectorCombination, products_by_vector
 from evomerge.merging.selection import Selector
 from search_spaces.operators import MergeOperator, Widen
 from search_spaces.recipe import Recipe
@@ -30,6 +31,11 @@ class Scored:
 
     limits: tuple[float, ...]
     calibration: float
+
+    @property
+    def coded(self) -> None:
+        """See `elementwise.Rule`: vectors are small."""
+        return None
 
     def merge(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
         """See `elementwise.Rule`."""

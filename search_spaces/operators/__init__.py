@@ -24,8 +24,10 @@ from search_spaces.operators.elementwise import (
     RamPlus,
     Widen,
 )
+from search_spaces.operators.lora import EvoLora, LoraLego
 from search_spaces.operators.plugged import OperatorPlugIn, ask_elsewhere, plug_in
 from search_spaces.operators.spectral import Doge, IsoC, IsoCts, Knots, Opcm, SubspaceBoosting, Swudi, TsvM
+from search_spaces.operators.statistical import Fisher, Rcp, RegMean, RegMeanPlus
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -46,7 +48,9 @@ _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della |
 _Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
 _Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb | Widen
 _Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi | Opcm | Doge | Knots
-_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral
+_Statistical = Fisher | RegMean | RegMeanPlus | Rcp
+_Lora = LoraLego | EvoLora
+_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral | _Statistical | _Lora
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
 
 
@@ -78,6 +82,8 @@ __all__ = [
     "Della",
     "DellaLinear",
     "Doge",
+    "EvoLora",
+    "Fisher",
     "IsoC",
     "IsoCts",
     "Karcher",
@@ -85,6 +91,7 @@ __all__ = [
     "Knots",
     "Linear",
     "LocalizeStitch",
+    "LoraLego",
     "MagMax",
     "MergeOperator",
     "ModelStock",
@@ -99,6 +106,9 @@ __all__ = [
     "Pcb",
     "Ram",
     "RamPlus",
+    "Rcp",
+    "RegMean",
+    "RegMeanPlus",
     "Sce",
     "Slerp",
     "SubspaceBoosting",

@@ -65,6 +65,7 @@ class MergeOperator(Frozen):
         per_source: whether its weights are one per source; otherwise one per expert.
         fewest_experts: that it can merge.
         most_experts: that a parameter space can give it; none: any number.
+        needs_adapters: whether every expert must be a LoRA adapter.
         pair: whether a parameter space gives it its two models, the experts, as ``between``.
     """
 
@@ -74,11 +75,17 @@ class MergeOperator(Frozen):
     fewest_experts: ClassVar[int] = 1
     most_experts: ClassVar[int | None] = None
     pair: ClassVar[bool] = False
+    needs_adapters: ClassVar[bool] = False
 
     @classmethod
     def fixed_fields(cls) -> set[str]:
         """Return the names of the fields that no search turns."""
         return cls.model_fields.keys() - {"kind"} - {spec.field for spec in cls.knobs}
+
+    @classmethod
+    def is_calibrated(cls) -> bool:
+        """Whether it needs statistics from calibration prompts."""
+        return "prompts" in cls.model_fields
 
     @classmethod
     def in_space(cls, numbers: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ OPTIONS = {
     "export": {
         "--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--memory-limit", "--storage"
     },
-    "merge": {"--to", "--dtype", "--memory-limit"},
+    "merge": {"--to", "--format", "--rank", "--dtype", "--memory-limit"},
     "evaluate": {
         "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
         "--allow-code-execution", "--limit", "--num-fewshot", "--apply-chat-template", "--dtype", "--json"
@@ -190,10 +190,10 @@ def test_prefer_picks_along_the_front(run, storage, tmp_path):
         (("show", "fake", "worst"), "expected a number or 'best'"),
         (("export", "fake", "--to", "x", "--best", "--candidate", "1"), "give one of"),
         (("export", "fake", "--to", "x", "--dtype", "int8"), "expected one of float32, bfloat16, float16"),
-        (("export", "fake", "--to", "x", "--rank", "4"), "--rank is of adapters"),
+        (("export", "fake", "--to", "x", "--rank", "4"), "--rank is of adapters and bases"),
         (
             ("export", "fake", "--to", "x", "--format", "gguf"),
-            "expected one of checkpoint, adapter, mergekit, recipe, csv, parquet",
+            "expected one of checkpoint, adapter, reversible, mergekit, recipe, csv, parquet",
         ),
         (("export", "fake", "--to", "x", "--format", "csv", "--best"), "--format csv writes all candidates"),
         (("export", "fake", "--to", "x", "--prefer", "third=1"), "no objective 'third'"),
@@ -271,6 +271,7 @@ def test_init_converts_mergekit_evolve(run, tmp_path):
             "merge_method": "dare_ties",
             "base_model": "org/base",
             "filters": ["self_attn", "mlp"],
+            "tokenizer_source": "org/b",
             "normalize": False,
             "allow_negative_weights": True,
         },
@@ -284,6 +285,7 @@ def test_init_converts_mergekit_evolve(run, tmp_path):
     assert file.space.operator == "dare_ties"
     assert (file.space.weight, file.space.normalize, file.space.density_start) == ((-1.5, 1.5), False, 1.0)
     assert [next(iter(group)) for group in file.space.tensor_groups] == ["self_attn", "mlp"]
+    assert file.sources.vocabulary_policy().source == 2
     assert file.objectives[0].weight == 2.0
     assert (file.evaluation.search_documents, file.evaluation.num_fewshot) == (100, 4)
     source["genome"]["merge_methodd"] = "x"

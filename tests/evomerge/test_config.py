@@ -62,6 +62,12 @@ def test_a_folder_beside_the_file_is_preferred_to_a_hub_id(tmp_path):
         ({"sources": {"base": "b", "experts": []}}, ["sources.experts"]),
         ({"sources": {"base": "b", "experts": ["x/m", "y/m"]}}, ["two experts are called m"]),
         ({"name": "../evil"}, ["name"]),
+        ({"calibration": {}}, ["no operator of this space needs statistics"]),
+        (
+            {"space": {"operator": "fisher"}, "calibration": {"tasks": {"math": ["a"]}}},
+            ["math is no expert (known: maths, ja)"],
+        ),
+        ({"space": {"operator": "fisher"}, "calibration": {"tasks": {"ja": []}}}, ["ja has no task"]),
         ({"space": {"operator": "magic"}}, ["space.operator", "task_arithmetic"]),
         ({"space": {"weight": [1, 0]}}, ["space.weight", "low < high"]),
         ({"cluster": {"workers": 0}}, ["at least 1"]),

@@ -28,6 +28,7 @@ def space(experts=2, layers=6, **settings):
         sources=tuple(Source(path=f"m{i}") for i in range(experts + 1)),
         expert_names=tuple(f"e{i}" for i in range(experts)),
         layers=layers,
+        prompts="0" * 64,
     )
 
 

@@ -10,6 +10,7 @@ from evomerge.errors import BadRecipe
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
+from evomerge.merging.mergekit_settings import METHODS
 from search_spaces.operators import (
     ArceeFusion,
     Breadcrumbs,
@@ -151,6 +152,13 @@ def test_a_second_trip_changes_nothing(name: str, recipe_of: RecipeOf, family: l
     twice = from_mergekit(to_mergekit(once))
     assert twice.sources == once.sources
     assert operators(twice, family) == operators(once, family)
+
+
+def test_every_method_of_mergekit_is_among_them() -> None:
+    blocks = [
+        what if isinstance(what, list) else [Block(layers=(0, 4), operator=what)] for what in EXPRESSIBLE.values()
+    ]
+    assert {block.operator.kind for each in blocks for block in each} == set(METHODS)
 
 
 def test_uniform_recipe_is_written_as_models(recipe_of: RecipeOf) -> None:

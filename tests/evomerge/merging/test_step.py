@@ -127,6 +127,7 @@ def test_steps_are_genes_of_every_operator(kind: str) -> None:
         sources=tuple(Source(path=f"m{i}") for i in range(experts + 1)),
         expert_names=tuple(f"e{i}" for i in range(experts)),
         layers=4,
+        prompts="0" * 64,
     )
     genome = Genome(space.genes.start)
     assert space.genes.names[-1] == "lines_beta/layers-2-3"
