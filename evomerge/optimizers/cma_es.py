@@ -58,8 +58,8 @@ class CmaEs:
             sigma: first step size as a share of each gene's range.
             population: pycma's default if None, half as many again if ``noisy``, else fewer with ``centres``.
             separable: learn a scale for each gene but no correlations; from 100 genes on if None.
-            centres: ask for the middle of the distribution, too, at the first move after each of pycma's default
-                populations. Nothing is learnt from it.
+            centres: ask for the middle of the distribution, too, once for as many points as pycma's default population
+                has, if it has moved. Nothing is learnt from it.
             noisy: points are compared on few documents.
         """
         self._low, self._high = genes.low, genes.high
