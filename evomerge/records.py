@@ -59,7 +59,8 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True)
 class CandidateRecord:
-    """One candidate as recorded. `evaluations` holds the latest per split."""
+    """One candidate as recorded. `evaluations` holds the latest per split; a driver keeps those that were measured
+    without `recipe_json`."""
 
     id: int
     number: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -73,7 +73,8 @@ class Search:
         file, documents = problem.file, problem.splits.search.count
         self._stopping = Stopping(file.budget, file.objectives, file.preference, documents=documents)
         self._waiting: deque[CandidateRecord] = deque()
-        self.candidates: dict[int, CandidateRecord] = {c.number: c for c in record.candidates()}
+        # Recipes are the bulk of a candidate: who has been measured is kept without, and read again if need be.
+        self.candidates: dict[int, CandidateRecord] = {c.number: _kept(c) for c in record.candidates()}
         self._by_recipe: dict[str, int] = {}
         self._by_genome: dict[Genome, int] = {}
         self._best = BestKnown(problem.file.metrics, record.document_scores)
@@ -266,7 +267,7 @@ class Search:
         return candidate
 
     def _keep(self, candidate: CandidateRecord) -> None:
-        self.candidates[candidate.number] = candidate
+        self.candidates[candidate.number] = _kept(candidate)
         if candidate.genome is not None:
             self._by_genome.setdefault(candidate.genome, candidate.number)
         if self._referee or self._minibatches:
@@ -329,7 +330,7 @@ class Search:
         self._listener.phase(split, len(set(wanted)), len(set(wanted)) - len(missing))
         while missing or self._dispatcher.in_flight:
             while missing and self._dispatcher.free > 0:
-                self._dispatcher.send(Task(self.candidates[missing.popleft()], split, documents))
+                self._dispatcher.send(Task(self._with_recipe(missing.popleft()), split, documents))
             for task, outcome in self._dispatcher.collect(POLL_SECONDS):
                 done = self.record.add_evaluation(
                     self.candidates[task.candidate.number], split, outcome, documents_digest=documents.digest
@@ -337,6 +338,10 @@ class Search:
                 self._keep(done)
                 self._listener.evaluated(done, split)
         return [self.candidates[number] for number in wanted]
+
+    def _with_recipe(self, number: int) -> CandidateRecord:
+        candidate = self.candidates[number]
+        return candidate if candidate.recipe_json else replace(candidate, recipe_json=self.record.recipe_json(number))
 
     def _is_measured(self, number: int, split: Split, digest: str) -> bool:
         evaluation = self.candidates[number].evaluations.get(split)
@@ -348,6 +353,11 @@ class Search:
             if candidate.origin == "baseline" and candidate.name == name:
                 return candidate
         return self._add(recipe, origin="baseline", name=name)
+
+
+def _kept(candidate: CandidateRecord) -> CandidateRecord:
+    """Return what a driver keeps of ``candidate``."""
+    return replace(candidate, recipe_json="") if "search" in candidate.evaluations else candidate
 
 
 class _Clock:

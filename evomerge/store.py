@@ -224,6 +224,12 @@ class SearchRecord:
             found += self.store.database.read(partial(read, chosen=chosen))
         return found
 
+    def recipe_json(self, number: int) -> str:
+        """Return the recipe of the candidate with ``number``, canonical JSON."""
+        mine = (candidates.c.search_id == self.row.id) & (candidates.c.number == number)
+        query = sa.select(candidates.c.recipe).where(mine)
+        return cast(str, self.store.database.read(lambda c: c.execute(query).scalar_one()))
+
     def document_scores(self, evaluation: EvaluationRecord, objective: str) -> Floats:
         """Return (documents,) float64 scores of one objective of one evaluation, in the order of the documents."""
         mine = (scores.c.evaluation_id == evaluation.id) & (scores.c.objective == objective)

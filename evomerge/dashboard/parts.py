@@ -40,6 +40,11 @@ def drawn(figure: go.Figure, *, dark: bool) -> go.Figure:
     return figure
 
 
+def has_axis(view: str, axis: int, objectives: int) -> bool:
+    """Return whether a ``view`` of the front lets one choose its ``axis`` (0, 1, 2)."""
+    return axis < min({"plane": 2, "space": 3}.get(view, 0), objectives)
+
+
 def graph(figure: go.Figure, about: str, **properties: Any) -> html.Figure:
     """Return ``figure`` with the sentence that explains it."""
     return html.Figure([dcc.Graph(figure=figure, config=QUIET, **properties), html.Figcaption(about)])

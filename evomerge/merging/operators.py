@@ -30,6 +30,7 @@ from evomerge.merging import (
     geometry,
     importance,
     interpolation,
+    lowrank,
     ota,
     plugged,
     virtual,
@@ -278,5 +279,6 @@ _MAKERS: dict[type[MergeOperator], Maker] = {
     **virtual.MAKERS,
     **widen.MAKERS,
     **calibrated.MAKERS,
+    **lowrank.MAKERS,
     **ota.MAKERS,
 }
