@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evaluators.context import context_length
-from evaluators.evaluation import Documents
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.merging.aligned import tokenizer_folder
@@ -26,7 +25,10 @@ from search_spaces.tensors import in_stack, layer_of
 from search_spaces.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from evaluators.splits import Splits
     from evaluators.tasks import TaskSuite
+
+MOST_PROMPTS, MOST_TOKENS = 64, 512  # on which the streams of models are measured
 
 
 def make_path_space(
@@ -89,15 +91,12 @@ def model_size(checkpoint: Checkpoint) -> ModelSize:
     return ModelSize(tuple(layers), outside)
 
 
-def model_moments(
-    space: PathSpace, checkpoints: Sequence[Checkpoint], suite: TaskSuite, documents: Documents
-) -> Moments:
+def model_moments(space: PathSpace, checkpoints: Sequence[Checkpoint], suite: TaskSuite, splits: Splits) -> Moments:
     """Return the second moments of the stream in every model of ``space``; of merges that are searched, at their start.
 
     One model at a time is made, in memory, on the CPU.
 
-    Args:
-        documents: of the search; prompts are taken from them.
+    The prompts are the first search documents of every task, with their reference answers.
 
     Raises:
         TaskError: a prompt cannot be made.
@@ -107,12 +106,18 @@ def model_moments(
     """
     from transformers import AutoTokenizer
 
-    from evaluators.calibration import calibration_prompts
+    from evaluators.answered import PromptSource
 
     resident = ResidentModel(checkpoints, tokenizer=space.tokenizer, dtype=space.dtype)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(checkpoints[space.tokenizer]), trust_remote_code=False)
-    length = context_length(resident.model.config, tokenizer)
-    prompts = calibration_prompts(suite, tokenizer, documents, max_length=length)
+    of_tasks = PromptSource(suite, splits).prompts(
+        suite.tasks,
+        max(1, MOST_PROMPTS // len(suite.tasks)),
+        tokenizer,
+        context=context_length(resident.model.config, tokenizer),
+        most_tokens=MOST_TOKENS,
+    )
+    prompts = [prompt.tokens for of_task in of_tasks.values() for prompt in of_task]
     return tuple(stream_moments(resident.apply(recipe), prompts) for recipe in space.model_recipes)
 
 

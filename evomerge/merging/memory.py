@@ -20,7 +20,7 @@ from evomerge.merging.kernels import Scratch
 from evomerge.merging.safetensors_writer import BUFFERS, PIECE, tensor_bytes
 from evomerge.merging.selection import CACHE_BYTES
 from evomerge.merging.virtual import Spectral
-from search_spaces.operators import Knots, Operator, OperatorPlugIn
+from search_spaces.operators import Della, DellaLinear, Knots, Operator, OperatorPlugIn
 from search_spaces.recipe import Blocks, PathBody, Recipe
 from search_spaces.tensors import in_stack
 
@@ -76,6 +76,9 @@ def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[s
     if any(isinstance(operator, Spectral | Knots) for operator in _operators(recipe)):
         side = max((max(shape) for name, shape in shapes.items() if len(shape) == 2 and in_stack(name)), default=0)
         needed += (_DECOMPOSED + _PER_EXPERT * len(recipe.experts)) * side * side * 8
+    ranked = any(isinstance(operator, Della | DellaLinear) for operator in _operators(recipe))
+    if ranked or any(operator.needs_adapters for operator in _operators(recipe)):  # ranks in rows; a sum of low rank
+        needed += max(2 * len(recipe.experts), 8) * max(math.prod(shape) for shape in shapes.values())
     if any(isinstance(operator, OperatorPlugIn) for operator in _operators(recipe)):  # whole tensors in float32
         needed += (sources + 3) * max(tensor_bytes(shape, torch.float32) for shape in shapes.values())
     return needed

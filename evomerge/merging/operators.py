@@ -30,6 +30,7 @@ from evomerge.merging import (
     geometry,
     importance,
     interpolation,
+    lowrank,
     plugged,
     virtual,
     widen,
@@ -277,4 +278,5 @@ _MAKERS: dict[type[MergeOperator], Maker] = {
     **virtual.MAKERS,
     **widen.MAKERS,
     **calibrated.MAKERS,
+    **lowrank.MAKERS,
 }
