@@ -202,6 +202,7 @@ def prepare(
     elif isinstance(file.space, ParameterSpaceSettings):
         layers = checkpoints[0].layers
         space = make_space(file, pinned, layers=layers, vocabulary=vocabulary, prompts=prompts)
+        check_adapters(space, folders)
     else:
         space = make_path_space(
             file, file.space, pinned, checkpoints, vocabulary=vocabulary, first=first, prompts=prompts
@@ -294,6 +295,22 @@ def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     """Return the size of a model with the tensors of ``checkpoint`` in ``dtype``, in bytes."""
     elements = sum(math.prod(checkpoint.info(name).shape) for name in checkpoint.names)
     return elements * BYTES_PER_ELEMENT[dtype]
+
+
+def check_adapters(space: ParameterSpace, folders: Sequence[Path]) -> None:
+    """Refuse models where the operator merges the factors of adapters.
+
+    Raises:
+        BadSearch: an expert is no adapter.
+    """
+    from evomerge.merging.adapter import is_adapter
+
+    whole = [folder for folder in folders[1:] if not is_adapter(folder)]
+    if space.operator.needs_adapters and whole:
+        raise BadSearch(
+            f"space.operator {space.settings.operator} merges LoRA adapters, and {whole[0]} is a whole model; use "
+            "ties, knots or another operator on task vectors"
+        )
 
 
 def make_space(

@@ -43,7 +43,8 @@ class OwnKnobs(Frozen):
     select_topk: Bounds | None = Field(default=None, description="sce: bounds of the share of elements selected")
     power: Bounds | None = Field(default=None, description="model_stock: bounds of the exponent on its share")
     factor: Bounds | None = Field(
-        default=None, description="passthrough, iso_c, iso_cts, subspace_boosting, opcm: bounds of the factor"
+        default=None,
+        description="passthrough, iso_c, iso_cts, subspace_boosting, opcm, lora_lego: bounds of the factor",
     )
     reach: Bounds | None = Field(default=None, description="nearswap: bounds of the most that an element moves")
     fence: Bounds | None = Field(default=None, description="arcee_fusion: bounds of the interquartile ranges")
@@ -111,12 +112,15 @@ class OwnOptions(Frozen):
     keep: float | None = Field(default=None, gt=0.0, le=1.0, description="doge: share of the largest elements kept")
     iterations: int | None = Field(default=None, ge=0, description="doge: of Adam")
     rate: float | None = Field(default=None, gt=0.0, description="doge: Adam's learning rate")
-    exponent: float | None = Field(default=None, gt=0.0, le=1.0, description="fisher: of the Fisher information")
+    exponent: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="fisher: of the Fisher information; ota: of v"
+    )
     off_diagonal: float | None = Field(
         default=None, ge=0.0, le=1.0, description="regmean, regmean_plus: factor on the Gram matrices off the diagonal"
     )
     protection: float | None = Field(default=None, ge=0.0, description="rcp: the paper's lambda")
     metrics: tuple[float, ...] | None = Field(default=None, description="mwa: losses or scores, one per expert")
+    units: int | None = Field(default=None, ge=1, description="lora_lego: rank of the merge")
     direction: Direction | None = Field(default=None, description="mwa: minimize (losses) or maximize (scores)")
     form: Form | None = Field(default=None, description="mwa: softmax or ratio")
 

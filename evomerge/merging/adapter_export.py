@@ -17,6 +17,7 @@ from evomerge.merging.adapter import CONFIG, PREFIX, WEIGHTS, Adapter
 from evomerge.merging.engine import DTYPES, MergeEngine
 from evomerge.merging.export import open_merge
 from evomerge.merging.kernels import Combination
+from evomerge.merging.lowrank import LowRank
 from evomerge.shares import Progress
 from search_spaces.recipe import Blocks, Recipe
 
@@ -63,11 +64,13 @@ def write_adapter(
 def _pair(recipe: Recipe, engine: MergeEngine, sources: Sequence[object], name: str) -> Pair | None:
     """Return the stacked factors of one tensor; none where nothing is added to the base."""
     kernel = engine.kernel(recipe, name) if isinstance(recipe.body, Blocks) else None
+    if isinstance(kernel, LowRank):
+        return kernel.up.double() * kernel.scale, kernel.down.double()
     linear = isinstance(kernel, Combination) and kernel.pivot == recipe.base and kernel.scale == 1.0
     if not linear or not isinstance(kernel, Combination) or any(term.keep is not None for term in kernel.terms):
         raise BadRecipe(
-            f"tensor {name!r}: only sums of task vectors (task_arithmetic, model_stock, nuslerp, ...) of adapters make "
-            "an adapter; export a checkpoint"
+            f"tensor {name!r}: only sums of task vectors (task_arithmetic, model_stock, nuslerp, ...) of adapters and "
+            "operators on their factors (lora_lego, evo_lora) make an adapter; export a checkpoint"
         )
     ups, downs = [], []
     for term in kernel.terms:

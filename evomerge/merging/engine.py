@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import BadRecipe
+from evomerge.merging.adapter import Adapter, Factors
+from evomerge.merging.aligned import Aligned
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.coefficients import Kernel
 from evomerge.merging.kernels import Scratch
@@ -190,8 +192,15 @@ class MergeEngine:
         if base not in self._selectors:
             shapes = {name: self._checkpoints[0].info(name).shape for name in self.order}
             flat = [flat.__getitem__ for flat in self._flat]
-            self._selectors[base] = Selector(flat, base, shapes, self._cache_bytes)
+            self._selectors[base] = Selector(flat, base, shapes, self._cache_bytes, self._factors)
         return self._selectors[base]
+
+    def _factors(self, source: int, name: str) -> Factors | None:
+        checkpoint = self._checkpoints[source]
+        checkpoint = checkpoint.source if isinstance(checkpoint, Aligned) else checkpoint
+        if not isinstance(checkpoint, Adapter):
+            raise BadRecipe(f"{checkpoint.path} is no LoRA adapter, and operators on factors merge nothing else")
+        return checkpoint.factors(name)
 
     def _scratch_on(self, device: torch.device) -> Scratch:
         if device not in self._scratch:

@@ -30,6 +30,8 @@ from evomerge.merging import (
     geometry,
     importance,
     interpolation,
+    lowrank,
+    ota,
     plugged,
     virtual,
     widen,
@@ -277,4 +279,6 @@ _MAKERS: dict[type[MergeOperator], Maker] = {
     **virtual.MAKERS,
     **widen.MAKERS,
     **calibrated.MAKERS,
+    **lowrank.MAKERS,
+    **ota.MAKERS,
 }

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.errors import NotEnoughRoom
+from evomerge.errors import BadRecipe, NotEnoughRoom
 from evomerge.merging import cpu, cpu_counts
+from evomerge.merging.adapter import Factors
 from evomerge.merging.keeps import Keep, KeepBand, KeepBelow, KeepDrawn, KeepLarge, KeepRanked
 from evomerge.merging.masks import MaskKey, draws, threshold
 from evomerge.merging.prepared import prepared
@@ -43,6 +44,15 @@ class _Draws:
     norms: np.ndarray  # float64 (n + 1,): L1 norm of the elements with the smallest draws
 
 
+def no_factors(expert: int, name: str) -> Factors | None:
+    """Refuse to give factors.
+
+    Raises:
+        BadRecipe: always.
+    """
+    raise BadRecipe("operators on the factors of LoRA adapters need adapters as experts")
+
+
 @dataclass
 class Selector:
     """Selections on the task vectors of one base; ``sources[i](name)`` gives the flat tensor of source i."""
@@ -51,6 +61,7 @@ class Selector:
     base: int
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of tensors that are not one row
     cache_bytes: int | None = None  # most to remember; none: CACHE_BYTES
+    factors: Callable[[int, str], Factors | None] = no_factors  # of an expert's task vector, if it is an adapter
     _cache: OrderedDict[tuple[object, ...], tuple[object, int]] = field(default_factory=OrderedDict)
     _cached_bytes: int = 0
 

@@ -65,6 +65,7 @@ class MergeOperator(Frozen):
         per_source: whether its weights are one per source; otherwise one per expert.
         fewest_experts: that it can merge.
         most_experts: that a parameter space can give it; none: any number.
+        needs_adapters: whether every expert must be a LoRA adapter.
         pair: whether a parameter space gives it its two models, the experts, as ``between``.
     """
 
@@ -74,6 +75,7 @@ class MergeOperator(Frozen):
     fewest_experts: ClassVar[int] = 1
     most_experts: ClassVar[int | None] = None
     pair: ClassVar[bool] = False
+    needs_adapters: ClassVar[bool] = False
 
     @classmethod
     def fixed_fields(cls) -> set[str]:
