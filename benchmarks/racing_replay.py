@@ -33,6 +33,7 @@ from evomerge import demo
 from evomerge.config import parse
 from evomerge.optimizers.cma_es import CmaEs
 from evomerge.optimizers.contract import Observation
+from evomerge.optimizers.preference import Preference
 from evomerge.racing import Referee
 from evomerge.records import CandidateRecord, EvaluationRecord, Measured
 from evomerge.runner import run
@@ -165,7 +166,10 @@ def search(arm: Arm, world: World, seeds: Floats) -> dict[str, float]:
         return world.look(genomes[evaluation.id])[0][int(name.split("/")[0]), : arm.documents]
 
     optimizer = CmaEs(genes(seeds.shape[1]), weights=np.ones(TASKS), seed=world.seed)
-    referee = Referee(objectives, arm.racing, single_number=True, read_scores=read) if arm.racing else None
+    referee = None
+    if arm.racing:
+        preference = Preference(np.ones(TASKS))
+        referee = Referee(objectives, arm.racing, preference=preference, single_number=True, read_scores=read)
     blockwise = BlockwiseEvaluator(world, objectives)
     spent, full = 0, []
     while len(genomes) < min(arm.candidates, 20_000) and spent < arm.spent:

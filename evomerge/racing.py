@@ -47,13 +47,19 @@ class Referee:
         objectives: tuple[Objective, ...],
         settings: RacingSettings,
         *,
+        preference: Preference,
         single_number: bool,
         read_scores: ReadScores,
     ) -> None:
-        """``read_scores``: (documents,) scores of an evaluation by objective name, as recorded."""
+        """Make one.
+
+        Args:
+            preference: whose scales add objectives up; whoever made it shows it the seeds.
+            read_scores: (documents,) scores of an evaluation by objective name, as recorded.
+        """
         self._names = tuple(objective.name for objective in objectives)
         self._signs = np.array([objective.sign for objective in objectives])
-        self._preference = Preference(np.array([objective.weight for objective in objectives]))
+        self._preference = preference
         self._settings = settings
         self._single_number = single_number
         self._read = read_scores
@@ -67,8 +73,6 @@ class Referee:
         values = candidate.values("search", self._names)
         if evaluation is None or values is None or evaluation.answered_from is not None:
             return
-        if candidate.origin == "seed":
-            self._preference.see_seed(values * self._signs)
         self._known[candidate.number] = (evaluation, values * self._signs)
         if len(self._known) > self._most:
             self._forget()

@@ -128,6 +128,7 @@ class Search:
         return Referee(
             tuple(o for o in self.problem.file.objectives if isinstance(o, Objective)),  # others cannot race
             settings,
+            preference=self._stopping.preference,
             single_number=weighted and getattr(self._optimizer, "single_number", False),
             read_scores=self.record.document_scores,
         )
@@ -189,6 +190,8 @@ class Search:
 
     def _tell(self, candidate: CandidateRecord) -> None:
         self._stopping.add(candidate)
+        if self._referee:
+            self._referee.see(candidate)
         self._optimizer.tell([self._observation(candidate)])
 
     def _observation(self, candidate: CandidateRecord) -> Observation:
@@ -256,8 +259,6 @@ class Search:
         self.candidates[candidate.number] = candidate
         if candidate.genome is not None:
             self._by_genome.setdefault(candidate.genome, candidate.number)
-        if self._referee:
-            self._referee.see(candidate)
         if "search" in candidate.evaluations:
             self._by_recipe.setdefault(candidate.recipe_digest, candidate.number)
 

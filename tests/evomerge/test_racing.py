@@ -22,6 +22,7 @@ from evomerge.optimizers.contract import Observation
 from evomerge.optimizers.nsga2 import Nsga2
 from evomerge.optimizers.optuna_samplers import gp, tpe
 from evomerge.optimizers.preference import Preference
+from evomerge.preferences import make_preference
 from evomerge.racing import Referee, refuse_unraceable
 from evomerge.records import CandidateRecord, EvaluationRecord, Measured
 from evomerge.report_facts import facts
@@ -71,6 +72,7 @@ def race_all(table, *, single_number):
     referee = Referee(
         objectives,
         RacingSettings(),
+        preference=Preference(np.ones(table.shape[1])),
         single_number=single_number,
         read_scores=lambda e, name: table[e.id, int(name.split("/")[0])],
     )
@@ -151,7 +153,11 @@ def referee_of(rows, **options):
     objectives = (Objective(task="0"), Objective(task="1", direction="minimize", weight=3.0))
     table = np.repeat(np.array(rows).reshape(-1, 2, 1), 10, axis=2)
     made = Referee(
-        objectives, RacingSettings(), read_scores=lambda e, name: table[e.id, int(name.split("/")[0])], **options
+        objectives,
+        RacingSettings(),
+        preference=make_preference(objectives, None),
+        read_scores=lambda e, name: table[e.id, int(name.split("/")[0])],
+        **options,
     )
     documents = Documents({"0": tuple(range(10)), "1": tuple(range(10))})
     for number in range(len(rows)):
