@@ -54,6 +54,8 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:  # noqa
                 sigma=algorithm.sigma,
                 population=algorithm.population,
                 separable=algorithm.separable,
+                correlation=algorithm.correlation,
+                preselect=algorithm.preselect,
             )
         case TwoStageSettings(first_stage=first_stage, penalty=penalty):
             from evomerge.optimizers.two_stage import TwoStage
