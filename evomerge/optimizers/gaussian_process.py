@@ -20,7 +20,7 @@ from scipy.linalg import cho_solve, cholesky
 from search_spaces.genes import Vector
 
 LENGTHS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # shares of the unit cube's edge
-NOISES = (0.003, 0.01, 0.03, 0.1, 0.3)  # variance, as a share of that of the function
+NOISES = (1e-6, 1e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # variance, as a share of that of the function
 
 Scales = tuple[int, int, int]  # places in LENGTHS (means), LENGTHS (rest) and NOISES
 
