@@ -39,7 +39,7 @@ class Foresight:
         """Take in what became of (dim,) ``unit``, a point of the unit cube; of a seed after the preference has."""
         self._known.append((unit, observation))
         if observation.seed:  # it may have changed the scales
-            self._values.extend([self._value(o) for _, o in self._known])
+            self._values = deque((self._value(o) for _, o in self._known), maxlen=MOST)
         else:
             self._values.append(self._value(observation))
         self._fresh = True

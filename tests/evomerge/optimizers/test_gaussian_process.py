@@ -76,8 +76,8 @@ def test_equal_values_are_expected_everywhere():
     assert process.predict(points + 0.1) == pytest.approx(0.25)
 
 
-def foresight_of(pairs):
-    foresight = Foresight(GROUPS, Preference(np.ones(2)))
+def foresight_of(pairs, preference=None):
+    foresight = Foresight(GROUPS, preference or Preference(np.ones(2)))
     for point, values in pairs:
         foresight.see(point, Observation(Genome(point), values))
     return foresight
@@ -89,6 +89,18 @@ def test_where_candidates_fail_little_is_expected():
     failing, fine = np.full(6, 0.5), np.full(6, 0.5)
     failing[0], fine[0] = 0.9, 0.3
     assert np.diff(foresight.expected(np.stack([failing, fine])))[0] > 0.05
+
+
+def test_a_late_seed_changes_the_scales_of_what_is_known():
+    points = np.random.default_rng(5).random((FEWEST + 1, len(GROUPS)))
+    pairs, seed = [(point, 100.0 * point[:2]) for point in points], np.array([10.0, 1000.0])
+    preference = Preference(np.ones(2))
+    foresight = foresight_of(pairs, preference)
+    preference.see_seed(np.zeros(2))
+    preference.see_seed(seed)
+    foresight.see(np.zeros(6), Observation(Genome(np.zeros(6)), seed, seed=True))
+    again = foresight_of([*pairs, (np.zeros(6), seed)], preference)  # which knows the scales from the start
+    assert foresight.expected(points) == pytest.approx(again.expected(points))
 
 
 def test_nothing_is_expected_before_enough_succeeded_and_the_latest_points_are_kept():
