@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from evaluators.objective import Objective, RacingSettings
 from evaluators.statistics import mean_interval
 from evomerge import demo
 from evomerge.config import parse
+from evomerge.foundry import Foundry
 from evomerge.optimizers.cma_es import CmaEs
 from evomerge.optimizers.contract import Observation
 from evomerge.optimizers.preference import Preference
@@ -72,14 +73,16 @@ ARMS = (
 )
 
 
-def record(path: Path) -> None:
-    """Search the demo with 192 documents a task; keep genomes and (candidates, tasks, documents) scores."""
-    foundry, genomes, scores = experts(), [], []
-    for kind, seed, evaluations in RECORDED:
+def record(
+    path: Path, foundry: Foundry, searches: Sequence[tuple[str, int, int]] = RECORDED, documents: int = 3 * PART
+) -> None:
+    """Search the demo with ``documents`` a task; keep genomes and (candidates, tasks, documents) scores."""
+    genomes, scores = [], []
+    for kind, seed, evaluations in searches:
         with tempfile.TemporaryDirectory() as folder:
             value: dict[str, Any] = demo.search_file(foundry, Path(folder), budget=evaluations, seed=seed)
             value["optimizer"] = {"kind": kind, "seed": seed}
-            value["evaluation"] |= {"search_documents": 3 * PART, "validation_documents": 8, "test_documents": 8}
+            value["evaluation"] |= {"search_documents": documents, "validation_documents": 8, "test_documents": 8}
             value["baselines"] = {"single_coefficient": 0, "random_search": False}
             value["cluster"] = {"backend": "in_process", "workers": 1}
             results = run(parse(value, folder=Path(folder), where="benchmark"))
@@ -230,7 +233,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = options.table or Path(folder) / "table.npz"
         if not path.exists():
-            record(path)
+            record(path, experts())
         table = np.load(path)
         genomes, scores = table["genomes"], table["scores"].astype(float)
     landscape = Landscape(genomes, scores)
