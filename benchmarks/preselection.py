@@ -4,12 +4,12 @@ Question: on merges, how much better is the recipe that CMA-ES shows after so ma
 expert begin correlated, and when a Gaussian process chooses which of the points that it draws are evaluated?
 
 Set-up: five searches of the demo are recorded once, 96 documents a task, on experts that no comparison uses (the
-foundry's seed 1); those of the published table were recorded before preselection, the second of CMA-ES with a first step
-of 0.2. A small network is fitted to the scores (`racing_replay.py`), a landscape of the chance to solve each
-document, given the 24 genes. A search of the replay draws 64 documents a task, and whether a candidate solves one by a
-threshold that is half the document's own and half the candidate's. It begins with nine seeds; `shown` is the expected
-score on the other documents of the candidate with the best search score, `best` that of the best there is. Seeds 0 to
-29, the same documents for every arm; differences are to the first arm, with their standard error.
+foundry's seed 1; those of the published table were recorded before preselection, one of them with a first step of 0.2).
+A small network is fitted to the scores (`racing_replay.py`), a landscape of the chance to solve each document, given
+the 24 genes. A search of the replay draws 64 documents a task, and whether a candidate solves one by a threshold
+half of it the document's own. It begins with nine seeds; `shown` is the expected score on the other
+documents of the candidate with the best search score, `best` that of the best there is. Seeds 0 to 29, the same
+documents for every arm; differences are to the first arm, with their standard error.
 
 A landscape that is a network is smoother than a real one may be: real searches decide (`search_quality.py`).
 
@@ -19,14 +19,11 @@ FILE is there, and as many to train the experts). Writes results/preselection.js
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import experts, save
-from racing_replay import HIGH, PART, TASKS, Landscape, record
+from common import save
+from racing_replay import HIGH, PART, TASKS, Landscape, landscape_of
 
 from evaluators.evaluation import Floats
 from evomerge.optimizers.cma_es import CmaEs
@@ -39,12 +36,12 @@ EXPERTS, GROUPS = 4, 6
 SEEDS = range(30)
 CHECKPOINTS = (50, 75, 100, 150)
 ARMS: dict[str, dict[str, Any]] = {
-    "neither": {"preselect": 1, "correlation": 0.0},
-    "correlation 0.3": {"preselect": 1},
-    "preselection": {"correlation": 0.0},
-    "both (the default)": {},
-    "both, correlation 0.5": {"correlation": 0.5},
-    "both, population 13": {"population": 13},
+    "neither": {},
+    "correlation 0.3": {"correlation": 0.3},
+    "preselection": {"preselect": 20},
+    "both": {"preselect": 20, "correlation": 0.3},
+    "both, correlation 0.5": {"preselect": 20, "correlation": 0.5},
+    "both, population 13": {"preselect": 20, "correlation": 0.3, "population": 13},
 }
 
 
@@ -97,17 +94,7 @@ def search(arm: dict[str, Any], world: World, seed: int) -> list[tuple[float, fl
 
 def main() -> None:
     """Replay all arms, printing each."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--table", type=Path, help="recorded scores; recorded there if the file is missing")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = options.table or Path(folder) / "table.npz"
-        if not path.exists():
-            record(path, experts(1), RECORDED, DOCUMENTS)
-        table = np.load(path)
-        landscape = Landscape(table["genomes"], table["scores"].astype(float))
-    fit = {"candidates": len(table["genomes"]), "correlation": landscape.correlation, "error": landscape.error}
-    print(fit, flush=True)
+    landscape, _, fit = landscape_of(1, RECORDED, DOCUMENTS)
     found: dict[str, Any] = {}
     first = None
     for name, arm in ARMS.items():

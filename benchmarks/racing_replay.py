@@ -73,9 +73,10 @@ ARMS = (
 )
 
 
-def record(
-    path: Path, foundry: Foundry, searches: Sequence[tuple[str, int, int]] = RECORDED, documents: int = 3 * PART
-) -> None:
+Searches = Sequence[tuple[str, int, int]]  # algorithm, seed, evaluations
+
+
+def record(path: Path, foundry: Foundry, searches: Searches, documents: int) -> None:
     """Search the demo with ``documents`` a task; keep genomes and (candidates, tasks, documents) scores."""
     genomes, scores = [], []
     for kind, seed, evaluations in searches:
@@ -225,20 +226,27 @@ def summary(rows: list[dict[str, float]], without: list[dict[str, float]]) -> di
     }
 
 
-def main() -> None:
-    """Replay all arms, printing each."""
+def landscape_of(trained: int, searches: Searches, documents: int) -> tuple[Landscape, Floats, dict[str, Any]]:
+    """Return the landscape of the table that the command line names, recorded if it is not there, on the experts of
+    the foundry's seed ``trained``; the (candidates, dim) genomes that were recorded; how good the fit is."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--table", type=Path, help="recorded scores; recorded there if the file is missing")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = options.table or Path(folder) / "table.npz"
         if not path.exists():
-            record(path, experts())
+            record(path, experts(trained), searches, documents)
         table = np.load(path)
         genomes, scores = table["genomes"], table["scores"].astype(float)
     landscape = Landscape(genomes, scores)
     print(f"held-out joint score: correlation {landscape.correlation:.3f}, error {landscape.error:.3f}", flush=True)
     fit = {"candidates": len(genomes), "correlation": landscape.correlation, "error": landscape.error}
+    return landscape, genomes, fit
+
+
+def main() -> None:
+    """Replay all arms, printing each."""
+    landscape, genomes, fit = landscape_of(0, RECORDED, 3 * PART)
     found: dict[str, Any] = {}
     rows: Mapping[str, list[dict[str, float]]] = {arm.name: [] for arm in ARMS}
     for arm in ARMS:

@@ -66,12 +66,13 @@ class Entry:
 
 
 NAME = "search_quality"
-MERGEKIT = "mergekit-evolve"
+MERGEKIT, PRESELECTED = "mergekit-evolve", "cma_es, preselect 20, correlation 0.3"
 PER_EXPERT, TIES = {"layer_groups": 1}, {"operator": "ties"}
 SEARCHES: dict[str, Entry] = {
     MERGEKIT: Entry(None),
     "cma_es": Entry(algorithm("cma_es")),  # what `auto` picks here
     **{kind: Entry(algorithm(kind)) for kind in ("random", "nsga2", "tpe", "sobol")},
+    PRESELECTED: Entry(algorithm("cma_es", preselect=20, correlation=0.3)),
     "gp": Entry(algorithm("gp"), evaluations=100),
     **{kind: Entry(algorithm(kind)) for kind in ("nsga3", "cycle_qd", "cat_cma", "natural_niches", "map_elites")},
     **{f"{kind}, 4 genes": Entry(algorithm(kind), PER_EXPERT, 100) for kind in ("map", "bayesian_map", "cma_es")},
@@ -83,6 +84,9 @@ VARIANTS: dict[str, Entry] = {  # for choosing defaults, on other seeds and expe
     "cma_es, sigma 0.2": Entry(algorithm("cma_es", sigma=0.2)),
     "cma_es, separable": Entry(algorithm("cma_es", separable=True)),
     "cma_es, sigma 0.05": Entry(algorithm("cma_es", sigma=0.05)),
+    "cma_es, correlation 0.3": Entry(algorithm("cma_es", correlation=0.3)),
+    "cma_es, preselect 20": Entry(algorithm("cma_es", preselect=20)),
+    PRESELECTED: SEARCHES[PRESELECTED],
 }
 REPORTED, TUNING = range(10, 20), range(10)
 CHECKPOINTS = (25, 50, 75, 100, 150, 200, 250, 300)

@@ -3,10 +3,12 @@
 Genes are scaled to the unit cube, so one step size fits all, and bounds are handled by transformation (`bounds.py`).
 Points come back one at a time, in whatever order, and the distribution moves whenever a population's worth of them has
 come back; a point that was out for longer than a few of these moves tells it nothing. It starts at the best seed that
-the space can express, with genes of one group correlated (`correlated.py`). Of the points that it draws only the most
+the space can express. When pycma's own criteria say that a run has converged, a new one starts from a fresh point with
+twice the population (Auger and Hansen 2005); points that an earlier run proposed are not told to it.
+
+On request, genes of one group begin correlated (`correlated.py`), and of the points that are drawn only the most
 promising are proposed, as a Gaussian process of what came back sees them (`foresight.py`): pre-selection (Ulmer,
-Streichert and Zell 2003). When pycma's own criteria say that a run has converged, a new one starts from a fresh point
-with twice the population (Auger and Hansen 2005); points that an earlier run proposed are not told to it.
+Streichert and Zell 2003).
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ with warnings.catch_warnings():
 
 DIAGONAL_FROM = 100  # genes; see docs/optimizers.md: below genes^2 evaluations a full matrix is not learnt
 MOST_MOVES = 4  # of the distribution while a point was out; an older one is not learnt from, see docs/optimizers.md
-DRAWN = 20  # points for each one that is proposed; see docs/optimizers.md
 EDGE = 0.02  # share of the range that a start keeps from the bounds, where half of the first samples would be lost
 
 
@@ -49,8 +50,8 @@ class CmaEs:
         sigma: float = 0.1,
         population: int | None = None,
         separable: bool | None = None,
-        correlation: float = 0.3,
-        preselect: int | None = None,
+        correlation: float = 0.0,
+        preselect: int = 1,
     ) -> None:
         """Make one.
 
@@ -60,7 +61,7 @@ class CmaEs:
             population: if None 4 + 1.5 ln(genes) with preselection, without it pycma's 4 + 3 ln(genes).
             separable: learn a scale for each gene but no correlations; from 100 genes on if None.
             correlation: between the genes of one group at the start.
-            preselect: points drawn for each one that is proposed, `DRAWN` if None, 1 where separable.
+            preselect: points drawn for each one that is proposed; 1: all that are drawn are.
         """
         self._low, self._high = genes.low, genes.high
         self._range = self._high - self._low
@@ -75,8 +76,8 @@ class CmaEs:
         self._drawn: list[Genome] = []  # nobody has asked for them yet
         self._out: dict[Genome, int] = {}  # this run's points that are not back, and how many moves came before each
         self._moves = 0
-        self._drawn_for_one = preselect or (1 if self._separable else DRAWN)
-        self._foresight = Foresight(genes.groups, self._preference) if self._drawn_for_one > 1 else None
+        self._drawn_for_one = preselect
+        self._foresight = Foresight(genes.groups, self._preference) if preselect > 1 else None
         self._population = population or 4 + int((1.5 if self._foresight else 3.0) * np.log(len(genes)))
         self._returned: list[Observation] = []
 

@@ -96,7 +96,7 @@ class TwoStage:
         chosen = [replace(self._genes.genes[i], start=float(self._others[i])) for i in self._searched]
         stage = int(self._searched is self._weights)
         seed = int(np.random.default_rng([self._seed, stage]).integers(2**63))
-        return CmaEs(Genes(tuple(chosen)), weights=np.ones(1), seed=seed, correlation=0.0, preselect=1)
+        return CmaEs(Genes(tuple(chosen)), weights=np.ones(1), seed=seed)
 
     def _whole(self, part: Genome) -> Genome:
         values = self._others.copy()

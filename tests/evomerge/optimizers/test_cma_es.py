@@ -30,18 +30,18 @@ def test_finds_the_optimum_of_an_ellipsoid(dimensions):
     target = np.linspace(0.2, 1.2, dimensions)
     stretch = np.logspace(0, 1, dimensions)
     optimizer = CmaEs(genes(dimensions), weights=ONE, seed=0)
-    assert best_after(optimizer, lambda x: -float((stretch * np.square(x - target)).sum()), 500) > -1e-4
+    assert best_after(optimizer, lambda x: -float((stretch * np.square(x - target)).sum()), 1200) > -1e-4
 
 
 def test_optimum_on_a_bound_is_reached():
     optimizer = CmaEs(genes(4), weights=ONE, seed=0)
-    assert best_after(optimizer, lambda x: float(x.sum()), 400) > 4 * 1.5 - 1e-2
+    assert best_after(optimizer, lambda x: float(x.sum()), 800) > 4 * 1.5 - 1e-2
 
 
 def test_failures_in_half_of_the_space_do_not_keep_it_from_the_optimum():
     optimizer = CmaEs(genes(4), weights=ONE, seed=0)
     found = best_after(
-        optimizer, lambda x: -float(np.square(x - 0.9).sum()), 500, fail=lambda genome: genome.values[0] > 1.0
+        optimizer, lambda x: -float(np.square(x - 0.9).sum()), 1500, fail=lambda genome: genome.values[0] > 1.0
     )
     assert found > -1e-3
 
@@ -56,7 +56,7 @@ def test_starts_at_the_best_seed():
 
 def test_plateaus_do_not_end_the_search():
     optimizer = CmaEs(genes(6), weights=ONE, seed=1)
-    coarse = best_after(optimizer, lambda x: float(np.floor(-10 * np.square(x - 0.4).sum()) / 10), 600)
+    coarse = best_after(optimizer, lambda x: float(np.floor(-10 * np.square(x - 0.4).sum()) / 10), 1500)
     assert coarse >= -0.1
 
 
@@ -82,12 +82,7 @@ def test_preselection_comes_nearer_with_the_same_evaluations():
         optimizer = CmaEs(genes(10), weights=ONE, seed=seed, preselect=preselect)
         return -best_after(optimizer, lambda x: -float((stretch * np.square(x - target)).sum()), 150)
 
-    assert np.median([gap(None, seed) / gap(1, seed) for seed in range(3)]) < 0.5
-
-
-def test_preselection_is_for_spaces_whose_matrix_is_learnt():
-    for count, expected in ((99, True), (100, False)):
-        assert (CmaEs(genes(count), weights=ONE, seed=0)._foresight is not None) is expected
+    assert np.median([gap(20, seed) / gap(1, seed) for seed in range(3)]) < 0.5
 
 
 def test_genes_of_one_expert_begin_correlated():
@@ -184,7 +179,7 @@ def is_worse(solved, best):
 
 
 def test_points_of_a_finished_run_are_not_told_to_the_next():
-    optimizer = CmaEs(genes(2), weights=ONE, seed=0, population=4, preselect=1)
+    optimizer = CmaEs(genes(2), weights=ONE, seed=0, population=4)
     late = optimizer.ask(1)[0]
     first = optimizer._run
     while optimizer._run is first:  # converge on a point, so that pycma ends the run
