@@ -28,10 +28,10 @@ demo: $(READY) ## train tiny experts, search, print the result, write a report, 
 	@$(BIN)/evomerge demo --dir demo
 
 test: $(READY) ## the fast tests, in minutes
-	$(PYTEST) -n 2 -m "not slow"
+	$(PYTEST) -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(READY) mergekit-env ## the slow tests: whole searches, kills, parity with mergekit
-	EVOMERGE_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python $(PYTEST) -n 2 -m slow
+	EVOMERGE_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python $(PYTEST) -n 2 --dist worksteal -m slow
 
 check: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -15,24 +15,21 @@ Run: `make mergekit-env`, then `.venv/bin/python benchmarks/candidate_cost.py`. 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-import yaml
-from common import experts, mergekit_python, save
+from common import experts, save
+from mergekit_path import measure_by_mergekit, search_tasks
 
 from evomerge import demo
 from evomerge.config import parse
-from evomerge.merging.mergekit_config import to_mergekit
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
-from evomerge.runner import Silent, run
+from evomerge.runner import run
+from evomerge.watcher import Silent
 
 EVALUATIONS, WARM_UP, PEER_CANDIDATES = 300, 50, 10
 
@@ -80,39 +77,16 @@ def ours(folder: Path, workers: int) -> tuple[dict[str, float], Results]:
     return {"cpu_seconds": whole, "forward_cpu_seconds": forward, "other_cpu_seconds": whole - forward}, results
 
 
-def search_tasks(results: Results, folder: Path) -> Path:
-    """Write the tasks with the search documents alone, so that the peer pays for no other document."""
-    source, target = Path(results.file.evaluation.include_path[0]), folder / "search-tasks"
-    target.mkdir()
-    for task, ids in results.record.row.plan["documents"]["search"].items():
-        config = yaml.safe_load((source / f"{task}.yaml").read_text(encoding="utf-8"))
-        lines = Path(config["dataset_kwargs"]["data_files"]["test"]).read_text(encoding="utf-8").splitlines()
-        data = target / f"{task}.jsonl"
-        data.write_text("\n".join(lines[i] for i in ids) + "\n", encoding="utf-8")
-        config["dataset_kwargs"]["data_files"]["test"] = str(data)
-        (target / f"{task}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    return target
-
-
 def peer(results: Results, folder: Path) -> dict[str, Any]:
     """Measure the peer on the same recipes and documents."""
     candidates = [c for c in results.candidates if c.origin == "optimizer"][: PEER_CANDIDATES + 2]
-    job = {
-        "configs": [to_mergekit(candidate.recipe) for candidate in candidates],
-        "tasks": str(search_tasks(results, folder)),
-        "names": [objective.task for objective in results.objectives],
-        "warm_up": 2,
-        "folder": str(folder),
-    }
-    path = folder / "job.json"
-    path.write_text(json.dumps(job))
-    script = Path(__file__).with_name("peer_candidate.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # like a worker here; waiting threads would burn CPU time
-    command = [mergekit_python(), str(script), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(done.stderr[-4000:])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    source, documents = Path(results.file.evaluation.include_path[0]), results.record.row.plan["documents"]["search"]
+    found = measure_by_mergekit(
+        [candidate.recipe for candidate in candidates],
+        tasks=search_tasks(source, documents, folder / "search-tasks"),
+        names=[objective.task for objective in results.objectives],
+        folder=folder,
+    )
     ours_scores = [[c.evaluations["search"].scores[o.name].value for o in results.objectives] for c in candidates]
     peer_scores = [[scores[o.task] for o in results.objectives] for scores in found.pop("scores")]
     found["largest_score_difference"] = float(np.abs(np.array(ours_scores) - np.array(peer_scores)).max())

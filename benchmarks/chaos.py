@@ -50,7 +50,11 @@ def run_trial(plan: Plan, graveyard: Graveyard) -> dict[str, Any]:
             report = Trial(plan, graveyard, server=server).run()
     else:
         report = Trial(plan, graveyard).run()
-    return {"platform": plan.platform, "optimizer": dict(plan.optimizer), "workers": plan.workers} | asdict(report)
+    return {
+        "platform": plan.platform,
+        "optimizer": dict(plan.optimizer),
+        "workers": "auto" if plan.elastic else plan.workers,
+    } | asdict(report)
 
 
 def summary(trials: list[dict[str, Any]], orphans: list[str]) -> dict[str, Any]:

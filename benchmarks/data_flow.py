@@ -6,16 +6,20 @@ Questions:
    the best search score among what the optimizer proposed, because a winner can be a seed, which is no path.
 2. overhead: a forward pass of a path beside the same stack of layers as a plain transformers model, in turns; median
    CPU time. Target: at most 3 %.
-3. candidates: laying and measuring a path in a worker beside writing the checkpoint, loading and measuring it, for the
-   same random paths. Target: 10 times as many a minute.
+3. candidates: laying and measuring a path in a worker, for random paths; beside it the same paths written, loaded and
+   measured with the same evaluator, and as the peer does it: mergekit's passthrough to disk, then
+   `lm_eval.simple_evaluate`, in one warm process of its own. CPU seconds a candidate, the first two not counted; scores
+   are compared. Target: 10 times as many a minute as the peer. Needs `make mergekit-env`.
 
 Run: `.venv/bin/python benchmarks/data_flow.py [quality|overhead|candidates ...]`. Each part saves
-results/data_flow_PART.json. About 20 CPU minutes, nearly all of them `quality`.
+results/data_flow_PART.json; `quality` goes on where it stopped, or starts anew with `--fresh`. About 40 CPU minutes,
+nearly all of them `quality`.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import sys
 import tempfile
 import time
@@ -26,32 +30,41 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from common import experts, save
+from common import RESULTS, experts, save
+from mergekit_path import measure_by_mergekit, search_tasks
+from prefixes import shared_prefixes
 
 import evomerge
 from evaluators.context import context_length
 from evaluators.evaluation import Evaluation
 from evaluators.evaluator import LmEvalEvaluator
+from evaluators.objective import Objective
 from evaluators.tasks import TaskSuite
 from evomerge import demo
 from evomerge.config import SearchFile, parse
 from evomerge.merging.assembly import Visit, assemble
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.resident import ResidentModel
-from evomerge.problem import prepare
+from evomerge.problem import Problem, prepare
 from evomerge.results import JOINT
 from search_spaces.genes import Genome
 from search_spaces.path_space import PathSpace
 from search_spaces.recipe import Recipe
 
-SEEDS, EVALUATIONS = (10, 11, 12), 100
-ROUNDS, CANDIDATES = 40, 10
+SEEDS, EVALUATIONS = (10, 11, 12, 13, 14), 100
+FRESH = "--fresh"
+ROUNDS, WARM_UP, CANDIDATES = 40, 2, 10
+PEER = "mergekit and lm-eval"
 MODELS = ["expert-language", "expert-add", "expert-sort", "expert-reverse"]
 MERGE = {"operator": "task_arithmetic", "layer_groups": 2}
 SPACES: dict[str, tuple[dict[str, Any], str]] = {
     "parameter": ({"kind": "parameter", **MERGE}, "cma_es"),
     "joint": ({"kind": "joint", "models": [MERGE, "expert-language"]}, "cat_cma"),
     "data flow": ({"kind": "data_flow", "models": MODELS}, "cat_cma"),
+    "joint, second moments": (
+        {"kind": "joint", "models": [MERGE, "expert-language"], "scale_start": "second_moments"},
+        "cat_cma",
+    ),
     "joint, no scales": ({"kind": "joint", "models": [MERGE, "expert-language"], "scales": "none"}, "cat_cma"),
     "data flow, no scales": ({"kind": "data_flow", "models": MODELS, "scales": "none"}, "cat_cma"),
     "hybrid": ({"kind": "hybrid", "merge": MERGE, "models": ["expert-language"]}, "cat_cma"),
@@ -73,10 +86,15 @@ def search_file(folder: Path, space: dict[str, Any], kind: str, seed: int) -> Se
 
 
 def quality() -> None:
-    """Search every space with every seed."""
+    """Search every space with every seed that is not there yet."""
+    file = RESULTS / "data_flow_quality.json"
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SPACES}
+    if file.exists() and FRESH not in sys.argv:
+        rows |= json.loads(file.read_text(encoding="utf-8"))["spaces"]
     for seed in SEEDS:
         for name, (space, kind) in SPACES.items():
+            if any(row["seed"] == seed for row in rows[name]):
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 started = time.process_time()
                 results = evomerge.run(search_file(Path(folder), space, kind, seed))
@@ -90,6 +108,7 @@ def quality() -> None:
                         "winner_is_a_seed": results.winner.origin == "seed",
                         "winner_test": results.estimate(results.winner, "test")[JOINT].value,
                         "best_search_of_optimizer": best,
+                        "shared_prefixes": shared_prefixes(results),
                         "cpu_seconds": time.process_time() - started,
                     }
                 )
@@ -135,51 +154,70 @@ def overhead() -> None:
 def random_recipes(space: PathSpace) -> list[Recipe]:
     """Return random paths of the space."""
     generator = np.random.default_rng(0)
-    return [space.decode(Genome(space.genes.from_unit(generator.random(len(space.genes))))) for _ in range(CANDIDATES)]
+    count = WARM_UP + CANDIDATES
+    return [space.decode(Genome(space.genes.from_unit(generator.random(len(space.genes))))) for _ in range(count)]
 
 
 def candidates() -> None:
-    """Measure random paths by reference, and by writing and loading each of them, with one evaluator."""
-    rows: dict[str, list[dict[str, float]]] = {"by reference": [], "written and loaded": []}
+    """Measure random paths by reference, as checkpoints with the same evaluator, and as the peer does."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         problem = prepare(search_file(folder, *SPACES["data flow"], seed=0))
         assert isinstance(problem.space, PathSpace)
-        checkpoints = [Checkpoint.open(source) for source in problem.folders]
-        frame = problem.space.tokenizer
-        resident = ResidentModel(checkpoints, tokenizer=frame, dtype="float32")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(problem.folders[frame])
-        suite = TaskSuite.load(problem.file.objectives, problem.file.evaluation)
-        length = context_length(resident.model.config, tokenizer)
-        evaluator = LmEvalEvaluator(suite, tokenizer, settings=problem.file.evaluation, max_length=length)
+        recipes = random_recipes(problem.space)
+        rows, scores = in_worker(problem, recipes, folder)
+        names = [objective.task for objective in problem.file.objectives if isinstance(objective, Objective)]
+        documents = problem.splits.search.ids
+        tasks = search_tasks(Path(problem.file.evaluation.include_path[0]), documents, folder / "search-tasks")
+        peer = measure_by_mergekit(recipes, tasks=tasks, names=names, folder=folder, warm_up=WARM_UP)
+    seconds = {
+        kind: {k: float(np.mean([r[k] for r in each[WARM_UP:]])) for k in each[0]} for kind, each in rows.items()
+    }
+    seconds[PEER] = {"make": peer["parts"]["merge"], "whole": peer["cpu_seconds"]}
+    scores[PEER] = [[each[name] for name in names] for each in peer["scores"]]
+    ours = "by reference"
+    found = {
+        "documents": problem.splits.search.count,
+        "cpu_seconds": seconds,
+        "times_by_reference": {kind: {k: each[k] / seconds[ours][k] for k in each} for kind, each in seconds.items()},
+        "largest_difference_of_scores": {
+            kind: float(np.abs(np.subtract(each, scores[ours])).max()) for kind, each in scores.items()
+        },
+    }
+    print(found)
+    save("data_flow_candidates", found)
 
-        def measured(kind: str, make: Callable[[], Any]) -> Evaluation:
-            started, cpu = time.perf_counter(), time.process_time()
-            model = make()
-            made = time.process_time() - cpu
+
+def in_worker(
+    problem: Problem, recipes: list[Recipe], folder: Path
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, list[list[float]]]]:
+    """Return CPU seconds and scores of paths by reference, and of the same paths written and loaded, in turns."""
+    checkpoints = [Checkpoint.open(source) for source in problem.folders]
+    frame = problem.worker_spec(device="cpu", threads=1).tokenizer
+    resident = ResidentModel(checkpoints, tokenizer=frame, dtype="float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(problem.folders[frame])
+    suite = TaskSuite.load(problem.file.objectives, problem.file.evaluation)
+    length = context_length(resident.model.config, tokenizer)
+    evaluator = LmEvalEvaluator(suite, tokenizer, settings=problem.file.evaluation, max_length=length)
+
+    def written(recipe: Recipe) -> Any:
+        target = folder / "candidate"
+        copy.deepcopy(resident.apply(recipe, folded=True)).save_pretrained(target)
+        return transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+
+    makers: dict[str, Callable[[Recipe], Any]] = {"by reference": resident.apply, "written and loaded": written}
+    rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in makers}
+    scores: dict[str, list[list[float]]] = {kind: [] for kind in makers}
+    for recipe in recipes:
+        for kind, make in makers.items():
+            started = time.process_time()
+            model = make(recipe)
+            made = time.process_time() - started
             outcome = evaluator.evaluate(model, problem.splits.search)
             assert isinstance(outcome, Evaluation), outcome
-            seconds, all_cpu = time.perf_counter() - started, time.process_time() - cpu
-            rows[kind].append({"make_cpu": made, "cpu": all_cpu, "seconds": seconds})
-            return outcome
-
-        def written(recipe: Recipe, number: int) -> Any:
-            target = folder / f"candidate-{number}"
-            copy.deepcopy(resident.apply(recipe, folded=True)).save_pretrained(target)
-            return transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-
-        apart = 0.0
-        for number, recipe in enumerate(random_recipes(problem.space)):
-            one = measured("by reference", lambda recipe=recipe: resident.apply(recipe))  # type: ignore[misc]
-            other = measured("written and loaded", lambda recipe=recipe, n=number: written(recipe, n))  # type: ignore[misc]
-            apart = max(apart, *(abs(one.scores[o].value - other.scores[o].value) for o in one.scores))
-            if number == 0:  # plans batches, maps sources
-                rows = {kind: [] for kind in rows}
-    medians = {kind: {k: float(np.median([r[k] for r in each])) for k in each[0]} for kind, each in rows.items()}
-    ours, theirs = medians["by reference"], medians["written and loaded"]
-    ratios = {key: theirs[key] / ours[key] for key in ours}
-    print(medians, ratios, apart)
-    save("data_flow_candidates", {"medians": medians, "ratios": ratios, "largest_difference_of_scores": apart})
+            rows[kind].append({"make": made, "whole": time.process_time() - started})
+            scores[kind].append([outcome.scores[name].value for name in problem.objective_names])
+    return rows, scores
 
 
 PARTS = {"overhead": overhead, "candidates": candidates, "quality": quality}
@@ -187,5 +225,5 @@ PARTS = {"overhead": overhead, "candidates": candidates, "quality": quality}
 if __name__ == "__main__":
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    for part in sys.argv[1:] or PARTS:
+    for part in [argument for argument in sys.argv[1:] if argument != FRESH] or PARTS:
         PARTS[part]()

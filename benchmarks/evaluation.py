@@ -19,12 +19,13 @@ Plan: documents of five drawn shots and of none, 10,000 each, planned without an
 
 Run: `.venv/bin/python benchmarks/evaluation.py` (about six minutes on two cores; with a GPU in bf16 on the GPU).
 `--only demo|large|plan|budget`, `--task PART_OF_NAME`, `--threads N`. Writes results/evaluation.json, on a GPU
-results/evaluation_gpu.json.
+results/evaluation_gpu.json; until it is complete, .part.json after every task, from where the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import resource
@@ -39,7 +40,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from common import experts, save
+from common import RESULTS, experts, machine, save
 from evaluation_tasks import Shape, made_up, write_model, write_tasks
 
 from evaluators.evaluation import Documents, Evaluation
@@ -194,9 +195,9 @@ def measure(shape: Shape, model: Any, tokenizer: Any, peer: Peer, tasks: Path, *
 
 
 def measure_model(
-    name: str, folder: Path, shapes: Sequence[Shape], words: list[str], *, repeats: int, scratch: Path
-) -> dict[str, Any]:
-    """All shapes for one model."""
+    run: Run, name: str, folder: Path, shapes: Sequence[Shape], words: list[str], *, repeats: int, scratch: Path
+) -> None:
+    """All shapes for one model that ``run`` does not have yet."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -209,14 +210,16 @@ def measure_model(
     peer.afresh(shapes[-1].name)
     body = sum(p.numel() for p in model.model.layers.parameters())
     top = peak(device, dtype)
-    found: dict[str, Any] = {}
+    about = {"parameters": model.num_parameters(), "device": device, "dtype": str(dtype)}
+    found = run.found.setdefault(name, about | {"shapes": {}})["shapes"]
     print(f"\n{name}: times faster than lm-eval (CPU time / wall time; loaded: CPU time, model in memory)")
     print("| task | ours, CPU ms | afresh | loaded | wall over bare | share of peak | score differs by |")
     print("|---|---|---|---|---|---|---|")
     for shape in shapes:
-        row = measure(shape, model, tokenizer, peer, tasks, repeats=repeats)
+        row = found.get(shape.name) or measure(shape, model, tokenizer, peer, tasks, repeats=repeats)
         row["share_of_peak"] = 2 * body * row["tokens"] / row["wall_seconds"]["ours"] / top
         found[shape.name] = row
+        run.save_part()
         print(
             f"| {shape.name} | {row['cpu_seconds']['ours'] * 1e3:.0f} "
             f"| {row['times_faster_cpu']:.1f} / {row['times_faster_wall']:.1f} "
@@ -224,7 +227,11 @@ def measure_model(
             f"| {row['share_of_peak']:.2f} | {row['score_difference']:.3f} |",
             flush=True,
         )
-    return {"parameters": model.num_parameters(), "device": device, "dtype": str(dtype), "shapes": found}
+    worst = max((row["wall_over_bare"] for row in found.values() if "wall_over_bare" in row), default=float("nan"))
+    least = min(row["times_faster_cpu"] for row in found.values())
+    print(
+        f"{name}: at least {least:.1f} times faster in CPU time, at most {worst:.2f} times the bare passes", flush=True
+    )
 
 
 def measure_budget(folder: Path, words: list[str], budgets: Sequence[int], *, documents: int, scratch: Path) -> Any:
@@ -273,6 +280,30 @@ def measure_plan(folder: Path, words: list[str], *, scratch: Path) -> dict[str, 
     return found
 
 
+class Run:
+    """What was measured, kept after every task; a run that was cut short goes on if nothing else has changed."""
+
+    def __init__(self, name: str, threads: int, *, keep: bool) -> None:
+        self._name, self._keep = name, keep
+        self._part = RESULTS / f"{name}.part.json"
+        self.found: dict[str, Any] = {"threads": threads}
+        if keep and self._part.exists():
+            before = json.loads(self._part.read_text(encoding="utf-8"))
+            if before.pop("machine") == machine() and before["threads"] == threads:
+                self.found = before
+
+    def save_part(self) -> None:
+        """Keep what there is."""
+        if self._keep:
+            save(self._part.stem, self.found)
+
+    def save(self) -> None:
+        """Write the result."""
+        if self._keep:
+            save(self._name, self.found)
+            self._part.unlink(missing_ok=True)
+
+
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser()
@@ -283,26 +314,27 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     logging.disable(logging.WARNING)
     demo, large = ([s for s in shapes if (options.task or "") in s.name] for shapes in (DEMO, LARGE))
-    found: dict[str, Any] = {"threads": options.threads}
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
+    name = "evaluation_gpu" if torch.cuda.is_available() else "evaluation"
+    run = Run(name, options.threads, keep=options.only is None and options.task is None)
+    with tempfile.TemporaryDirectory() as folder_name:
+        scratch = Path(folder_name)
         words = [*"0123456789", *"零一二三四五六七八九"]
         if options.only in (None, "demo"):
-            found["demo"] = measure_model("demo", experts().base, demo, words, repeats=3, scratch=scratch)
+            measure_model(run, "demo", experts().base, demo, words, repeats=3, scratch=scratch)
         if options.only in (None, "large"):
             folder = write_model(scratch / "model")
-            found["large"] = measure_model("large", folder, large, made_up(31_990), repeats=2, scratch=scratch)
+            measure_model(run, "large", folder, large, made_up(31_990), repeats=2, scratch=scratch)
         if options.only in (None, "plan"):
-            found["plan"] = measure_plan(experts().base, words, scratch=scratch)
+            run.found["plan"] = measure_plan(experts().base, words, scratch=scratch)
         if options.only == "budget":
             budgets = [2**power for power in range(9, 18 if torch.cuda.is_available() else 15)]
+            found: dict[str, Any] = {"threads": options.threads}
             found["demo"] = measure_budget(experts().base, words, budgets, documents=160, scratch=scratch)
             budgets, documents = (budgets, 2000) if torch.cuda.is_available() else ([256, 1024, 4096], 20)
             folder = write_model(scratch / "model")
             found["large"] = measure_budget(folder, made_up(31_990), budgets, documents=documents, scratch=scratch)
             save("evaluation_budget", found)
-    if options.only is None and options.task is None:
-        save("evaluation_gpu" if torch.cuda.is_available() else "evaluation", found)
+    run.save()
 
 
 if __name__ == "__main__":

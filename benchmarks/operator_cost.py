@@ -25,6 +25,7 @@ from merge_bandwidth import make_family
 
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.resident import ResidentModel
+from evomerge.merging.sources import pin
 from search_spaces.genes import Genome
 from search_spaces.operators import OPERATORS
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
@@ -35,9 +36,10 @@ SHAPE = {"vocab_size": 1000, "hidden_size": 384, "intermediate_size": 1536, "num
 
 def space(kind: str, folders: list[Path], **settings: object) -> ParameterSpace:
     """Return the parameter space of an operator over ``folders``, base first."""
+    needed = {"metrics": [0.5] * (len(folders) - 1)} if kind == "mwa" else {}
     return ParameterSpace(
-        settings=ParameterSpaceSettings.model_validate({"operator": kind, **settings}),
-        sources=tuple(Source(path=str(folder)) for folder in folders),
+        settings=ParameterSpaceSettings.model_validate({"operator": kind, **needed, **settings}),
+        sources=tuple(pin(Source(path=str(folder))) for folder in folders),
         expert_names=tuple(folder.name for folder in folders[1:]),
         layers=SHAPE["num_hidden_layers"],
     )

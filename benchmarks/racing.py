@@ -1,25 +1,27 @@
-"""What racing saves: the demo's search with and without it, at equal numbers of evaluations, over seeds.
+"""What fewer documents cost: the demo's search in full, on minibatches, racing, and on fewer documents, over seeds.
 
-Question: how many times fewer documents does a search evaluate when candidates without a chance leave early, is the
-winner as good on test documents, and is it better than one found by simply searching on fewer documents? Each seed
-searches three times on the same experts: without racing, with racing, and without racing on as many times fewer search
-documents as racing had needed. Validation and test documents are the same in all, and measured in full. Documents are
-counted, not timed, so a busy machine does no harm.
+Question: how many times fewer documents does a search evaluate with `evaluation.minibatches`, by probabilities and by
+the metric itself, or when candidates without a chance leave early (`evaluation.racing`), is the winner as good on test
+documents, and is any of them better than simply taking a third of the search documents? Each seed searches once per arm
+on the same experts, at equal numbers of evaluations. Documents are counted over all evaluations on search documents;
+validation and test documents are the same in all arms, and measured in full. Documents are counted, not timed, so a
+busy machine does no harm.
 
-Run: `.venv/bin/python benchmarks/racing.py [--experts FOLDER]` (about a minute a seed on one idle core). Writes
-results/racing.json after every seed.
+Run: `.venv/bin/python benchmarks/racing.py [--experts FOLDER] [--arms without probability] [--evaluations N]` (two to
+three minutes a seed on one idle core with 300 evaluations and all arms). Writes results/racing.json after every search,
+and goes on from there when it is run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import experts, save
+from common import RESULTS, experts, save
 
 from evaluators.evaluation import Floats
 from evaluators.statistics import mean_interval
@@ -33,16 +35,23 @@ SEEDS = range(10, 20)
 EVALUATIONS = 300
 DOCUMENTS = 64  # of each task, for the search
 FINALISTS = 12
-ARMS = ("without", "with", "fewer")
+MINIBATCHES = 4
+ARMS: dict[str, dict[str, Any]] = {
+    "without": {},
+    "probability": {"minibatches": {"count": MINIBATCHES, "measure": "probability"}},
+    "metric": {"minibatches": MINIBATCHES},
+    "racing": {"racing": True},
+    "fewer": {"search_documents": round(DOCUMENTS / 3.2)},
+}
 
 
-def search(foundry: Foundry, seed: int, *, racing: bool, evaluations: int, documents: int) -> dict[str, Any]:
-    """Run one search; return what it saw and what it found."""
+def search(foundry: Foundry, seed: int, evaluation: dict[str, Any], *, evaluations: int) -> dict[str, Any]:
+    """Run one search with settings of ``evaluation``; return what it saw and what it found."""
     with tempfile.TemporaryDirectory() as folder:
         value: dict[str, Any] = demo.search_file(foundry, Path(folder), budget=evaluations, seed=seed)
         # ranges keep validation and test the same whatever the search takes
         ranges = {"validation_documents": "0:256", "test_documents": "256:640"}
-        value["evaluation"].update({"search_documents": documents, "racing": racing, **ranges})
+        value["evaluation"].update({"search_documents": DOCUMENTS, **ranges, **evaluation})
         value["budget"]["finalists"] = FINALISTS
         value["baselines"] = {"single_coefficient": 0, "random_search": False}
         value["cluster"] = {"backend": "in_process", "workers": 1}
@@ -53,7 +62,7 @@ def search(foundry: Foundry, seed: int, *, racing: bool, evaluations: int, docum
         return {
             "documents": cost.documents,
             "cpu_seconds": round(cost.cpu_seconds, 1),
-            "stopped": results.stopped,
+            "estimated": results.stopped,
             "finalists": sum("validation" in c.evaluations for c in results.candidates),
             "search": max(numbers),
             "validation": results.chooser.number(results.winner, "validation"),
@@ -61,47 +70,57 @@ def search(foundry: Foundry, seed: int, *, racing: bool, evaluations: int, docum
         }
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return for each arm how many times fewer documents it took than the first, and the paired difference of test
-    scores with its 95 % interval."""
-
-    def of(arm: str, key: str) -> Floats:
-        return np.array([row[arm][key] for row in rows])
-
+def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return for each arm, over the seeds that it has in common with the first, how many times fewer documents it took
+    than the first, and the paired difference of test scores with its 95 % interval."""
     found = {}
     for arm in ARMS:
+        seeds = [seed for seed in rows if arm in rows[seed] and "without" in rows[seed]]
+        if not seeds:
+            continue
+
+        def of(name: str, key: str, seeds: list[str] = seeds) -> Floats:
+            return np.array([rows[seed][name][key] for seed in seeds])
+
         difference = of(arm, "test") - of("without", "test")
         found[arm] = {
+            "searches": len(seeds),
             "times_fewer_documents": float(of("without", "documents").sum() / of(arm, "documents").sum()),
-            "times_less_cpu_in_search": float(of("without", "cpu_seconds").sum() / of(arm, "cpu_seconds").sum()),
             "test": float(of(arm, "test").mean()),
             "difference": float(difference.mean()),
-            "interval": mean_interval(difference) if len(rows) > 1 and arm != "without" else None,
+            "interval": mean_interval(difference) if len(seeds) > 1 and arm != "without" else None,
         }
     return found
 
 
 def main() -> None:
-    """Run all seeds, printing each."""
+    """Run all searches that are not there yet, printing each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--evaluations", type=int, default=EVALUATIONS)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--experts", type=Path, help="cache of the foundry; trained anew without")
     parser.add_argument("--name", default="racing", help="of the file with the result")
     options = parser.parse_args()
     foundry = experts(cache=options.experts) if options.experts else experts()
-    rows: list[dict[str, Any]] = []
+    rows = load(options.name, evaluations=options.evaluations)
     for seed in options.seeds:
-        once = partial(search, foundry, seed, evaluations=options.evaluations)
-        row: dict[str, Any] = {"seed": seed, "without": once(racing=False, documents=DOCUMENTS)}
-        row["with"] = once(racing=True, documents=DOCUMENTS)
-        ratio = row["without"]["documents"] / row["with"]["documents"]
-        row["fewer"] = once(racing=False, documents=round(DOCUMENTS / ratio))
-        rows.append(row)
-        tests = ", ".join(f"{arm} {row[arm]['test']:.3f}" for arm in ARMS)
-        print(f"seed {seed}: {ratio:.2f} times fewer; test {tests}", flush=True)
-        save(options.name, {"evaluations": options.evaluations, **summary(rows), "seeds": rows})
-    print(summary(rows))
+        row = rows.setdefault(str(seed), {})
+        for arm in options.arms:
+            if arm in row:
+                continue
+            row[arm] = search(foundry, seed, ARMS[arm], evaluations=options.evaluations)
+            print(f"seed {seed}, {arm}: {row[arm]['documents']} documents, test {row[arm]['test']:.3f}", flush=True)
+            save(options.name, {"evaluations": options.evaluations, "arms": summary(rows), "seeds": rows})
+    for arm, found in summary(rows).items():
+        print(arm, found)
+
+
+def load(name: str, *, evaluations: int) -> dict[str, dict[str, Any]]:
+    """Return what results/NAME.json holds of searches with as many evaluations, by seed and arm."""
+    path = RESULTS / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found["seeds"] if found.get("evaluations") == evaluations and "arms" in found else {}
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ from evaluators.evaluation import Cost, Documents, Evaluation, Floats, Score
 from evaluators.objective import Objective, RacingSettings
 from evaluators.statistics import mean_interval
 from evomerge import demo
+from evomerge.best_known import BestKnown
 from evomerge.config import parse
 from evomerge.foundry import Foundry
 from evomerge.optimizers.cma_es import CmaEs
 from evomerge.optimizers.contract import Observation
-from evomerge.optimizers.preference import Preference
 from evomerge.racing import Referee
 from evomerge.records import CandidateRecord, EvaluationRecord, Measured
 from evomerge.runner import run
@@ -170,10 +170,8 @@ def search(arm: Arm, world: World, seeds: Floats) -> dict[str, float]:
         return world.look(genomes[evaluation.id])[0][int(name.split("/")[0]), : arm.documents]
 
     optimizer = CmaEs(genes(seeds.shape[1]), weights=np.ones(TASKS), seed=world.seed)
-    referee = None
-    if arm.racing:
-        preference = Preference(np.ones(TASKS))
-        referee = Referee(objectives, arm.racing, preference=preference, single_number=True, read_scores=read)
+    best = BestKnown(objectives, read)
+    referee = Referee(best, arm.racing, single_number=True) if arm.racing else None
     blockwise = BlockwiseEvaluator(world, objectives)
     spent, full = 0, []
     while len(genomes) < min(arm.candidates, 20_000) and spent < arm.spent:
@@ -186,7 +184,7 @@ def search(arm: Arm, world: World, seeds: Floats) -> dict[str, float]:
         spent += outcome.cost.documents
         full += [genome] if outcome.stopped is None else []
         if referee:
-            referee.see(_record(number, outcome, seed=seed))
+            best.see(_record(number, outcome, seed=seed))
         values = np.array([outcome.scores[o.name].value for o in objectives])
         optimizer.tell([Observation(genome, values, seed=seed, estimated=outcome.stopped is not None)])
     joint = np.array([world.look(genome)[0][:, : arm.documents].mean() for genome in full])

@@ -30,6 +30,7 @@ NAMES = (
     "scale",
     "chaos",
     "data_flow",
+    "depth",
 )
 
 

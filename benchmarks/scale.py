@@ -6,7 +6,8 @@ Set-up: simulated evaluations (tests/fakes.py) of 40 documents and two objective
 `long`: 100,000 candidates on a pool that answers at once, so that all time is the driver's, fakes included: CPU time
 and memory by tenths of the search, then `evomerge status` and `evomerge front` as commands, wall time. `threads`:
 1,000 in-process workers whose evaluations take 2 s. `actors`: 50 Ray actors (20 to a CPU) whose evaluations take 0.5
-s. For both the CPU time of the driver's process per candidate, and how busy the workers were.
+s. For both the CPU time of the driver's process per candidate, and how busy the workers were. `waits`: what one Ray
+call costs the driver while 50 to 1,000 others are out: submitted, waited for among all, fetched.
 
 Run: `.venv/bin/python benchmarks/scale.py [--candidates 100000] [--only long]` (about ten minutes). Writes
 results/scale.json.
@@ -36,11 +37,12 @@ from fakes import FakeSpec, search_file
 
 from cluster.in_process import InProcessPool
 from cluster.pool import Call, Finished, Pool, Returned
-from evomerge.runner import Silent
+from evomerge.watcher import Silent
 
 THREADS, THREAD_SECONDS, THREAD_CANDIDATES = 1000, 2.0, 6000
 ACTORS, ACTOR_SECONDS, ACTOR_CANDIDATES = 50, 0.5, 2000
 COMMANDS = ("status", "front")
+OUT, CALLS = (50, 200, 1000), 200
 
 
 class Marks(Silent):
@@ -169,11 +171,40 @@ def actors(folder: Path) -> dict[str, Any]:
             return wide(folder, pool, ACTOR_CANDIDATES, ACTOR_SECONDS)
 
 
+def waits(_folder: Path) -> dict[str, Any]:
+    """CPU milliseconds of the driver for one call while others are out, by how many."""
+    from cluster.ray_session import RaySession
+
+    with RaySession("local", cpus=1) as session:
+        ray = session.ray
+
+        @ray.remote(num_cpus=0)
+        class Worker:
+            def hang(self) -> None:
+                time.sleep(3600)
+
+            def answer(self) -> bytes:
+                return bytes(1000)
+
+        hanging, quick = Worker.remote(), Worker.remote()
+        ray.get(quick.answer.remote())
+        out = [hanging.hang.remote() for _ in range(max(OUT))]
+        costs = {}
+        for count in OUT:
+            began = time.process_time()
+            for _ in range(CALLS):
+                call = quick.answer.remote()
+                ray.wait([*out[:count], call], num_returns=1)
+                ray.get(call)
+            costs[str(count)] = 1e3 * (time.process_time() - began) / CALLS
+        return {"milliseconds_by_calls_out": costs}
+
+
 def main() -> None:
-    """Measure all three, or one, keeping what is known of the others."""
+    """Measure all, or one, keeping what is known of the others."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--candidates", type=int, default=100_000)
-    parser.add_argument("--only", choices=("long", "threads", "actors"))
+    parser.add_argument("--only", choices=("long", "threads", "actors", "waits"))
     arguments = parser.parse_args()
     path = RESULTS / "scale.json"
     result: dict[str, Any] = json.loads(path.read_text()) if arguments.only and path.exists() else {}
@@ -182,6 +213,7 @@ def main() -> None:
         ("long", lambda folder: long(folder, arguments.candidates)),
         ("threads", threads),
         ("actors", actors),
+        ("waits", waits),
     ):
         if arguments.only in (None, name):
             with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import os
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +27,17 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from cluster.calls import factory_failed, make_worker, perform
-from cluster.pool import Call, Finished, Raised, Returned, TimedOut, WorkerFactory, WorkersFailed
+from cluster.pool import (
+    Call,
+    Finished,
+    Place,
+    Raised,
+    Returned,
+    TimedOut,
+    WorkerFactory,
+    WorkerNow,
+    WorkersFailed,
+)
 
 THREAD_NAME = "worker-of-call-"
 CLOSE_SECONDS = 3.0
@@ -85,6 +97,7 @@ class _Seat:
     """A worker's thread and the inbox through which it gets its calls."""
 
     def __init__(self, factory: WorkerFactory, report: Callable[[_Event], None], name: str) -> None:
+        self.since = time.monotonic()  # when it got its call, or was done with it
         self.inbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self.thread = threading.Thread(target=_serve, args=(factory, self.inbox, report), name=name, daemon=True)
         self.thread.start()
@@ -113,6 +126,7 @@ class InProcessPool:
         self._tickets = itertools.count()
         self._failure: WorkersFailed | None = None
         self._closed = False
+        self._opened = time.monotonic()
 
     @property
     def workers(self) -> int:
@@ -140,6 +154,7 @@ class InProcessPool:
         ticket = next(self._tickets)
         seat = self._idle.pop() if self._idle else self._new_seat(ticket)
         self._out[ticket] = seat
+        seat.since = time.monotonic()
         seat.inbox.put((ticket, call))
         return ticket
 
@@ -160,6 +175,14 @@ class InProcessPool:
         if self._failure is not None and not finished:
             raise self._failure
         return finished
+
+    def crew(self) -> Sequence[WorkerNow]:
+        """Return what each worker does now, in no order; one that was never needed waits."""
+        now, place = time.monotonic(), Place("", socket.gethostname(), os.getpid())
+        busy = [WorkerNow("busy", place, now - seat.since, ticket) for ticket, seat in self._out.items()]
+        idle = [WorkerNow("idle", place, now - seat.since) for seat in self._idle]
+        unmade = self._workers - len(busy) - len(idle)
+        return [*busy, *idle, *(WorkerNow("waiting", None, now - self._opened) for _ in range(unmade))]
 
     def close(self) -> None:
         """Let every worker go; a busy one gets a few seconds to return, unheard. Safe to call twice.
@@ -200,7 +223,9 @@ class InProcessPool:
             moment = event.at + event.timeout_seconds
             heapq.heappush(self._deadlines, (moment, event.ticket, event.timeout_seconds))
         else:
-            self._idle.append(self._out.pop(event.ticket))
+            seat = self._out.pop(event.ticket)
+            seat.since = time.monotonic()
+            self._idle.append(seat)
             finished.append(Finished(event.ticket, event.outcome))
 
     def _next_deadline(self) -> float:

@@ -1,17 +1,19 @@
 """How calls reach workers: the contract that every pool keeps.
 
-A pool owns a fixed number of workers, each made by a factory on the machine where it runs, and alive until the
-pool closes. A call is one method of a worker with JSON-like or picklable arguments. It always comes back exactly
-once, as one of four outcomes; a pool never raises for what happens inside a worker.
+A pool owns workers, each made by a factory on the machine where it runs, and alive until the pool closes or gives its
+place to somebody else, which happens between two calls. Their number is fixed, or follows the machines that there are;
+it changes in `wait` alone. A call is one method of a worker with JSON-like or picklable arguments. It always comes back
+exactly once, as one of four outcomes; a pool never raises for what happens inside a worker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 WorkerFactory: TypeAlias = Callable[[], Any]
+Doing = Literal["waiting", "starting", "idle", "busy"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,13 @@ class TimedOut:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker's process or machine died while it had the call; the worker was replaced."""
+    """The worker's process or machine died while it had the call; the worker was replaced.
+
+    `with_node` says that the machine, or the way to it, is gone: not what the worker did is to blame.
+    """
 
     message: str
+    with_node: bool = False
 
 
 CallOutcome: TypeAlias = Returned | Raised | TimedOut | Lost
@@ -54,6 +60,31 @@ class Call:
     method: str
     arguments: tuple[Any, ...] = ()
     timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs: the id of its node, the node's host name, and the process there."""
+
+    node: str
+    host: str
+    process: int
+
+
+@dataclass(frozen=True)
+class WorkerNow:
+    """What one worker does now: it waits for a place, starts (imports, loads), is idle, or is busy with a call.
+
+    Attributes:
+        place: where it runs; None while it has no place.
+        seconds: since when it does so.
+        ticket: of the call that it is busy with.
+    """
+
+    doing: Doing
+    place: Place | None
+    seconds: float
+    ticket: int | None = None
 
 
 class Finished(NamedTuple):
@@ -73,7 +104,7 @@ class Pool(Protocol):
 
     @property
     def workers(self) -> int:
-        """Number of workers."""
+        """Number of workers now."""
 
     @property
     def free(self) -> int:
@@ -92,6 +123,9 @@ class Pool(Protocol):
         Raises:
             WorkersFailed: workers cannot be made any more.
         """
+
+    def crew(self) -> Sequence[WorkerNow]:
+        """Return what each worker does now, in no order."""
 
     def close(self) -> None:
         """Stop every worker; calls that are out are dropped. Safe to call twice."""

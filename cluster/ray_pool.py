@@ -1,5 +1,9 @@
 """The pool on Ray: one long-lived actor per worker, and a driver loop on `ray.wait`.
 
+With ``workers="auto"`` it follows the cluster: it grows when nodes join or somebody else leaves, shrinks when nodes
+leave, and gives workers back, between two calls, until all pools of the cluster have equal shares. What happens on the
+cluster is seen by a thread (`cluster.ray_watch`); the driver's loop only reads what it saw.
+
 An actor gets its first call when its worker is ready, so a call's clock never counts imports. A call that finds no
 worker ready (they are starting, or a node is gone) waits in the pool and goes to the first that is. An actor that
 dies loses the call it had, nothing else, and is replaced (`cluster.ray_crew` says until when).
@@ -12,18 +16,20 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.calls import raised
-from cluster.pool import Call, CallOutcome, Finished, Lost, TimedOut, WorkerFactory, WorkersFailed
+from cluster.pool import Call, CallOutcome, Finished, Lost, TimedOut, WorkerFactory, WorkerNow, WorkersFailed
 from cluster.ray_crew import Actor, Crew, one_line
+from cluster.ray_metrics import Meters
 from cluster.ray_session import RaySession
+from cluster.ray_watch import Watch
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_SECONDS = 5.0  # whether Ray itself is alive, while no call comes back
+LOOK_EVERY_SECONDS = 1.0  # at what the watch has seen, while no call comes back
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,11 @@ class _Running:
     ticket: int
     actor: Actor
     timeout_seconds: float
-    started: float
 
     @property
     def deadline(self) -> float:
         """Monotonic time in seconds; infinite without a time-out."""
-        return self.started + self.timeout_seconds
+        return self.actor.since + self.timeout_seconds
 
 
 class RayPool:
@@ -57,12 +62,15 @@ class RayPool:
 
     Args:
         factory: makes a worker, in the worker's process; anything that cloudpickle can pickle.
-        workers: how many; ``"auto"`` for as many as fit on the cluster's nodes.
+        workers: how many; ``"auto"`` for as many as fit on the cluster's nodes, or this pool's share of them.
         cpus_per_worker: CPUs that each reserves; its numerical libraries use as many threads (at least one).
         gpus_per_worker: GPUs that each reserves and sees; may be a fraction.
         address: the cluster; see `RaySession`.
         max_restarts: how many replacements of a worker may die one after another before they finish a call.
         worker_output: show what workers print in the driver's terminal.
+
+    Attributes:
+        meters: numbers for Prometheus, through Ray's exporter.
 
     Raises:
         ValueError: an argument is out of range, the factory cannot be pickled, or no node has room for a worker.
@@ -85,33 +93,35 @@ class RayPool:
         self._running: dict[Any, _Running] = {}  # by the reference of the result
         self._tickets = itertools.count()
         self._closed = False
-        self._looked = time.monotonic()
+        self._elastic = workers == "auto"
         cpus = None if workers == "auto" else max(1, math.ceil(workers * cpus_per_worker))
         self._session = RaySession(address, cpus=cpus, worker_output=worker_output)
         self._ray = self._session.ray
         try:
-            room = self._session.capacity(cpus=cpus_per_worker, gpus=gpus_per_worker)
-            self._workers = _how_many(workers, room, cpus_per_worker, gpus_per_worker)
-            self._crew = Crew(
-                self._ray,
-                self._pickled("factory", factory),
-                size=self._workers,
-                cpus=cpus_per_worker,
-                gpus=gpus_per_worker,
-                max_restarts=max_restarts,
-            )
+            pickled = self._pickled("factory", factory)
+            needs = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
+            _check_room(self._session.capacity(needs), workers, needs)
+            self._watch = Watch(self._session, needs, None if workers == "auto" else workers)
         except BaseException:
             self._session.close()
             raise
+        self._crew = Crew(self._ray, pickled, cpus=cpus_per_worker, gpus=gpus_per_worker, max_restarts=max_restarts)
+        self._seen = self._watch.view
+        self.meters = Meters()
+        wanted = max(1, min(self._seen.share, self._seen.room)) if workers == "auto" else workers
+        at_once = min(self._seen.room, wanted)
+        self._crew.grow(at_once)
+        self._crew.grow(wanted - at_once, hoped=True)
+        self._watch.held = self._crew.held
 
     @property
     def workers(self) -> int:
-        """Number of workers."""
-        return self._workers
+        """Number of workers now; those that were given up after ``max_restarts`` do not count."""
+        return self._crew.lines
 
     @property
     def free(self) -> int:
-        """Number of workers without a call; those that were given up after ``max_restarts`` do not count."""
+        """Number of workers without a call."""
         return max(0, self._crew.lines - len(self._running) - len(self._waiting))
 
     def submit(self, call: Call) -> int:
@@ -127,7 +137,7 @@ class RayPool:
         if self._crew.failure is not None:
             raise self._crew.failure
         if not self.free:
-            raise RuntimeError(f"submit: all {self._workers} workers are busy; call wait() first")
+            raise RuntimeError(f"submit: all {self.workers} workers are busy; call wait() first")
         payload = self._pickled(f"arguments of {call.method}", (call.method, call.arguments))
         ticket = next(self._tickets)
         self._waiting.append(_Waiting(ticket, payload, call.timeout_seconds))
@@ -142,9 +152,11 @@ class RayPool:
         """
         give_up = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
         finished: list[Finished] = []
+        self._follow()
         while (self._running or self._waiting) and not finished and self._crew.failure is None:
             self._receive(finished, until=min(give_up, self._next_deadline()))
             self._expire(finished)
+            self._follow()
             self._dispatch()
             if time.monotonic() >= give_up:
                 break
@@ -152,14 +164,19 @@ class RayPool:
             raise self._crew.failure
         return finished
 
+    def crew(self) -> Sequence[WorkerNow]:
+        """Return what each worker does now, in no order."""
+        return self._crew.now({run.actor: run.ticket for run in self._running.values()})
+
     def close(self) -> None:
         """Kill every worker, and end the Ray session if this pool opened it. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
+        self._watch.close()
         crew = self._crew
         if self._ray.is_initialized():  # otherwise whoever opened the session has closed it, and the actors with it
-            for actor in (*crew.starting.values(), *crew.idle, *(run.actor for run in self._running.values())):
+            for actor in tuple(crew.actors):
                 crew.kill(actor)
         self._running.clear()
         self._waiting.clear()
@@ -171,32 +188,38 @@ class RayPool:
             call, actor = self._waiting.popleft(), self._crew.idle.pop()
             reference = actor.handle.run.remote(call.payload)
             seconds = math.inf if call.timeout_seconds is None else call.timeout_seconds
-            self._running[reference] = _Running(call.ticket, actor, seconds, time.monotonic())
+            actor.since = time.monotonic()
+            self._running[reference] = _Running(call.ticket, actor, seconds)
 
     def _receive(self, finished: list[Finished], *, until: float) -> None:
         """Wait, at the latest ``until`` (monotonic seconds), for one call to come back or one worker to be ready."""
         timeout = None if until == math.inf else max(0.0, until - time.monotonic())
         soon = LOOK_EVERY_SECONDS if timeout is None else min(timeout, LOOK_EVERY_SECONDS)
-        ready, _ = self._ray.wait([*self._running, *self._crew.starting], num_returns=1, timeout=soon)
-        if not ready:
-            self._look_after_ray()
-        for reference in ready:
+        waited_for = [*self._running, *self._crew.starting, *self._crew.placing]
+        for reference in self._ray.wait(waited_for, num_returns=1, timeout=soon)[0]:
             if reference in self._running:
                 finished.append(self._settle(reference))
             else:
-                self._crew.welcome(reference)
+                self._crew.hear(reference)
 
-    def _look_after_ray(self) -> None:
-        """Fail if Ray's own process on this machine is gone: what is waited for would never come."""
-        now = time.monotonic()
-        if now - self._looked < LOOK_EVERY_SECONDS:
+    def _follow(self) -> None:
+        """Do what the latest view of the cluster asks for."""
+        self._watch.held = self._crew.held
+        view = self._watch.view
+        if view is self._seen or self._closed:
             return
-        self._looked = now
-        if not self._session.node_is_alive():
+        self._seen = view
+        if not view.here:  # what is waited for would never come
             self._crew.failure = WorkersFailed(
                 "Ray's process on this machine (the raylet) has died, perhaps for want of memory; run the same command "
                 "again to continue"
             )
+        elif self._elastic:
+            before = self._crew.lines
+            self._crew.hear_all()
+            self._crew.resize(view.share, view.room, view.nodes)
+            if self._crew.lines != before:
+                logger.info("%d workers instead of %d: %d searches share the cluster", self.workers, before, view.pools)
 
     def _settle(self, reference: Any) -> Finished:
         """Take the outcome of a call that has come back; its worker is idle again, or dead and replaced."""
@@ -205,15 +228,14 @@ class RayPool:
         if isinstance(outcome, Lost):
             self._crew.bury(run.actor, outcome.message)
         else:
-            run.actor.proven = True
-            self._crew.idle.append(run.actor)
+            self._crew.finished(run.actor)
         return Finished(run.ticket, outcome)
 
     def _outcome(self, reference: Any) -> CallOutcome:
         try:
             payload: bytes = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            return Lost(one_line(error))
+            return Lost(one_line(error), with_node=_is_of_node(self._ray, error))
         try:
             outcome: CallOutcome = self._ray.cloudpickle.loads(payload)
         except Exception as error:  # a class that only the worker's machine has
@@ -245,6 +267,12 @@ class RayPool:
         return pickled
 
 
+def _is_of_node(ray: Any, error: Exception) -> bool:
+    """Return whether a call was lost because the node is gone, or cannot be reached."""
+    away = (ray.exceptions.ActorUnavailableError, ray.exceptions.NodeDiedError)
+    return isinstance(error, away) or getattr(error, "preempted", False) or "node has died" in str(error)
+
+
 def _check_needs(workers: int | str, cpus: float, gpus: float, max_restarts: int) -> None:
     if workers != "auto" and (not isinstance(workers, int) or workers < 1):
         raise ValueError(f"workers: expected 'auto' or at least 1, got {workers!r}")
@@ -256,15 +284,14 @@ def _check_needs(workers: int | str, cpus: float, gpus: float, max_restarts: int
         raise ValueError(f"max_restarts: expected at least 0, got {max_restarts}")
 
 
-def _how_many(workers: int | Literal["auto"], room: int, cpus: float, gpus: float) -> int:
-    """Return the number of workers to start where ``room`` fit; says so when they will not all run at once."""
-    if not room:
+def _check_room(capacity: int, workers: int | Literal["auto"], needs: Mapping[str, float]) -> None:
+    """Raise ValueError where no worker fits; say so when not all will run at once."""
+    if not capacity:
         raise ValueError(
-            f"cpus_per_worker, gpus_per_worker: no node of the cluster has {cpus:g} CPUs and {gpus:g} GPUs "
-            "for a worker; ask for less, or start a node that has them"
+            f"cpus_per_worker, gpus_per_worker: no node of the cluster has {needs['CPU']:g} CPUs and {needs['GPU']:g} "
+            "GPUs for a worker; ask for less, or start a node that has them"
         )
-    if workers == "auto":
-        return room
-    if workers > room:
-        logger.warning("the cluster has room for %d of %d workers; the rest start when there is more", room, workers)
-    return workers
+    if workers != "auto" and workers > capacity:
+        logger.warning(
+            "the cluster has room for %d of %d workers; the rest start when there is more", capacity, workers
+        )

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cluster.fair_shares import room
 from cluster.ray_environment import RAY_SETS, environment, ray_settings
 
 # Weights never pass through Ray's object store; scores do, and they are small. Ray refuses less than 75 MiB.
@@ -78,23 +79,34 @@ class RaySession:
                 ) from error
             raise
 
-    def capacity(self, *, cpus: float, gpus: float) -> int:
-        """Return how many workers of ``cpus`` CPUs and ``gpus`` GPUs each fit on the nodes that are there now."""
-        return sum(room_on_node(offers, cpus=cpus, gpus=gpus) for offers in self._offers())
+    def capacity(self, needs: Mapping[str, float]) -> int:
+        """Return how many workers with ``needs`` (amounts by resource, such as CPU) fit on the nodes that are there."""
+        return sum(room(offers, needs) for offers in self._offers())
 
-    def gpus(self) -> float:
-        """Return the number of GPUs on the nodes that are there now."""
-        return sum(offers.get("GPU", 0.0) for offers in self._offers())
+    def room(self, needs: Mapping[str, float]) -> int:
+        """Return how many workers with ``needs`` fit beside what runs on the nodes now."""
+        state = importlib.import_module("ray._private.state")
+        return sum(room(left, needs) for left in state.available_resources_per_node().values())
+
+    def offered(self) -> dict[str, float]:
+        """Return the resources of all nodes that are there now, together."""
+        offers = self._offers()
+        return {
+            kind: sum(each.get(kind, 0.0) for each in offers) for kind in {kind for each in offers for kind in each}
+        }
 
     def _offers(self) -> list[dict[str, float]]:
         """The resources of every node that is there now."""
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
-    def node_is_alive(self) -> bool:
-        """Whether Ray's process on this machine lives. Without it no worker can be started; the cluster notices its
-        death after about 15 s."""
-        mine = self.ray.get_runtime_context().get_node_id()
-        return any(node["NodeID"] == mine and node["Alive"] for node in self.ray.nodes())
+    def nodes(self) -> frozenset[str]:
+        """Return the ids of the nodes that are there now; the cluster notices the death of one after about 15 s."""
+        return frozenset(node["NodeID"] for node in self.ray.nodes() if node["Alive"])
+
+    @property
+    def node(self) -> str:
+        """Id of the node that this process belongs to."""
+        return str(self.ray.get_runtime_context().get_node_id())
 
     def close(self) -> None:
         """End the connection if this session opened it, and with it a private cluster. Safe to call twice."""
@@ -110,13 +122,6 @@ class RaySession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def room_on_node(offers: Mapping[str, float], *, cpus: float, gpus: float) -> int:
-    """Return how many workers of ``cpus`` CPUs and ``gpus`` GPUs each fit where ``offers`` are; one need is above 0."""
-    # 0.1 CPU fits ten times into one, whatever binary floats say.
-    needs = {"CPU": cpus, "GPU": gpus}
-    return min(int(offers.get(kind, 0.0) / need + 1e-9) for kind, need in needs.items() if need > 0)
 
 
 def _check_head(address: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from collections.abc import Callable
 from typing import Any
 
 from cluster.calls import make_worker, perform, raised
-from cluster.pool import Raised
+from cluster.pool import Place, Raised
 
 
 class WorkerHost:
@@ -28,6 +29,12 @@ class WorkerHost:
 
         self._dumps: Callable[[Any], bytes] = cloudpickle.dumps  # also knows classes of the driver's __main__
         self._worker: Any = None
+
+    def place(self) -> Place:
+        """Return where this process runs."""
+        import ray
+
+        return Place(ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid())
 
     def start(self, factory: bytes) -> Raised | None:
         """Make the worker from the pickled ``factory``; return what went wrong, or None."""

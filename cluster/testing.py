@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -158,6 +159,21 @@ class PoolContract:
         assert (pool.workers, pool.free) == (2, 0)
         drain(pool)
         assert (pool.workers, pool.free) == (2, 2)
+
+    def test_says_what_each_worker_does(self, pool: Pool, tmp_path: Path) -> None:
+        gate = tmp_path / "gate"
+        slow = pool.submit(Call("wait_for", (str(gate),)))
+        process = ask(pool, "process").value
+        [busy] = [worker for worker in pool.crew() if worker.doing == "busy"]
+        [idle] = [worker for worker in pool.crew() if worker.doing == "idle"]
+        assert len(pool.crew()) == pool.workers
+        assert (busy.ticket, idle.ticket) == (slow, None)
+        assert busy.place is not None and idle.place is not None
+        assert (idle.place.host, idle.place.process) == (socket.gethostname(), process)
+        assert busy.seconds > idle.seconds >= 0
+        gate.touch()
+        drain(pool)
+        assert {worker.doing for worker in pool.crew()} == {"idle"}
 
     def test_refuses_a_call_without_a_free_worker(self, pool: Pool) -> None:
         pool.submit(Call("count"))

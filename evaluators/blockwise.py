@@ -54,7 +54,7 @@ class BlockwiseEvaluator:
             if block is cut[-1]:
                 break
             if stop := self._stop(race, documents, _scores(seen)):
-                return _evaluation(documents, estimates(race, _scores(seen)), seen, cost, stop)
+                return _evaluation(documents, estimates(race.par, _scores(seen)), seen, cost, stop)
         scores = {name: Score.mean_of(values) for name, values in _scores(seen).items()}
         return _evaluation(documents, scores, seen, cost, None)
 

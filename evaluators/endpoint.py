@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 
 from evaluators.answers import Answers, Asked
 from evaluators.encoding import Prompt, Window
-from evaluators.errors import MeasurementFailed, TaskError
+from evaluators.errors import MeasurementFailed, TaskError, one_line
 from evaluators.evaluation import Cost, Documents, Evaluation, Failure, FailureKind, Outcome
 from evaluators.library_state import calling_lm_eval
 from evaluators.objective_kinds import CostPerAnswer, Length, Likelihood, Perplexity
@@ -95,7 +95,7 @@ class EndpointEvaluator:
         except MeasurementFailed as failed:
             return Failure(failed.kind, str(failed))
         except Exception as error:  # whatever the network, aiohttp, requests and the endpoint's answers make of it
-            text = _SECRETS.sub(r"\1***", " ".join(str(error).split())).replace(self._endpoint.url, "")
+            text = _SECRETS.sub(r"\1***", one_line(error)).replace(self._endpoint.url, "")
             return Failure(FailureKind.EXCEPTION, f"endpoint {self._endpoint.shown}: {type(error).__name__}: {text}")
         cost = Cost(seconds=time.perf_counter() - start, documents=documents.count)
         return Evaluation(documents.digest, scores, tie_breaks, cost, over_limits=over_limits)
@@ -181,7 +181,7 @@ def _api_of(endpoint: EndpointSettings) -> Any:
     except ModuleNotFoundError:
         raise TaskError("endpoints need more of lm-eval: pip install 'evomerge[endpoint]'") from None
     except (OSError, ValueError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise TaskError(f"the tokenizer {endpoint.tokenizer!r} of the endpoint cannot be loaded: {text}") from None
 
 

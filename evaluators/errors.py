@@ -9,6 +9,11 @@ from __future__ import annotations
 from evaluators.evaluation import FailureKind
 
 
+def one_line(error: BaseException) -> str:
+    """Return the text of ``error`` on one line; its type where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class TaskError(ValueError):
     """A task, metric or split cannot be used as asked. The text is one line: what, where, what would be right."""
 

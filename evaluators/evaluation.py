@@ -82,24 +82,26 @@ class Cost:
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a race ended early.
+    """Why a candidate saw only some of the documents: a race that ended early, or a minibatch.
 
     Attributes:
         documents: number of documents seen, over all tasks, and `of` how many.
-        rival: number of the candidate that could hardly be reached, and the `chance` to.
+        rival: number of the candidate that could hardly be reached, and the `chance` to; None without a race.
         par: numbers of the candidates whose mean was par.
+        minibatch: number of the minibatch; None for a race.
     """
 
     documents: int
     of: int
-    rival: int
-    chance: float
+    rival: int | None
+    chance: float | None
     par: tuple[int, ...]
+    minibatch: int | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished measurement, or with `stopped` what racing estimates from some of the documents.
+    """A finished measurement, or with `stopped` what is estimated from some of the documents.
 
     Attributes:
         scores: one per objective name. With `stopped` values and standard errors are estimates for all documents,

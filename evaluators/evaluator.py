@@ -15,7 +15,7 @@ import torch
 from evaluators.answers import Answers, Asked
 from evaluators.budget import tokens_per_batch
 from evaluators.encoding import Encoder
-from evaluators.errors import MeasurementFailed, TaskError
+from evaluators.errors import MeasurementFailed, TaskError, one_line
 from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome
 from evaluators.generation import generate
 from evaluators.memory import Room, is_out_of_memory
@@ -103,7 +103,7 @@ class LmEvalEvaluator:
             return Failure(failed.kind, str(failed), meter.cost(documents=documents.count))
         except Exception as error:
             kind = FailureKind.OUT_OF_MEMORY if is_out_of_memory(error) else FailureKind.EXCEPTION
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            text = f"{type(error).__name__}: {one_line(error)}"
             return Failure(kind, text, meter.cost(documents=documents.count))
 
     @contextmanager

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, assert_never
+from typing import Any, Literal, Protocol, assert_never
 
 import numpy as np
 import numpy.typing as npt
 
 from evaluators.answers import Answers, Asked
-from evaluators.errors import MeasurementFailed, TaskError
+from evaluators.errors import MeasurementFailed, TaskError, one_line
 from evaluators.evaluation import FailureKind, Floats, Score
 from evaluators.languages import LanguageDetector
 from evaluators.library_state import calling_lm_eval
 from evaluators.loaded import LoadedTask
 from evaluators.objective_checks import plain_choices
-from evaluators.objective_kinds import CostPerAnswer, Language, Length, Likelihood, Perplexity
+from evaluators.objective_kinds import CostPerAnswer, Language, Length, Likelihood, ObjectivePlugIn, Perplexity
 
 
 class Gauge(Protocol):
@@ -45,11 +45,13 @@ def make_gauges(loaded: LoadedTask, documents: Sequence[int], asked: Asked) -> t
 
 
 def _make(objective: Any, loaded: LoadedTask, documents: Sequence[int], asked: Asked) -> Gauge:
-    kind: Likelihood | Perplexity | Length | Language | CostPerAnswer = objective
+    kind: Likelihood | Perplexity | Length | Language | CostPerAnswer | ObjectivePlugIn = objective
     match kind:
         case Likelihood():
             right = _right(loaded, documents, asked)
-            return _LikelihoodGauge(kind.name, right, _firsts(asked), _units(kind.per, asked, kind.name))
+            units = _units(kind.per, asked, kind.name)
+            among = kind.scale == "probability" and loaded.kind == "multiple_choice"
+            return _LikelihoodGauge(kind.name, right, _firsts(asked), units, "share" if among else kind.scale)
         case Perplexity():
             return _PerplexityGauge(kind.name, _firsts(asked), _units(kind.per, asked, kind.name))
         case Length():
@@ -63,6 +65,8 @@ def _make(objective: Any, loaded: LoadedTask, documents: Sequence[int], asked: A
             return _TokensGauge(kind.name, _firsts(asked), _sizes(asked, kind.name).astype(np.float64))
         case CostPerAnswer():
             return _SecondsGauge(kind.name, _firsts(asked))
+        case ObjectivePlugIn():
+            return _PlugInGauge(kind.name, _firsts(asked), kind, [loaded.documents[number] for number in documents])
     assert_never(kind)
 
 
@@ -74,10 +78,14 @@ class _LikelihoodGauge:
     right: npt.NDArray[np.bool_]
     firsts: npt.NDArray[np.int64]
     units: Floats
+    scale: Literal["nats", "probability", "share"]  # share: of the probability of all choices
 
     def score(self, answers: Answers, found: Mapping[str, Score]) -> Score:
-        values = np.where(self.right, answers.likelihoods.values / self.units, -np.inf)
-        return Score.mean_of(np.maximum.reduceat(values, self.firsts))
+        values = answers.likelihoods.values / self.units
+        likeliest = np.maximum.reduceat(np.where(self.right, values, -np.inf), self.firsts)
+        if self.scale == "share":
+            likeliest -= np.logaddexp.reduceat(values, self.firsts)
+        return Score.mean_of(likeliest if self.scale == "nats" else np.exp(likeliest))
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,32 @@ class _LanguageGauge:
         spoken = np.array([float(self.is_spoken(text)) for text in answers.texts])
         documents = np.minimum.reduceat(spoken, self.firsts)
         return Score.mean_of(documents if self.counted is None else documents * found[self.counted].documents)
+
+
+@dataclass(frozen=True)
+class _PlugInGauge:
+    """What a class of another package says of the responses."""
+
+    name: str
+    firsts: npt.NDArray[np.int64]
+    objective: ObjectivePlugIn
+    documents: Sequence[Mapping[str, Any]]
+
+    def score(self, answers: Answers, found: Mapping[str, Score]) -> Score:
+        stops = np.append(self.firsts[1:], len(answers.texts))
+        pairs = zip(self.firsts.tolist(), stops.tolist(), strict=True)
+        try:
+            judged = self.objective.judge(self.documents, [tuple(answers.texts[a:b]) for a, b in pairs])
+            scores = np.array(judged, dtype=np.float64)
+        except Exception as error:  # whatever it raises
+            text = f"{type(error).__name__}: {one_line(error)}"
+            raise MeasurementFailed(FailureKind.METRIC_ERROR, f"objective {self.name}: {text}") from error
+        if scores.shape != self.firsts.shape:
+            expected = f"expected a score for each of {len(self.firsts)} documents, got shape {list(scores.shape)}"
+            raise MeasurementFailed(FailureKind.METRIC_ERROR, f"objective {self.name}: {expected}")
+        if not np.isfinite(scores).all():
+            raise MeasurementFailed(FailureKind.NON_FINITE, f"objective {self.name}: a score is not finite")
+        return Score.mean_of(scores)
 
 
 def _means(values: Floats, firsts: npt.NDArray[np.int64]) -> Floats:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from lm_eval.api import metrics as lm_eval_metrics
 
-from evaluators.errors import MeasurementFailed
+from evaluators.errors import MeasurementFailed, one_line
 from evaluators.evaluation import FailureKind, Score
 from evaluators.fast_metrics import Choices, ExactMatch, choices_of, exact_match_of
 from evaluators.library_state import calling_lm_eval
@@ -168,7 +168,7 @@ class Judge:
         return Score(value, standard_error, documents)
 
     def _failed(self, where: str, error: Exception) -> MeasurementFailed:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         return MeasurementFailed(
             FailureKind.METRIC_ERROR, f"task {self._loaded.name}, {where}: {type(error).__name__}: {text}"
         )

@@ -13,7 +13,7 @@ from lm_eval.tasks._factory import GROUP_FIELD_NAMES
 from lm_eval.tasks._index import Entry, Kind
 
 from evaluators import sampling, task_files
-from evaluators.errors import TaskError
+from evaluators.errors import TaskError, one_line
 from evaluators.library_state import calling_lm_eval, loading_data_sets
 from evaluators.objective import EvaluationSettings
 from evaluators.task_index import closure, members
@@ -112,7 +112,7 @@ def _build(name: str, index: TaskManager) -> Any:
             for each in closure(name, index.task_index).entries:
                 if each.kind is not Kind.GROUP:
                     _build(each.name, index)  # which of them it was
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise TaskError(
             f"{entry.kind.name.lower().removeprefix('py_')} {name} ({entry.yaml_path}) cannot be loaded "
             f"({_tried(entry)}): {type(error).__name__}: {text}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Direction: TypeAlias = Literal["maximize", "minimize"]
 
@@ -97,6 +97,27 @@ Racing: TypeAlias = Annotated[
 ]
 
 
+class MinibatchSettings(BaseModel):
+    """How the search documents are cut; `evaluation.minibatches: 4` stands for `{count: 4}`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int = Field(default=4, ge=2, description="minibatches of the search documents; a generation sees one")
+    measure: Literal["metric", "probability", "probability_per_token"] = Field(
+        default="metric",
+        description="what guides the search: the objectives, or how probable a model finds the right answers",
+    )
+
+
+def _from_count(value: Any) -> Any:
+    return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Minibatching: TypeAlias = Annotated[
+    MinibatchSettings | None, BeforeValidator(_from_count, json_schema_input_type=MinibatchSettings | int | None)
+]
+
+
 class EvaluationSettings(BaseModel):
     """The `evaluation` section of a search file. Document counts are per task."""
 
@@ -127,3 +148,12 @@ class EvaluationSettings(BaseModel):
     max_length: int | None = Field(default=None, ge=2, description="context window; the model's own by default")
     timeout_seconds: float = Field(default=3600.0, gt=0.0, description="longest time one candidate may take")
     racing: Racing = Field(default=None, description="candidates without a chance leave early; true, or settings")
+    minibatches: Minibatching = Field(
+        default=None, description="every generation sees one part of the search documents; how many parts, or settings"
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_save(self) -> Self:
+        if self.racing and self.minibatches:
+            raise ValueError("racing and minibatches both decide which documents a candidate sees; choose one of them")
+        return self

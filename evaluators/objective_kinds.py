@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from evaluators.objective import Direction, Objective, ObjectiveBase
 
@@ -23,16 +32,22 @@ class _OfTask(ObjectiveBase):
 
 
 class Likelihood(_OfTask):
-    """Mean log-likelihood in nats of the reference answers of a task: a fitness without plateaus."""
+    """Mean log-likelihood or probability of the reference answers of a task: a fitness without plateaus."""
 
     kind: Literal["likelihood"]
     task: str = Field(min_length=1, description="lm-eval task")
     per: Literal["answer", "token", "byte"] = Field(default="answer", description="what an answer is divided by")
+    scale: Literal["nats", "probability"] = Field(
+        default="nats",
+        description="of a document's score; probability: of a right choice among the choices, or of the answer",
+        exclude_if=lambda scale: scale == "nats",  # records from before there were scales stay what they are
+    )
 
     @property
     def detail(self) -> str:
         """What it is, and per what."""
-        return "likelihood" if self.per == "answer" else f"likelihood per {self.per}"
+        what = "likelihood" if self.scale == "nats" else "probability"
+        return what if self.per == "answer" else f"{what} per {self.per}"
 
 
 class _OfFile(ObjectiveBase):
@@ -171,15 +186,60 @@ class Forgetting(ObjectiveBase):
         return f"{self.lost.detail} forgotten"
 
 
+class ObjectivePlugIn(_OfTask):
+    """Base class of an objective that another package brings, on generated responses to a task.
+
+    Its `kind` is the name of its entry point in the group `evomerge.objectives`.
+    """
+
+    kind: str
+    task: str = Field(min_length=1, description="lm-eval task that generates")
+
+    @property
+    def detail(self) -> str:
+        """The kind; what else tells two of them apart belongs in here."""
+        return self.kind
+
+    @abstractmethod
+    def judge(self, documents: Sequence[Mapping[str, Any]], responses: Sequence[tuple[str, ...]]) -> Sequence[float]:
+        """Return a finite score for each document; their mean is the objective.
+
+        Args:
+            documents: as the task has them.
+            responses: to each document, up to their stops; more than one where the task repeats.
+        """
+
+
 NEEDS_BASE = (Distance, Forgetting)
-GENERATES = (Length, Language, CostPerAnswer)
+GENERATES = (Length, Language, CostPerAnswer, ObjectivePlugIn)
+KINDS = ("metric", "likelihood", "perplexity", "length", "language", "cost", "distance", "forgetting")
+Find = Callable[[str], type[ObjectivePlugIn] | None]
+
+
+def _nowhere(kind: str) -> type[ObjectivePlugIn] | None:
+    return None
+
+
+_find: Find = _nowhere
+
+
+def ask_elsewhere(find: Find) -> None:
+    """Let ``find`` say which class a kind of objective is that this package does not have."""
+    global _find
+    _find = find
 
 
 def _kind_of(value: Any) -> Any:
     return value.get("kind", "metric") if isinstance(value, dict) else getattr(value, "kind", "metric")
 
 
-AnyObjective: TypeAlias = Annotated[
+def _own_or_plugged(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    kind = _kind_of(value)
+    plugged = _find(kind) if isinstance(kind, str) else None
+    return handler(value) if plugged is None else plugged.model_validate(value)
+
+
+_Own: TypeAlias = Annotated[
     Annotated[Objective, Tag("metric")]
     | Annotated[Likelihood, Tag("likelihood")]
     | Annotated[Perplexity, Tag("perplexity")]
@@ -190,6 +250,10 @@ AnyObjective: TypeAlias = Annotated[
     | Annotated[Forgetting, Tag("forgetting")],
     Discriminator(_kind_of),
 ]
+if TYPE_CHECKING:
+    AnyObjective: TypeAlias = _Own | ObjectivePlugIn
+else:
+    AnyObjective = Annotated[_Own, WrapValidator(_own_or_plugged), SerializeAsAny()]
 
 
 def measured(objectives: Iterable[AnyObjective]) -> tuple[AnyObjective, ...]:

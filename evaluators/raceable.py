@@ -1,4 +1,4 @@
-"""Which metrics can race: those whose score is the mean of their documents' scores."""
+"""Which metrics some documents can stand for: those whose score is the mean of their documents' scores."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from evaluators.objective_kinds import AnyObjective
 from evaluators.tasks import TaskSuite
 
 
-def refuse_unraceable(suite: TaskSuite, objectives: Sequence[AnyObjective]) -> None:
-    """Refuse objectives of which some documents say nothing about all.
+def refuse_unraceable(suite: TaskSuite, objectives: Sequence[AnyObjective], *, key: str = "racing") -> None:
+    """Refuse objectives of which some documents say nothing about all; ``key`` of `evaluation` is what needs it.
 
     Raises:
         TaskError: an objective is no metric of a task, or its aggregation no mean over documents; it is named.
@@ -21,8 +21,8 @@ def refuse_unraceable(suite: TaskSuite, objectives: Sequence[AnyObjective]) -> N
     for objective in objectives:
         if not isinstance(objective, Objective) or objective.task not in suite.loaded:
             raise TaskError(
-                f"evaluation.racing: expected objectives that are metrics of single tasks, got {objective.name}; "
-                "remove racing, or choose another objective"
+                f"evaluation.{key}: expected objectives that are metrics of single tasks, got {objective.name}; "
+                f"remove {key}, or choose another objective"
             )
     for task in suite.loaded.values():
         for measure in task.measures:
@@ -30,6 +30,6 @@ def refuse_unraceable(suite: TaskSuite, objectives: Sequence[AnyObjective]) -> N
             if aggregation is not lm_eval_metrics.mean:
                 name = getattr(aggregation, "__name__", str(aggregation))
                 raise TaskError(
-                    f"evaluation.racing: objective {measure.name} is aggregated by {name}, not as a mean over "
-                    "documents, so some documents cannot stand for all; remove racing, or choose another metric"
+                    f"evaluation.{key}: objective {measure.name} is aggregated by {name}, not as a mean over "
+                    f"documents, so some documents cannot stand for all; remove {key}, or choose another metric"
                 )

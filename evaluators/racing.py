@@ -88,12 +88,17 @@ def blocks(documents: Documents, settings: RacingSettings) -> tuple[Documents, .
         ends.append(size / largest)
         size *= settings.growth
     ends.append(1.0)
+    return tuple(block for block in cut(documents, ends) if block.ids)
+
+
+def cut(documents: Documents, ends: Sequence[float]) -> list[Documents]:
+    """Cut ``documents`` in order at ``ends``, shares of every task that rise from 0 to 1; return what is in between."""
     cuts = {task: [math.ceil(end * len(ids)) for end in ends] for task, ids in documents.ids.items()}
     found = []
     for number in range(len(ends) - 1):
         part = {task: ids[cuts[task][number] : cuts[task][number + 1]] for task, ids in documents.ids.items()}
         found.append(Documents({task: ids for task, ids in part.items() if ids}))
-    return tuple(block for block in found if block.ids)
+    return found
 
 
 def judge(
@@ -134,37 +139,38 @@ def probability_positive(mean: float, parts: Sequence[Spread]) -> float:
     return float(stdtr(freedom, mean / math.sqrt(variance)))
 
 
-def estimated(par: Par, seen: Floats) -> Spread:
-    """Return the mean over all documents of an objective, estimated from (n,) scores of its first n documents."""
-    difference = mean_difference(seen, par.scores, spread=_range(par, seen))
+def estimated(par: Par, seen: Floats, *, first: int = 0) -> Spread:
+    """Return the mean over all documents of an objective, estimated from (n,) scores of those from ``first`` on."""
+    difference = mean_difference(seen, par.scores, spread=_range(par, seen), first=first)
     return difference._replace(mean=float(par.scores.mean()) + difference.mean)
 
 
-def mean_difference(own: Floats, par: Floats, *, spread: float) -> Spread:
+def mean_difference(own: Floats, par: Floats, *, spread: float, first: int = 0) -> Spread:
     """Estimate the mean of ``own`` minus ``par`` over all N documents.
 
     Args:
-        own: (n,) scores of the first n of them, 1 <= n <= N.
+        own: (n,) scores of n of them from number ``first`` on, 1 <= n <= N - first.
         par: (N,).
         spread: largest difference of two scores of one model.
     """
     n = len(own)
-    differences = own - par[:n]
+    differences = own - par[first : first + n]
     mean = float(differences.mean())
     freedom = n - 1 + PRIOR_DOCUMENTS
     squares = float(np.square(differences - mean).sum()) + PRIOR_DOCUMENTS * spread**2 / 4.0
     return Spread(mean, squares / freedom / n * (1.0 - n / len(par)), freedom)
 
 
-def estimates(race: Race, seen: Mapping[str, Floats]) -> dict[str, Score]:
-    """Return by objective name what ``seen`` lets expect of all documents, inside the range of scores seen so far."""
-    found = {}
-    for name, own in seen.items():
-        par = race.par[name]
-        guess = estimated(par, own)
-        low, high = min(par.low, float(own.min())), max(par.high, float(own.max()))
-        found[name] = Score(min(max(guess.mean, low), high), math.sqrt(guess.variance), own)
-    return found
+def estimates(pars: Mapping[str, Par], seen: Mapping[str, Floats]) -> dict[str, Score]:
+    """Return by objective name what ``seen``, scores of the first documents, lets expect of all documents."""
+    return {name: estimate(pars[name], own) for name, own in seen.items()}
+
+
+def estimate(par: Par, seen: Floats, *, first: int = 0) -> Score:
+    """Return what (n,) scores of documents from ``first`` on let expect of all, inside the range of scores so far."""
+    guess = estimated(par, seen, first=first)
+    low, high = min(par.low, float(seen.min())), max(par.high, float(seen.max()))
+    return Score(min(max(guess.mean, low), high), math.sqrt(guess.variance), seen)
 
 
 def _of_task(race: Race, weights: Mapping[str, float], seen: Mapping[str, Floats]) -> Spread:

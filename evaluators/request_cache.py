@@ -37,7 +37,7 @@ FORMAT = 1
 # settings that no request follows from; all others count
 _IRRELEVANT = {
     "search_documents", "validation_documents", "test_documents", "split_seed", "include_path", "trusted_paths",
-    "tokens_per_batch", "timeout_seconds", "racing",
+    "tokens_per_batch", "timeout_seconds", "racing", "minibatches",
 }  # fmt: skip
 _PROMPT = TypeAdapter(Prompt)
 _DAMAGES = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile)

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 from lm_eval.api.task import ConfigurableTask
 
-from evaluators.errors import TaskError
+from evaluators.errors import TaskError, one_line
 from evaluators.library_state import calling_lm_eval, loading_data_sets
 from evaluators.loaded import LoadedTask
 from evaluators.objective_kinds import Perplexity
@@ -67,7 +67,7 @@ def _read(file: str) -> str:
     try:
         return Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise TaskError(f"objectives: file {file} cannot be read as UTF-8 text: {text}") from None
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from evomerge.config import SearchFile
     from evomerge.results import Results
-    from evomerge.runner import Watcher
+    from evomerge.watcher import Watcher
 
 __version__ = "0.1.0"
 DEFAULT_STORAGE = "sqlite:///evomerge.db"

@@ -7,8 +7,10 @@ each loaded on access.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, cast, overload
@@ -29,6 +31,7 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 FAILURES = tuple(kind.value for kind in FailureKind)
 COSTS = tuple(field.name for field in fields(Cost))
+MOST_JOINED = 32  # tables of one query; SQLite takes 64
 CHUNK = 1000  # records loaded at once when all are gone through
 NONE = -1  # stands for SQL's NULL in columns of whole numbers
 
@@ -112,8 +115,9 @@ class Columns(Sequence[CandidateRecord]):
         """Return what the record holds now: this object if nothing is new, else one to which only that was added."""
         # Evaluations before candidates: whoever was evaluated is then among them. Evaluations before their scores: they
         # are committed together, so none lacks its scores.
-        fresh = self._read_evaluations()
-        ids, special = self._read_candidates()
+        with without_collecting():
+            fresh = self._read_evaluations()
+            ids, special = self._read_candidates()
         if not len(ids) and not len(fresh.ids):
             return self
         ids = np.concatenate([self._ids, ids])
@@ -257,11 +261,12 @@ class Columns(Sequence[CandidateRecord]):
         count = len(self._ids)
         new = (candidates.c.search_id == self.record.row.id) & (candidates.c.number >= count)
         keys = self._rows(sa.select(candidates.c.id).where(new).order_by(candidates.c.number))
-        columns = sa.select(candidates.c.number, candidates.c.origin, candidates.c.name)
-        # By origin, since of all candidates their recipes would have to be read over.
-        special = self._rows(columns.where(new, candidates.c.origin.in_(("seed", "baseline")))) if keys else []
+        # By origin alone, for which there is an index: of all candidates their recipes would have to be read over.
+        mine = (candidates.c.search_id == self.record.row.id) & candidates.c.origin.in_(("seed", "baseline"))
+        columns = (candidates.c.number, candidates.c.origin, candidates.c.name)
+        special = self._rows(sa.select(*columns).where(mine)) if keys else []
         last = count + len(keys)
-        named = {number: (cast(Origin, origin), name) for number, origin, name in special if number < last}
+        named = {number: (cast(Origin, origin), name) for number, origin, name in special if count <= number < last}
         return np.array([key for (key,) in keys], dtype=np.int64), named
 
     def _read_evaluations(self) -> Evaluations:
@@ -291,21 +296,33 @@ class Columns(Sequence[CandidateRecord]):
         )
 
     def _read_scores(self, last: int, ids: Ints) -> tuple[Floats, Floats]:
-        values = np.full((len(ids), len(self.objectives)), np.nan)
-        errors = values.copy()
-        joined = scores.join(evaluations, scores.c.evaluation_id == evaluations.c.id)
-        wanted = (scores.c.evaluation_id, scores.c.objective, scores.c.value, scores.c.standard_error)
-        query = sa.select(*wanted).select_from(joined).where(self._new_evaluations(last))
-        rows = self._rows(query.where(evaluations.c.id <= int(ids[-1])))
-        if rows:
-            keys, names, numbers, spreads = zip(*rows, strict=True)
-            column_of = {name: position for position, name in enumerate(self.objectives)}
-            columns = np.array([column_of.get(name, NONE) for name in names])
-            mine = columns != NONE
-            places = np.searchsorted(ids, np.array(keys, dtype=np.int64))[mine], columns[mine]
-            values[places] = np.array(numbers, dtype=np.float64)[mine]
-            errors[places] = np.array(spreads, dtype=np.float64)[mine]
-        return values, errors
+        """Values and standard errors of the evaluations ``ids``, all after ``last``; one wide row each."""
+        mine = self._new_evaluations(last) & (evaluations.c.id <= int(ids[-1]))
+        parts = [np.zeros((len(ids), 0))]
+        for start in range(0, len(self.objectives), MOST_JOINED):
+            joined: sa.FromClause = evaluations
+            wanted: list[sa.ColumnElement[Any]] = []
+            for number, name in enumerate(self.objectives[start : start + MOST_JOINED]):
+                each = scores.alias(f"s{number}")
+                joined = joined.outerjoin(each, (each.c.evaluation_id == evaluations.c.id) & (each.c.objective == name))
+                wanted += [each.c.value, each.c.standard_error]
+            rows = self._rows(sa.select(*wanted).select_from(joined).where(mine).order_by(evaluations.c.id))
+            parts.append(np.array(rows, dtype=np.float64).reshape(len(ids), -1))  # None becomes NaN
+        wide = np.concatenate(parts, axis=1)
+        return np.ascontiguousarray(wide[:, 0::2]), np.ascontiguousarray(wide[:, 1::2])
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Let the garbage collector rest: it goes through hundreds of thousands of new rows again and again."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _nothing(objectives: int) -> Evaluations:

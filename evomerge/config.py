@@ -6,23 +6,27 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from evaluators.objective import EvaluationSettings
+from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import AnyObjective, Distance
 from evomerge.errors import BadSearch
+from evomerge.explain import explain
 from evomerge.foreign import parse_yaml
+from evomerge.loggers.settings import LoggerSettings
 from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
 from evomerge.preferences import PreferenceSettings, aim_of
+from search_spaces.calibration import CalibrationSettings
 from search_spaces.courses import CourseSettings
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
-from search_spaces.spaces import SpaceSettings
+from search_spaces.spaces import SpaceSettings, needs_calibration
+from search_spaces.vocabulary import Vocabulary
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-CHANGEABLE = ("budget", "cluster", "storage")  # sections that may change between two runs of one search
+CHANGEABLE = ("budget", "cluster", "logging", "storage")  # sections that may change between two runs of one search
 
 
 class _Section(BaseModel):
@@ -57,12 +61,65 @@ class SourceSettings(_Section):
         return self.name or self.path.rstrip("/").rpartition("/")[2]
 
 
+class TokenSettings(_Section):
+    """The embedding of one token."""
+
+    source: str = Field(description="base, the name of an expert, or zero")
+    token: str | None = Field(default=None, description="another token of that source")
+    token_id: int | None = Field(default=None, ge=0, description="a row of that source's embeddings")
+    force: bool = Field(default=False, description="in all sources, those that have the token included")
+
+
+class VocabularySettings(_Section):
+    """The tokens of merged models whose sources have different ones, written as text or as a mapping."""
+
+    source: str = Field(default="union", description="union, base, or the name of an expert")
+    tokens: dict[str, TokenSettings] = {}
+    pad_to_multiple_of: int | None = Field(default=None, ge=1, description="rows")
+    chat_template: str | None = Field(default=None, description="Jinja text; the tokenizer's own by default")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
 class SourcesSettings(_Section):
     """The `sources` section."""
 
     base: SourceSettings
     experts: tuple[SourceSettings, ...] = Field(min_length=1)
     dtype: Dtype = "bfloat16"
+    vocabulary: VocabularySettings | None = Field(
+        default=None, description="tokens of the merged model where the sources' differ; they must not by default"
+    )
+
+    @model_validator(mode="after")
+    def _vocabulary_is_known(self) -> SourcesSettings:
+        self.vocabulary_policy()
+        return self
+
+    def vocabulary_policy(self) -> Vocabulary | None:
+        """Return `vocabulary` with sources as positions, the base first.
+
+        Raises:
+            ValueError: a source is not known.
+        """
+        if self.vocabulary is None:
+            return None
+        names = ("base", *(expert.short_name for expert in self.experts))
+
+        def position(name: str, word: str) -> Any:
+            if name not in (word, *names):
+                known = ", ".join((word, *names))
+                raise ValueError(f"vocabulary: {name!r} is not known; expected one of {known}")
+            return word if name == word else names.index(name)
+
+        value = self.vocabulary.model_dump()
+        value["source"] = position(value["source"], "union")
+        for row in value["tokens"].values():
+            row["source"] = position(row["source"], "zero")
+        return Vocabulary.model_validate(value)
 
     @field_validator("experts")
     @classmethod
@@ -129,9 +186,13 @@ class SearchFile(_Section):
     )
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     optimizer: OptimizerSettings = Field(default_factory=CmaEsSettings)
+    calibration: CalibrationSettings | None = Field(
+        default=None, description="of operators that need statistics, which take its defaults where it is left out"
+    )
     baselines: BaselineSettings = Field(default_factory=BaselineSettings)
     budget: BudgetSettings = Field(default_factory=BudgetSettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
+    logging: tuple[LoggerSettings, ...] = Field(default=(), description="curves for tensorboard, wandb, mlflow")
     storage: str = "sqlite:///evomerge.db"
 
     @field_validator("objectives")
@@ -155,6 +216,13 @@ class SearchFile(_Section):
         return self
 
     @model_validator(mode="after")
+    def _calibration_is_used(self) -> SearchFile:
+        if self.calibration is not None:
+            names = [expert.short_name for expert in self.sources.experts]
+            self.calibration.check(names, needed=needs_calibration(self.space))
+        return self
+
+    @model_validator(mode="after")
     def _paths_have_no_distance(self) -> SearchFile:
         paths = isinstance(self.space, CourseSettings)
         if paths and any(isinstance(objective, Distance) for objective in self.objectives):
@@ -168,6 +236,11 @@ class SearchFile(_Section):
         except ValueError as error:
             raise ValueError(f"preference.limits: {error}") from None
         return self
+
+    @property
+    def metrics(self) -> tuple[Objective, ...]:
+        """The objectives that are metrics of tasks."""
+        return tuple(objective for objective in self.objectives if isinstance(objective, Objective))
 
     def fixed_part(self) -> dict[str, Any]:
         """Return everything that must not change between two runs of one search, as JSON types."""
@@ -242,52 +315,6 @@ def parse(value: dict[str, Any], *, folder: Path, where: str) -> SearchFile:
     except ValidationError as error:
         raise BadSearch(f"{where}: {explain(error, SearchFile)}") from None
     return _with_absolute_paths(file, folder)
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return the faults of ``error`` on one line, each with its place; for unknown keys the known ones."""
-    faults = []
-    for fault in error.errors(include_url=False):
-        place, section = _locate(model, [str(part) for part in fault["loc"]])
-        if fault["type"] == "extra_forbidden":
-            known = f" (known: {', '.join(section.model_fields)})" if section else ""
-            faults.append(f"unknown key {place!r}{known}")
-        else:
-            faults.append(f"{place or 'file'}: {fault['msg'].removeprefix('Value error, ')}")
-    return "; ".join(faults)
-
-
-def _locate(model: type[BaseModel], parts: list[str]) -> tuple[str, type[BaseModel] | None]:
-    """Return the place in the file that pydantic's ``parts`` mean, and the section that holds it.
-
-    Pydantic names the chosen class of a section with kinds between the section and the key; the file has no such
-    level.
-    """
-    place: list[str] = []
-    sections, holder = [model], None
-    for part in parts:
-        chosen = [section for section in sections if len(sections) > 1 and _kind_of(section) == part]
-        if chosen:
-            sections = chosen
-            continue
-        place.append(part)
-        if not part.isdigit():
-            holder = sections[0] if len(sections) == 1 else None
-            field = holder.model_fields.get(part) if holder else None
-            sections = _sections_in(field.annotation) if field else []
-    return ".".join(place), holder
-
-
-def _kind_of(section: type[BaseModel]) -> object:
-    field = section.model_fields.get("kind")
-    return next(iter(get_args(field.annotation)), None) if field else None
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    """Pydantic classes in an annotation, through unions, tuples and `Annotated`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for inner in get_args(annotation) for section in _sections_in(inner)]
 
 
 def _with_absolute_paths(file: SearchFile, folder: Path) -> SearchFile:

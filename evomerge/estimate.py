@@ -10,6 +10,7 @@ from evaluators.evaluation import Evaluation, Failure
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.inspection import Inspection
+from evomerge.minibatches import with_generations
 from evomerge.optimizers.choice import resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.problem import Problem, Progress, prepare
@@ -40,6 +41,7 @@ class CheckReport:
     truncated: dict[str, int]
     inspection: Inspection
     over_limits: dict[str, int]
+    vocabulary: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -55,6 +57,7 @@ class CheckReport:
             f"search     {self.name}: everything is in order",
             f"sources    {', '.join(self.sources)}",
             f"embeddings {'tied: they are the head, too' if self.inspection.tied else 'apart from the head'}",
+            *(f"vocabulary {note}" for note in self.vocabulary),
             f"space      {self.space}",
             f"optimizer  {self.optimizer}: {self.optimizer_reason}",
             f"documents  {documents}",
@@ -79,9 +82,10 @@ def estimate(file: SearchFile, *, say: Callable[[str], None], progress: Progress
         UserMistake, TaskError: what is wrong.
     """
     problem = prepare(file, say=say, progress=progress)
-    if file.evaluation.racing:
-        kind = resolve(file.optimizer, problem.choice())
-        refuse_unraceable(make_optimizer(kind, problem.setting()), kind.kind)
+    if file.evaluation.racing or file.evaluation.minibatches:
+        settings = resolve(file.optimizer, problem.choice())
+        suits = refuse_unraceable if file.evaluation.racing else with_generations
+        suits(make_optimizer(settings, problem.setting()), settings.kind)
     machine = find_machine(file.cluster, problem)
     say("measuring the base once")
     worker = problem.worker_spec(device=machine.device, threads=machine.threads)()
@@ -116,4 +120,5 @@ def _report(problem: Problem, measured: Evaluation, machine: Machine) -> CheckRe
         truncated=dict(measured.truncated),
         inspection=problem.inspection,
         over_limits=dict(measured.over_limits),
+        vocabulary=problem.vocabulary_notes,
     )

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 from pydantic import ValidationError
 
 from evaluators.objective_kinds import AnyObjective
+from evomerge.atomic import write_new
+from evomerge.calibration import restore
 from evomerge.card import plain_card, search_card
-from evomerge.config import explain
 from evomerge.errors import BadRecipe, BadSearch
+from evomerge.explain import explain
 from evomerge.preferences import ConstraintSettings, PreferenceSettings, parse_prefer
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.selection import Chooser
+from evomerge.shares import Progress
+from evomerge.targets import Place, local
 from search_spaces.recipe import Dtype, Recipe
 
-FORMATS = ("checkpoint", "adapter", "mergekit", "recipe")
-Progress = Callable[[int, int], None]  # bytes written, bytes in all
+FORMATS = ("checkpoint", "adapter", "mergekit", "recipe")  # of one candidate
+TABLES = ("csv", "parquet")  # of all of them (evomerge.tabular)
+OPTUNA = "optuna"  # of all of them, as a study (evomerge.optuna_view)
 
 
 def choose(results: Results, *, candidate: int | None, best: bool, prefer: str | None) -> CandidateRecord:
@@ -63,16 +67,18 @@ def preferred(
 def export(
     results: Results,
     candidate: CandidateRecord,
-    to: Path,
+    to: Place,
     *,
     kind: str,
     rank: int | None = None,
     dtype: str | None = None,
+    memory_limit: str | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Write ``candidate`` to ``to`` in one of `FORMATS`; an adapter may have at most ``rank``.
+    """Write ``candidate`` to ``to``, a path or an fsspec URL, in one of `FORMATS`; an adapter has at most ``rank``.
 
-    ``dtype`` is that of the weights; by default that of the recipe, in which it was measured.
+    ``dtype`` is that of the weights; by default that of the recipe, in which it was measured. ``memory_limit``, as
+    2GiB, is of checkpoints: see `write_checkpoint`.
 
     Returns:
         What the user should know of what was written.
@@ -81,24 +87,33 @@ def export(
         UserMistake: an unknown format, a place that exists, sources that have changed, not enough disk.
     """
     if kind not in FORMATS:
-        raise BadSearch(f"--format {kind!r}: expected one of {', '.join(FORMATS)}")
+        raise BadSearch(f"--format {kind!r}: expected one of {', '.join((*FORMATS, *TABLES, OPTUNA))}")
     recipe = in_dtype(candidate.recipe, dtype)
+    restore(results.record.row.plan)
     if rank is not None and kind != "adapter":
         raise BadSearch(f"--rank is of adapters (--format adapter), and a {kind} is asked for")
-    if kind == "adapter":
-        from evomerge.merging.adapter_export import write_adapter
+    if memory_limit is not None and kind != "checkpoint":
+        raise BadSearch(f"--memory-limit is of checkpoints (--format checkpoint), and a {kind} is asked for")
+    with local(to) as place:
+        if kind == "adapter":
+            card = search_card(results, candidate)
+            return _adapter(recipe, place, rank=rank, card=card, progress=progress)
+        if kind == "checkpoint":
+            card = search_card(results, candidate)
+            return _checkpoint(recipe, place, card=card, memory_limit=memory_limit, progress=progress)
+        if kind == "mergekit":
+            from evomerge.merging.mergekit_config import to_mergekit
 
-        card = search_card(results, candidate)
-        lost = write_adapter(_pinned(recipe), to, rank=rank, progress=progress, card=card)
-        return [f"rank {rank} leaves out {lost:.3g} of the length of the step from the base"] if lost else []
-    if kind == "checkpoint":
-        return _checkpoint(recipe, to, card=search_card(results, candidate), progress=progress)
-    if kind == "mergekit":
-        from evomerge.merging.mergekit_config import to_mergekit
+            write_new(place, to_mergekit(recipe))
+        else:
+            from evomerge.merging.calibrations import keep, named_in, recall
 
-        _write_text(to, to_mergekit(recipe))
-    else:
-        _write_text(to, recipe.to_json() + "\n")
+            prompts = named_in(recipe)
+            if prompts and place != Path(to):
+                raise BadSearch(f"--to {to}: calibration prompts must lie beside this recipe; name a file here")
+            write_new(place, recipe.to_json() + "\n")
+            for digest in prompts:
+                keep(recall(digest), place.parent)
     return []
 
 
@@ -115,10 +130,17 @@ def in_dtype(recipe: Recipe, dtype: str | None) -> Recipe:
     return recipe.model_copy(update={"dtype": dtype})
 
 
-def merge_file(file: Path, to: Path, *, dtype: str | None = None, progress: Progress | None = None) -> list[str]:
+def merge_file(
+    file: Path,
+    to: Place,
+    *,
+    dtype: str | None = None,
+    memory_limit: str | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
     """Write the merge that a recipe (JSON) or a mergekit config (YAML) describes as a checkpoint.
 
-    ``dtype`` is that of the weights; by default that of the recipe.
+    ``dtype`` is that of the weights; by default that of the recipe. ``memory_limit``, as 2GiB, see `write_checkpoint`.
 
     Returns:
         What the user should know of what was written.
@@ -127,11 +149,13 @@ def merge_file(file: Path, to: Path, *, dtype: str | None = None, progress: Prog
         UserMistake: the file is neither, or cannot be merged.
     """
     recipe = in_dtype(read_recipe(file), dtype)
-    return _checkpoint(recipe, to, card=plain_card(recipe, to.name), progress=progress)
+    with local(to) as place:
+        card = plain_card(recipe, place.name)
+        return _checkpoint(recipe, place, card=card, memory_limit=memory_limit, progress=progress)
 
 
 def read_recipe(file: Path) -> Recipe:
-    """Read a recipe (``.json``) or a mergekit config (anything else).
+    """Read a recipe (``.json``), with the calibration prompts beside it, or a mergekit config (anything else).
 
     Raises:
         BadRecipe: it is neither.
@@ -141,20 +165,35 @@ def read_recipe(file: Path) -> Recipe:
 
         return from_mergekit(file)
     try:
-        return Recipe.model_validate_json(file.read_text(encoding="utf-8"))
+        recipe = Recipe.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadRecipe(f"{file}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadRecipe(f"{file}: cannot be read: {error}") from None
     except ValidationError as error:
         raise BadRecipe(f"{file}: not a recipe: {explain(error, Recipe)}") from None
+    from evomerge.merging.calibrations import fetch
+
+    fetch(recipe, file.parent)
+    return recipe
 
 
-def _checkpoint(recipe: Recipe, to: Path, *, card: str, progress: Progress | None) -> list[str]:
+def _adapter(recipe: Recipe, to: Path, *, rank: int | None, card: str, progress: Progress | None) -> list[str]:
+    from evomerge.merging.adapter_export import write_adapter
+
+    lost = write_adapter(_pinned(recipe), to, rank=rank, progress=progress, card=card)
+    return [f"rank {rank} leaves out {lost:.3g} of the length of the step from the base"] if lost else []
+
+
+def _checkpoint(
+    recipe: Recipe, to: Path, *, card: str, memory_limit: str | None, progress: Progress | None
+) -> list[str]:
     from evomerge.merging.export import write_checkpoint
+    from evomerge.merging.memory import parse_bytes
 
     remarks: list[str] = []
-    write_checkpoint(_pinned(recipe), to, progress=progress, card=card, warn=remarks.append)
+    limit = None if memory_limit is None else parse_bytes(memory_limit)
+    write_checkpoint(_pinned(recipe), to, progress=progress, card=card, warn=remarks.append, memory_limit=limit)
     return remarks
 
 
@@ -165,16 +204,3 @@ def _pinned(recipe: Recipe) -> Recipe:
         if source.digest is not None:
             verify(source)
     return recipe.model_copy(update={"sources": tuple(map(pin, recipe.sources))})
-
-
-def _write_text(to: Path, text: str) -> None:
-    """Write ``text`` under a temporary name and rename it, so nobody reads half of it."""
-    if to.exists():
-        raise BadSearch(f"{to}: exists already; name another place with --to")
-    temporary = to.with_name(f".{to.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(to)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BadSearch(f"{to}: cannot be written: {error.strerror}") from None

@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from evaluators.evaluation import Documents, Failure, Score
 from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import NEEDS_BASE, AnyObjective
-from evomerge.config import explain, read_mapping, with_absolute_file
+from evomerge.config import read_mapping, with_absolute_file
 from evomerge.errors import BadRecipe, BadSearch
+from evomerge.explain import explain
 from evomerge.export import in_dtype, read_recipe
 from evomerge.results import JOINT, Estimate, estimate_of, joint
 from evomerge.scaffold import objectives as parse_objectives
@@ -65,6 +66,7 @@ def measure(
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
         base=recipe.base if own_base else None,
+        vocabulary=recipe.vocabulary,
     )
     outcome = spec().evaluate(recipe.to_json(), documents.ids, as_exported=True)
     if isinstance(outcome, Failure):
@@ -135,7 +137,8 @@ def _recipe(model: str, dtype: str | None, base: str | None) -> Recipe:
         if base is not None:
             raise BadRecipe(f"--base: {model} names its own base; leave --base out")
         return in_dtype(read_recipe(Path(model)), dtype)
-    from evomerge.merging.adapter import is_adapter, open_sources
+    from evomerge.merging.adapter import is_adapter
+    from evomerge.merging.opening import open_sources
     from evomerge.merging.sources import resolve
 
     paths = (model,) if base is None else (model, base)

@@ -75,13 +75,26 @@ def convert(path: Path, *, layers_of: Any) -> dict[str, Any]:
     if genome.get("filters"):
         changes["tensor_groups"] = tuple({name: (f"*{name}*",)} for name in genome["filters"])
     space = type(space).model_validate({**space.model_dump(), **changes})
+    experts = [model for model in models if model != base] or models
     return {
         "name": path.stem.replace(" ", "-"),
-        "sources": {"base": base, "experts": [m for m in models if m != base] or models, "dtype": "bfloat16"},
+        "sources": {"base": base, "experts": experts, "dtype": "bfloat16", **_vocabulary(path, genome, base, experts)},
         "space": space.model_dump(mode="json", exclude_defaults=True) | {"kind": "parameter", "operator": method},
         "objectives": [_objective(path, task) for task in value.get("tasks") or []],
         "evaluation": _evaluation(value),
     }
+
+
+def _vocabulary(path: Path, genome: dict[str, Any], base: Any, experts: list[str]) -> dict[str, str]:
+    """Return `sources.vocabulary`, if the file says whose tokens are kept."""
+    source = genome.get("tokenizer_source")
+    if source is None:
+        return {}
+    if source in ("union", "base", base):
+        return {"vocabulary": "union" if source == "union" else "base"}
+    if source not in experts:
+        raise BadSearch(f"{path}: genome.tokenizer_source {source!r} is neither union, base nor one of the models")
+    return {"vocabulary": source.rstrip("/").rpartition("/")[2]}
 
 
 def _objective(path: Path, task: Any) -> dict[str, Any]:

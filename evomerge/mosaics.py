@@ -15,6 +15,7 @@ from search_spaces.mosaic import MosaicAlgebra
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.recipe import Source
 from search_spaces.tiles import TileGrid
+from search_spaces.vocabulary import Vocabulary, vocabulary_keys
 
 
 def mosaic_space(
@@ -23,6 +24,8 @@ def mosaic_space(
     pinned: tuple[Source, ...],
     checkpoints: Sequence[Checkpoint],
     say: Callable[[str], None],
+    *,
+    vocabulary: Vocabulary | None = None,
 ) -> MosaicSpace:
     """Return the space of mosaics over ``checkpoints``, in the order of the ``pinned`` sources.
 
@@ -42,7 +45,7 @@ def mosaic_space(
         checkpoints,
         names,
         settings.tile,
-        digests=[source.identity for source in pinned],
+        digests=[*(source.identity for source in pinned), *vocabulary_keys(vocabulary)],
         progress=shares(by_tenths(say), "inner products of the sources"),
     )
     return MosaicSpace(
@@ -52,4 +55,5 @@ def mosaic_space(
         layers=checkpoints[0].layers,
         algebra=MosaicAlgebra(grid, products, sphere=settings.sphere),
         dtype=file.sources.dtype,
+        vocabulary=vocabulary,
     )

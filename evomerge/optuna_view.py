@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Generator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -17,16 +19,20 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from evaluators.errors import one_line
 from evomerge.atomic import alone
-from evomerge.errors import BadSearch
+from evomerge.columns import NONE
+from evomerge.errors import BadSearch, EvomergeError
 from evomerge.optimizers.optuna_quiet import quiet
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
-from evomerge.storage_url import masked, parse
+from evomerge.storage_url import masked, parse, without_passwords
+from evomerge.store import SearchRecord
+from evomerge.targets import shown
 from search_spaces.genes import Genes, without_layers
 from search_spaces.mosaic_space import MosaicSpaceSettings, shown_genes
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
@@ -35,6 +41,8 @@ from search_spaces.recipe import Source
 
 MOST_PARAMETERS = 50  # every parameter of every trial costs Optuna and its dashboard time
 LATER_SPLITS: tuple[Split, ...] = ("validation", "test")
+EVERY_SECONDS = 5.0  # how often a view that is live looks for something new
+SHARE = 0.05  # of the time that it may take
 CREATED = "search created"  # tells a search from an older one of the same name
 
 _log = logging.getLogger(__name__)
@@ -53,31 +61,107 @@ def journal_path(storage: str) -> Path:
     return path.with_name(f"{path.stem}.optuna.journal")
 
 
-def sync(results: Results) -> Path:
+def sync(results: Results, path: Path | None = None) -> Path:
     """Bring the study of a search up to date with its record; return the journal's path.
 
     One finished trial per candidate that was measured on search documents or failed there; those that are there
     already are left alone. A journal that cannot be read is made anew, with all searches of the database.
 
+    Args:
+        path: of the journal; by default `journal_path` of the record.
+
     Raises:
         OSError: the journal cannot be written.
     """
-    path = journal_path(results.record.store.storage)
+    path = path or journal_path(results.record.store.storage)
+    with quiet(verbosity=optuna.logging.WARNING):
+        _sync(results, path)
+    return path
+
+
+def export_study(results: Results, to: str) -> None:
+    """Write the study of a search, or what is new of it, to a journal file or a database that Optuna opens.
+
+    A database takes about 50 ms a trial, a journal 0.2 ms.
+
+    Raises:
+        UserMistake: it cannot be written.
+    """
+    try:
+        if "://" not in to:
+            sync(results, Path(to))
+            return
+        with quiet(verbosity=optuna.logging.WARNING):
+            _write(RDBStorage(parse(to).render_as_string(hide_password=False)), results)
+    except EvomergeError:
+        raise
+    except Exception as error:  # every database has errors of its own
+        text = without_passwords(one_line(error), parse(to)) if "://" in to else one_line(error)
+        raise BadSearch(f"{shown(to)}: cannot be written: {text}") from None
+
+
+class Live:
+    """Keeps the study of a running search up to date, in a thread that takes at most `SHARE` of the time.
+
+    What it cannot write is left to the `sync` at the end of the search, which says so.
+    """
+
+    def __init__(self, record: SearchRecord) -> None:
+        """Bring the study up to date now, and from now on.
+
+        Raises:
+            OSError: the journal cannot be written.
+        """
+        self._record = record
+        self._news, self._closing = threading.Event(), threading.Event()
+        started = time.monotonic()
+        self._path = sync(Results.of(record))
+        self._pause = max(EVERY_SECONDS, (time.monotonic() - started) / SHARE)
+        self._thread = threading.Thread(target=self._work, name="optuna-view", daemon=True)
+        self._thread.start()
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """Nothing to do."""
+
+    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
+        """Take note that there is something new."""
+        self._news.set()
+
+    def close(self) -> None:
+        """Stop, after the sync that may be going on."""
+        self._closing.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            results = Results.of(self._record)
+            while not self._closing.wait(self._pause):
+                if not self._news.is_set():
+                    continue
+                self._news.clear()
+                started = time.monotonic()
+                results = results.newer()
+                _sync(results, self._path)
+                self._pause = max(EVERY_SECONDS, (time.monotonic() - started) / SHARE)
+        except Exception as error:  # whatever the disk, the database or Optuna makes of it
+            _log.warning("the Optuna view is not live any more: %s", one_line(error))
+
+
+def _sync(results: Results, path: Path) -> None:
     # The system frees this lock when a process dies; Optuna's own stays behind.
-    with alone(path.with_name(f"{path.name}.sync")), quiet(verbosity=optuna.logging.WARNING):
+    with alone(path.with_name(f"{path.name}.sync")):
         _cut_torn_line(path)
         try:
-            _write(path, results)
+            _write_journal(path, results)
         except OSError:
             raise
         except Exception as error:  # whatever a damaged journal makes Optuna raise
             _log.warning("%s cannot be read (%s); it is made anew from the record", path, error)
             path.unlink()
-            _write(path, results)
+            _write_journal(path, results)
             for row in results.record.store.searches():
                 if row.name != results.record.name:
-                    _write(path, Results.of(results.record.store.search(row.name)))
-    return path
+                    _write_journal(path, Results.of(results.record.store.search(row.name)))
 
 
 class _Batch(BaseJournalBackend):
@@ -106,23 +190,30 @@ class _Batch(BaseJournalBackend):
             self._file.append_logs(self._fresh)
 
 
-def _write(path: Path, results: Results) -> None:
+def _write_journal(path: Path, results: Results) -> None:
     batch = _Batch(path)
-    storage = JournalStorage(batch)
-    study = _study(storage, results)
-    there = {trial.user_attrs.get("candidate") for trial in study.get_trials(deepcopy=False)}
-    describe = _Parameters(results)
-    for candidate in results.candidates:
-        if "search" in candidate.evaluations and candidate.number not in there:
-            study.add_trial(_trial(results, candidate, describe))
-    for split in LATER_SPLITS:
-        scores = {str(c.number): _scores(results, c, split) for c in results.candidates if split in c.evaluations}
-        if study.user_attrs.get(split, {}) != scores:
-            study.set_user_attr(split, scores)
+    _write(JournalStorage(batch), results)
     batch.flush()
 
 
-def _study(storage: JournalStorage, results: Results) -> optuna.Study:
+def _write(storage: BaseStorage, results: Results) -> None:
+    study = _study(storage, results)
+    there = {trial.user_attrs.get("candidate") for trial in study.get_trials(deepcopy=False)}
+    describe, known = _Parameters(results), results.candidates
+    for candidate in known.each([number for number in _evaluated(results, "search") if number not in there]):
+        study.add_trial(_trial(results, candidate, describe))
+    for split in LATER_SPLITS:
+        scores = {str(c.number): _scores(results, c, split) for c in known.each(_evaluated(results, split))}
+        if study.user_attrs.get(split, {}) != scores:
+            study.set_user_attr(split, scores)
+
+
+def _evaluated(results: Results, split: Split) -> list[int]:
+    """Numbers of the candidates with an evaluation on ``split``, whatever it gave."""
+    return np.flatnonzero(results.candidates.latest(split) != NONE).tolist()
+
+
+def _study(storage: BaseStorage, results: Results) -> optuna.Study:
     name = results.record.name
     if name in {study.study_name for study in storage.get_all_studies()}:
         study = optuna.load_study(study_name=name, storage=storage)

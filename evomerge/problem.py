@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,27 +14,37 @@ import numpy as np
 from evaluators.evaluation import Documents
 from evaluators.objective import EvaluationSettings
 from evaluators.splits import Splits
+from evomerge import plugins
+from evomerge.calibration import CALIBRATION, make_calibration
 from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
+from evomerge.minibatches import refuse_few_documents
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
+from evomerge.plugins import PLUGINS
 from evomerge.preferences import aim_of
 from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
+from search_spaces.calibration import Calibration
+from search_spaces.courses import Moments
+from search_spaces.genes import Genome
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.path_space import PathSpace, fixed_merges
 from search_spaces.recipe import Merge, Source
+from search_spaces.seeds import base_recipe
 from search_spaces.spaces import Space
+from search_spaces.vocabulary import Vocabulary, vocabulary_keys
 
 if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Checkpoint
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 MERGES = "merges"  # key of a recorded plan: merges that paths lead through and that are not searched
+MOMENTS = "moments"  # key of a recorded plan: what the scales of paths start from
 CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; like `INSPECTION` not part of what must stay the same
 Say = Callable[[str], None]
 Progress = Callable[[str, float], None]  # what, and the share of it that is done
@@ -50,6 +60,9 @@ class Problem:
         suite_digest: SHA-256 over all that defines the scores.
         inspection: how far the experts are from the base.
         copies: models that a worker holds in memory of its own.
+        calibration: prompts of operators that need statistics.
+        vocabulary: that the sources are brought to; none where theirs are equal.
+        vocabulary_notes: what that does, for people.
     """
 
     file: SearchFile
@@ -60,6 +73,9 @@ class Problem:
     suite_digest: str
     inspection: Inspection
     copies: int = 1
+    calibration: Calibration | None = None
+    vocabulary: Vocabulary | None = None
+    vocabulary_notes: tuple[str, ...] = ()
 
     @cached_property
     def objective_names(self) -> tuple[str, ...]:
@@ -81,19 +97,27 @@ class Problem:
     def setting(self) -> Setting:
         """What an optimizer is told of the search when it is made."""
         weights = np.array([objective.weight for objective in self.file.objectives])
+        minibatches = self.file.evaluation.minibatches
         return Setting(
             self.space.genes,
             weights,
             evaluations=self.file.budget.evaluations,
             aim=aim_of(self.file.objectives, self.file.preference),
             mosaics=self.space.algebra if isinstance(self.space, MosaicSpace) else None,
+            centres=minibatches is not None,
+            noisy=minibatches is not None and minibatches.measure == "metric",
         )
 
     def plan(self) -> dict[str, Any]:
         """What the file was resolved to, as JSON types: a search continues only while it stays the same."""
         fixed = fixed_merges(self.space) if isinstance(self.space, PathSpace) else []
+        moments = self.space.moments if isinstance(self.space, PathSpace) else None
+        plugged = plugins.described(self.file.model_dump(mode="json"))
         return {
+            **({PLUGINS: plugged} if plugged else {}),
             **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
+            **({CALIBRATION: self.calibration.model_dump(mode="json")} if self.calibration else {}),
+            **({MOMENTS: [list(row) for row in moments]} if moments else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
             "expert_names": list(self.space.expert_names),
             "layers": self.space.layers,
@@ -116,31 +140,41 @@ class Problem:
             evaluation=evaluation_of(self.file),
             device=device,
             threads=threads,
+            calibration=self.calibration,
+            vocabulary=self.vocabulary,
         )
 
 
 def prepare(
-    file: SearchFile, *, say: Say = lambda _: None, progress: Progress | None = None, first: Merge | None = None
+    file: SearchFile,
+    *,
+    say: Say = lambda _: None,
+    progress: Progress | None = None,
+    first: Merge | None = None,
+    moments: Moments | None = None,
 ) -> Problem:
     """Resolve, fingerprint and check everything that ``file`` names.
 
     ``say`` hears what is being done, ``progress`` what part of it is done where that takes long (else ``say`` does).
     ``first`` is the merge that the first step of a hybrid search found; the start of its space stands in for it.
+    ``moments`` are those that the search began with, if scales start from them; else they are measured.
 
     Raises:
         UserMistake, TaskError, ValueError: what is wrong, on one line.
     """
     from evaluators.raceable import refuse_unraceable
+    from evaluators.smooth import stand_ins
     from evaluators.splits import make_splits
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
-    from evomerge.merging.adapter import open_sources
     from evomerge.merging.inspection import cached_inspection
+    from evomerge.merging.opening import open_sources
+    from evomerge.path_spaces import make_path_space, model_moments
 
     models = (file.sources.base, *file.sources.experts)
     say("looking at the models")
     folders = tuple(source_files.resolve(source.path, source.revision) for source in models)
-    checkpoints = open_sources(folders, base=0)
+    checkpoints, vocabulary, notes = _in_one_vocabulary(file, open_sources(folders, base=0))
     compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
@@ -150,25 +184,41 @@ def prepare(
     inspection = cached_inspection(
         checkpoints,
         [source.short_name for source in file.sources.experts],
-        digests=[source.identity for source in pinned],
+        digests=[*(source.identity for source in pinned), *vocabulary_keys(vocabulary)],
         progress=shares(progress or by_tenths(say), "comparing the experts with the base"),
     )
-    if isinstance(file.space, MosaicSpaceSettings):
-        from evomerge.mosaics import mosaic_space
-
-        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say)
-    elif isinstance(file.space, ParameterSpaceSettings):
-        space = make_space(file, pinned, layers=checkpoints[0].layers)
-    else:
-        from evomerge.path_spaces import make_path_space
-
-        space = make_path_space(file, file.space, pinned, checkpoints, first=first)
     say("building the tasks")
     settings = evaluation_of(file)
     suite = TaskSuite.load(file.objectives, settings)
     if settings.racing:
         refuse_unraceable(suite, file.objectives)
     splits = make_splits(suite, settings)
+    calibration = make_calibration(file, suite, settings, checkpoints[0])
+    prompts = calibration.digest if calibration else None
+    if isinstance(file.space, MosaicSpaceSettings):
+        from evomerge.mosaics import mosaic_space
+
+        space: Space = mosaic_space(file, file.space, pinned, checkpoints, say, vocabulary=vocabulary)
+    elif isinstance(file.space, ParameterSpaceSettings):
+        layers = checkpoints[0].layers
+        space = make_space(file, pinned, layers=layers, vocabulary=vocabulary, prompts=prompts)
+        check_adapters(space, folders)
+    else:
+        space = make_path_space(
+            file, file.space, pinned, checkpoints, vocabulary=vocabulary, first=first, prompts=prompts
+        )
+    if calibration is not None:
+        _observe(space, checkpoints, shares(progress or by_tenths(say), "running the experts on calibration prompts"))
+    if isinstance(space, PathSpace) and space.settings.scale_start is not None:
+        if moments is None:
+            say("measuring the residual streams of the models")
+            moments = model_moments(space, checkpoints, suite, splits)
+        space = replace(space, moments=moments)
+    if minibatches := settings.minibatches:
+        refuse_unraceable(suite, file.objectives, key="minibatches")
+        refuse_few_documents(splits.search, minibatches.count)
+        if minibatches.measure != "metric":
+            TaskSuite.load(tuple(stand_ins(file.metrics, minibatches).values()), settings)  # refuses what has none
     problem = Problem(
         file=file,
         space=space,
@@ -178,9 +228,37 @@ def prepare(
         suite_digest=suite.digest,
         inspection=inspection,
         copies=_copies(space, checkpoints),
+        calibration=calibration,
+        vocabulary=vocabulary,
+        vocabulary_notes=notes,
     )
     check_optimizer(problem)
     return problem
+
+
+def _observe(space: Space, checkpoints: Sequence[Checkpoint], progress: Callable[[int, int], None]) -> None:
+    """Compute the statistics of the space's operators, for workers to find them."""
+    from evomerge.merging.observation import default_device, ensure
+
+    searched = space.models if isinstance(space, PathSpace) else (space,)
+    recipes = [inner.decode(Genome(inner.genes.start)) for inner in searched if isinstance(inner, ParameterSpace)]
+    if isinstance(space, PathSpace):
+        recipes += [base_recipe(space).model_copy(update={"body": body}) for body in fixed_merges(space)]
+    for recipe in recipes:
+        ensure(recipe, checkpoints, device=default_device(), progress=progress)
+
+
+def _in_one_vocabulary(
+    file: SearchFile, sources: list[Checkpoint]
+) -> tuple[list[Checkpoint], Vocabulary | None, tuple[str, ...]]:
+    """Return the sources as `sources.vocabulary` aligns them, the policy if there is anything to align, and notes."""
+    from evomerge.merging.vocabulary import aligned, plan_vocabulary
+
+    policy = file.sources.vocabulary_policy()
+    if policy is None:
+        return sources, None, ()
+    plan = plan_vocabulary(sources, policy, 0)
+    return aligned(sources, plan, 0), policy if plan.needed(0) else None, tuple(plan.sentences())
 
 
 def check_optimizer(problem: Problem) -> None:
@@ -219,8 +297,31 @@ def merged_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     return elements * BYTES_PER_ELEMENT[dtype]
 
 
-def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> ParameterSpace:
-    """Return the parameter space of ``file`` over the pinned sources.
+def check_adapters(space: ParameterSpace, folders: Sequence[Path]) -> None:
+    """Refuse models where the operator merges the factors of adapters.
+
+    Raises:
+        BadSearch: an expert is no adapter.
+    """
+    from evomerge.merging.adapter import is_adapter
+
+    whole = [folder for folder in folders[1:] if not is_adapter(folder)]
+    if space.operator.needs_adapters and whole:
+        raise BadSearch(
+            f"space.operator {space.settings.operator} merges LoRA adapters, and {whole[0]} is a whole model; use "
+            "ties, knots or another operator on task vectors"
+        )
+
+
+def make_space(
+    file: SearchFile,
+    pinned: tuple[Source, ...],
+    *,
+    layers: int,
+    vocabulary: Vocabulary | None = None,
+    prompts: str | None = None,
+) -> ParameterSpace:
+    """Return the parameter space of ``file`` over the pinned sources; ``prompts`` is the digest of its calibration.
 
     Raises:
         BadSearch: the space does not fit the models.
@@ -234,6 +335,8 @@ def make_space(file: SearchFile, pinned: tuple[Source, ...], *, layers: int) -> 
             layers=layers,
             dtype=file.sources.dtype,
             mask_seed=file.optimizer.seed,
+            prompts=prompts,
+            vocabulary=vocabulary,
         )
     except ValueError as error:
         raise BadSearch(f"space: {error}") from None
@@ -244,7 +347,7 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
 
     Raises:
         BadSource: a model's files have changed.
-        BadSearch: anything else but budget, cluster and storage has; the difference is shown.
+        BadSearch: anything else but budget, cluster, logging and storage has; the difference is shown.
     """
     name = problem.file.name
     fixed = problem.file.fixed_part()
@@ -252,7 +355,7 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
     changed = differences({key: recorded.get(key) for key in fixed}, fixed)
     if changed:
         raise BadSearch(
-            f"search {name!r} exists and may change only its budget, cluster and storage; "
+            f"search {name!r} exists and may change only its budget, cluster, logging and storage; "
             f"changed: {'; '.join(changed)}. Undo this, or give the search another name"
         )
     plan = problem.plan()
@@ -263,6 +366,8 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
                 f"{now['path']}: the files have changed since search {name!r} began "
                 f"(was {before['digest'][:12]}, is {now['digest'][:12]}); restore them, or start another search"
             )
+    if wrong := plugins.changed(recorded_plan.get(PLUGINS, ()), plan.get(PLUGINS, ())):
+        raise BadSearch(f"search {name!r} began with {wrong}; install what it began with, or start another search")
     if recorded_plan != plan:
         changed = differences(recorded_plan, plan)
         places = ", ".join(line.partition(":")[0] for line in changed)

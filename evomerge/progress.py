@@ -17,8 +17,8 @@ from rich.text import Text
 from evaluators.objective_kinds import AnyObjective
 from evomerge.config import SearchFile
 from evomerge.records import CandidateRecord, Split
-from evomerge.runner import Watcher
 from evomerge.store import SearchRecord
+from evomerge.watcher import Watcher
 
 WINDOW_SECONDS = 60.0  # rates are those of the last minute
 LOG_EVERY_SECONDS = 10.0

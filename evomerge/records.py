@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators.evaluation import Cost, Failure, Floats, Stop
+from evomerge import plugins  # noqa: F401  recipes may name operators of other packages
 from evomerge.foreign import a_row
 from search_spaces.genes import Genome
 from search_spaces.recipe import Recipe
@@ -58,7 +59,8 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True)
 class CandidateRecord:
-    """One candidate as recorded. `evaluations` holds the latest per split."""
+    """One candidate as recorded. `evaluations` holds the latest per split; a driver keeps those that were measured
+    without `recipe_json`."""
 
     id: int
     number: int

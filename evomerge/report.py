@@ -9,7 +9,6 @@ import itertools
 import json
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -20,16 +19,17 @@ from plotly.offline import get_plotlyjs
 from evomerge import figures, report_facts
 from evomerge.atomic import replacing
 from evomerge.results import Results
+from evomerge.targets import Place, local
 
 MOST_PAIRS = 10  # pairs of objectives with a figure of their own: each adds up to 150 kB
 
 
-def write_report(results: Results, to: Path, *, others: Sequence[Results] = ()) -> None:
+def write_report(results: Results, to: Place, *, others: Sequence[Results] = ()) -> None:
     """Write the report on a search, finished or not, to the file ``to``; an older one is replaced at once.
 
     Args:
         results: the search.
-        to: HTML file; its folder is made if it is not there.
+        to: HTML file, a path or an fsspec URL; its folder is made if it is not there.
         others: searches with the same objectives to compare with, such as the random search.
 
     Raises:
@@ -45,7 +45,7 @@ def write_report(results: Results, to: Path, *, others: Sequence[Results] = ()) 
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - the library's own file
         figures=Markup(_json(drawn)),  # noqa: S704 - holds no "<"
     )
-    with replacing(to, mode=0o644) as temporary:
+    with local(to, replace=True) as place, replacing(place, mode=0o644) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 

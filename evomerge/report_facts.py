@@ -133,7 +133,7 @@ def headline_facts(results: Results) -> list[dict[str, str]]:
     pairs = [
         ("state", results.state),
         ("evaluations", f"{results.spent:,} of {file.budget.evaluations:,}"),
-        *([("stopped early by racing", f"{results.stopped:,}")] if results.stopped else []),
+        *([("estimated from some documents", f"{results.stopped:,}")] if results.stopped else []),
         *([("search stopped", results.stop_reason)] if results.stop_reason else []),
         ("models on the front", f"{len(results.front):,}"),
         ("objectives", str(len(results.objectives))),

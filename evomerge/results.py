@@ -14,6 +14,7 @@ import numpy as np
 
 from evaluators.evaluation import Cost, Floats, Score
 from evaluators.objective_kinds import AnyObjective
+from evomerge import plugins
 from evomerge.archives import pareto
 from evomerge.archives import portfolio as portfolios
 from evomerge.columns import COSTS, FAILURES, SPLITS, Columns, Ints
@@ -21,6 +22,7 @@ from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.foreign import a_row
 from evomerge.inspection import INSPECTION, Inspection
+from evomerge.plugins import PLUGINS
 from evomerge.records import CandidateRecord, Split
 from evomerge.selection import Chooser, Finalist, best_single_coefficient, finalists, references
 from evomerge.stopping import Stopping
@@ -60,6 +62,8 @@ class Results:
     @classmethod
     def of(cls, record: SearchRecord) -> Results:
         """Read the record of one search."""
+        if needed := plugins.missing(record.row.plan.get(PLUGINS, ())):
+            raise BadSearch(f"search {record.name!r} uses {needed}")
         with a_row():
             file = SearchFile.model_validate(record.row.file)
         return cls(record, file, Columns.read(record, tuple(objective.name for objective in file.objectives)))
@@ -164,7 +168,7 @@ class Results:
 
     @property
     def stopped(self) -> int:
-        """Candidates that racing stopped early; answers from the record are not counted."""
+        """Candidates that saw only some of the documents; answers from the record are not counted."""
         known = self.candidates.evaluations
         mine = known.of("search")
         return int((known.stopped[mine] & known.fresh[mine]).sum())

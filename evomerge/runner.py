@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
@@ -14,49 +14,28 @@ from evomerge.dispatch import Dispatcher
 from evomerge.errors import BadSearch, NotEnoughRoom
 from evomerge.hybrid import first_step, second_step
 from evomerge.inspection import INSPECTION
+from evomerge.loggers.watcher import logged
+from evomerge.losses import Losses
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import Algorithm, RandomSettings
-from evomerge.problem import CHOSEN_OPTIMIZER, MERGES, Problem, check_unchanged, prepare
-from evomerge.records import CandidateRecord, Split
+from evomerge.problem import CHOSEN_OPTIMIZER, MERGES, MOMENTS, Problem, check_unchanged, prepare
 from evomerge.results import Results
 from evomerge.search import Listener, Search
 from evomerge.selection import conclude
 from evomerge.store import SearchRecord, Store
+from evomerge.watcher import Several, Silent, Watcher
+from search_spaces.courses import Moments
 from search_spaces.path_space import HybridSettings
 from search_spaces.recipe import Blocks, Merge
 
 if TYPE_CHECKING:
     from cluster.ray_session import RaySession
 
+T = TypeVar("T")
+
 WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
 IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
-
-
-class Watcher(Listener, Protocol):
-    """Who is told of a run's progress: a search's `Listener`, with what happens around it."""
-
-    def say(self, what: str) -> None:
-        """Something is being done before or after the evaluations."""
-
-    def search_begins(self, record: SearchRecord, file: SearchFile) -> None:
-        """The following phases belong to this search."""
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def say(self, what: str) -> None:
-        """Ignore it."""
-
-    def search_begins(self, record: SearchRecord, file: SearchFile) -> None:
-        """Ignore it."""
-
-    def phase(self, name: str, total: int, done: int) -> None:
-        """Ignore it."""
-
-    def evaluated(self, candidate: CandidateRecord, split: Split) -> None:
-        """Ignore it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +62,11 @@ def run(file: SearchFile, *, watcher: Watcher | None = None) -> Results:
     Raises:
         UserMistake, ValueError: what is wrong, on one line; nothing that was measured is lost.
     """
-    watcher = watcher or Silent()
+    with logged(watcher or Silent(), file.logging) as told:
+        return _run(file, told)
+
+
+def _run(file: SearchFile, watcher: Watcher) -> Results:
     store = Store(file.storage, create=True)
     first = None
     if isinstance(file.space, HybridSettings):
@@ -93,7 +76,7 @@ def run(file: SearchFile, *, watcher: Watcher | None = None) -> Results:
     with ExitStack() as stack:
         for each in files:
             stack.enter_context(store.driving(each.name))
-        problem = prepare(file, say=watcher.say, first=first)
+        problem = prepare(file, say=watcher.say, first=first, moments=_recorded_moments(store, file.name))
         if _on_cluster(file.cluster):
             stack.enter_context(join_cluster())
         machine = find_machine(file.cluster, problem)
@@ -119,6 +102,13 @@ def _first_merge(file: SearchFile, store: Store, watcher: Watcher) -> Merge:
     return winner.recipe.body
 
 
+def _recorded_moments(store: Store, name: str) -> Moments | None:
+    """Return the second moments that a search began with: measured again, on another machine, they might differ."""
+    record = store.find(name)
+    found = record.row.plan.get(MOMENTS) if record is not None else None
+    return tuple(map(tuple, found)) if found else None
+
+
 def random_variant(file: SearchFile) -> SearchFile:
     """Return the random search that ``file`` is compared with."""
     return file.model_copy(
@@ -126,6 +116,7 @@ def random_variant(file: SearchFile) -> SearchFile:
             "name": f"{file.name}.random",
             "optimizer": RandomSettings(seed=file.optimizer.seed),
             "baselines": BaselineSettings(single_coefficient=0, random_search=False),
+            "evaluation": file.evaluation.model_copy(update={"minibatches": None}),  # it has no generations
         }
     )
 
@@ -159,17 +150,30 @@ def optimizer_settings(record: SearchRecord, file: SearchFile) -> Algorithm:
 
 def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) -> None:
     """Run or continue one search on the workers of ``pool`` until its winner is measured."""
-    from evomerge import optuna_view
+    from evomerge import crews, optuna_view
+    from evomerge.metrics import SearchMetrics
 
     optimizer = make_optimizer(optimizer_settings(record, problem.file), problem.setting())
-    dispatcher = Dispatcher(pool, timeout_seconds=problem.file.evaluation.timeout_seconds)
+    timeout = problem.file.evaluation.timeout_seconds
+    dispatcher = Dispatcher(pool, timeout_seconds=timeout, losses=Losses(record))
     watcher.search_begins(record, problem.file)
-    search = Search(problem, record, optimizer, dispatcher, watcher)
-    watcher.say(f"the search stops: {search.run()}")
-    conclude(search)
+    dispatcher.every_few_seconds(lambda: crews.save(record, dispatcher))
+    listeners: list[Listener] = [watcher]
+    if (meters := getattr(pool, "meters", None)) is not None:
+        metrics = SearchMetrics(meters, record, problem.file, dispatcher)
+        dispatcher.every_few_seconds(metrics.send)
+        listeners.append(metrics)
+    with closing(_writing_view(lambda: optuna_view.Live(record))) as view:
+        search = Search(problem, record, optimizer, dispatcher, Several([*listeners, view]))
+        watcher.say(f"the search stops: {search.run()}")
+        conclude(search)
     watcher.say("writing the Optuna view")
+    _writing_view(lambda: optuna_view.sync(Results.of(record)))
+
+
+def _writing_view(write: Callable[[], T]) -> T:
     try:
-        optuna_view.sync(Results.of(record))
+        return write()
     except OSError as error:  # the record is whole, and the same command tries again
         raise NotEnoughRoom(f"the Optuna view cannot be written: {error}; make room and run it again") from None
 
@@ -184,8 +188,8 @@ def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
     threads = max(1, int(cluster.cpus_per_worker))
     if _on_cluster(cluster):
         with join_cluster() as session:
-            gpus = _gpus_per_worker(cluster, session.gpus())
-            room = session.capacity(cpus=cluster.cpus_per_worker, gpus=gpus)
+            gpus = _gpus_per_worker(cluster, session.offered().get("GPU", 0.0))
+            room = session.capacity({"CPU": cluster.cpus_per_worker, "GPU": gpus})
         workers = room if cluster.workers == "auto" else min(room, cluster.workers)
         return Machine("cuda" if gpus else "cpu", max(1, workers), threads, gpus)
     import torch

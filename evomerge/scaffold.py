@@ -81,21 +81,6 @@ def from_mergekit_evolve(path: Path) -> str:
     return _checked_text(value, str(value["name"]))
 
 
-def write_new(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``.
-
-    Raises:
-        BadSearch: it exists, or its folder cannot be written.
-    """
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise BadSearch(f"{path}: exists already; name another file with -o") from None
-    except OSError as error:
-        raise BadSearch(f"{path}: cannot be written: {error.strerror}") from None
-
-
 def _checked_text(value: dict[str, Any], name: str) -> str:
     parse(value, folder=Path.cwd(), where="search file")
     return HEADER.format(name=name) + yaml.safe_dump(value, sort_keys=False, width=110)

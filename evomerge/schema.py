@@ -10,7 +10,7 @@ from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, M
 from evomerge.errors import BadSearch
 from evomerge.storage_url import SQLITE
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 ORIGIN_INDEX = "candidates_by_origin"
 
 metadata = MetaData()
@@ -88,6 +88,26 @@ scores = Table(
     Column("documents", LargeBinary, nullable=False),
 )
 
+losses = Table(  # every time that a worker died with a candidate
+    "losses",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("search_id", ForeignKey("searches.id"), nullable=False),
+    Column("candidate", Integer, nullable=False),  # its number
+    Column("split", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("created", Float, nullable=False),
+    Index("losses_by_search", "search_id"),
+)
+
+crews = Table(  # the workers of a search as its driver saw them last
+    "crews",
+    metadata,
+    Column("search_id", ForeignKey("searches.id"), primary_key=True),
+    Column("workers", Text, nullable=False),  # JSON
+    Column("seen", Float, nullable=False),
+)
+
 
 def prepare(engine: sa.Engine, place: str, *, create: bool) -> None:
     """Make missing tables if ``create``, and bring tables of an older version up to date.
@@ -153,9 +173,16 @@ def _add_origin_index(connection: sa.Connection) -> None:
         next(index for index in candidates.indexes if index.name == ORIGIN_INDEX).create(connection)
 
 
+def _add_losses_and_crews(connection: sa.Connection) -> None:
+    """What died, and who works."""
+    losses.create(connection, checkfirst=True)
+    crews.create(connection, checkfirst=True)
+
+
 MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (  # from version 1 to 2, from 2 to 3, ...
     _add_columns("stopped"),
     _add_columns("truncated", "over_limits"),
     _add_drivers,
     _add_origin_index,
+    _add_losses_and_crews,
 )

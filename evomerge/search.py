@@ -10,15 +10,16 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from evaluators.evaluation import Evaluation, Failure, Outcome, Score
-from evaluators.objective import Objective
+from evomerge.best_known import BestKnown
 from evomerge.dispatch import Dispatcher, Task
 from evomerge.errors import BadSearch
+from evomerge.minibatches import Minibatches, with_generations
 from evomerge.optimizers.contract import Observation, Optimizer
 from evomerge.optimizers.preference import WeightedMean
 from evomerge.problem import Problem
@@ -72,10 +73,13 @@ class Search:
         file, documents = problem.file, problem.splits.search.count
         self._stopping = Stopping(file.budget, file.objectives, file.preference, documents=documents)
         self._waiting: deque[CandidateRecord] = deque()
-        self.candidates: dict[int, CandidateRecord] = {c.number: c for c in record.candidates()}
+        # Recipes are the bulk of a candidate: who has been measured is kept without, and read again if need be.
+        self.candidates: dict[int, CandidateRecord] = {c.number: _kept(c) for c in record.candidates()}
         self._by_recipe: dict[str, int] = {}
         self._by_genome: dict[Genome, int] = {}
+        self._best = BestKnown(problem.file.metrics, record.document_scores)
         self._referee = self._make_referee()
+        self._minibatches = self._make_minibatches()
         self._replay()
         self._add_seeds()
 
@@ -116,8 +120,13 @@ class Search:
         if equal is not None and equal != candidate.number:
             self._answer(candidate, self.candidates[equal])
             return
+        self._dispatcher.send(self._task(candidate))
+
+    def _task(self, candidate: CandidateRecord) -> Task:
+        if self._minibatches:
+            return self._minibatches.task(candidate)
         race = self._referee.race() if self._referee and candidate.origin != "seed" else None
-        self._dispatcher.send(Task(candidate, "search", self.problem.splits.search, race))
+        return Task(candidate, "search", self.problem.splits.search, race)
 
     def _make_referee(self) -> Referee | None:
         settings = self.problem.file.evaluation.racing
@@ -125,13 +134,15 @@ class Search:
             return None
         refuse_unraceable(self._optimizer, self.problem.file.optimizer.kind)
         weighted = isinstance(self.problem.setting().aim, WeightedMean)  # a race for any other number is for the front
-        return Referee(
-            tuple(o for o in self.problem.file.objectives if isinstance(o, Objective)),  # others cannot race
-            settings,
-            preference=self._stopping.preference,
-            single_number=weighted and getattr(self._optimizer, "single_number", False),
-            read_scores=self.record.document_scores,
-        )
+        single_number = weighted and getattr(self._optimizer, "single_number", False)
+        return Referee(self._best, settings, single_number=single_number)
+
+    def _make_minibatches(self) -> Minibatches | None:
+        settings, documents = self.problem.file.evaluation.minibatches, self.problem.splits.search
+        if settings is None:
+            return None
+        optimizer = with_generations(self._optimizer, self.problem.file.optimizer.kind)
+        return Minibatches(documents, settings, self.problem.file.metrics, optimizer, self._best)
 
     def _ask(self) -> CandidateRecord:
         genome = self._optimizer.ask(1)[0]
@@ -168,6 +179,8 @@ class Search:
         )
 
     def _finish(self, candidate: CandidateRecord, outcome: Outcome) -> None:
+        if self._minibatches:
+            outcome = self._minibatches.estimated(candidate, outcome)
         self._progress.failed += isinstance(outcome, Failure)
         self._record_and_tell(candidate, outcome)
         self._check_failure_budget()
@@ -190,8 +203,6 @@ class Search:
 
     def _tell(self, candidate: CandidateRecord) -> None:
         self._stopping.add(candidate)
-        if self._referee:
-            self._referee.see(candidate)
         self._optimizer.tell([self._observation(candidate)])
 
     def _observation(self, candidate: CandidateRecord) -> Observation:
@@ -256,9 +267,11 @@ class Search:
         return candidate
 
     def _keep(self, candidate: CandidateRecord) -> None:
-        self.candidates[candidate.number] = candidate
+        self.candidates[candidate.number] = _kept(candidate)
         if candidate.genome is not None:
             self._by_genome.setdefault(candidate.genome, candidate.number)
+        if self._referee or self._minibatches:
+            self._best.see(candidate)
         if "search" in candidate.evaluations:
             self._by_recipe.setdefault(candidate.recipe_digest, candidate.number)
 
@@ -317,7 +330,7 @@ class Search:
         self._listener.phase(split, len(set(wanted)), len(set(wanted)) - len(missing))
         while missing or self._dispatcher.in_flight:
             while missing and self._dispatcher.free > 0:
-                self._dispatcher.send(Task(self.candidates[missing.popleft()], split, documents))
+                self._dispatcher.send(Task(self._with_recipe(missing.popleft()), split, documents))
             for task, outcome in self._dispatcher.collect(POLL_SECONDS):
                 done = self.record.add_evaluation(
                     self.candidates[task.candidate.number], split, outcome, documents_digest=documents.digest
@@ -325,6 +338,10 @@ class Search:
                 self._keep(done)
                 self._listener.evaluated(done, split)
         return [self.candidates[number] for number in wanted]
+
+    def _with_recipe(self, number: int) -> CandidateRecord:
+        candidate = self.candidates[number]
+        return candidate if candidate.recipe_json else replace(candidate, recipe_json=self.record.recipe_json(number))
 
     def _is_measured(self, number: int, split: Split, digest: str) -> bool:
         evaluation = self.candidates[number].evaluations.get(split)
@@ -336,6 +353,11 @@ class Search:
             if candidate.origin == "baseline" and candidate.name == name:
                 return candidate
         return self._add(recipe, origin="baseline", name=name)
+
+
+def _kept(candidate: CandidateRecord) -> CandidateRecord:
+    """Return what a driver keeps of ``candidate``."""
+    return replace(candidate, recipe_json="") if "search" in candidate.evaluations else candidate
 
 
 class _Clock:

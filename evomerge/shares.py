@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
+
+Progress: TypeAlias = Callable[[int, int], None]  # parts done and in all: bytes written, candidates, ...
 
 
-def shares(progress: Callable[[str, float], None], what: str) -> Callable[[int, int], None]:
+def shares(progress: Callable[[str, float], None], what: str) -> Progress:
     """Turn one who hears of shares of ``what`` into one who hears of parts done and in all."""
     return lambda done, total: progress(what, done / max(total, 1))
 

@@ -38,7 +38,7 @@ class Stopping:
         self._budget = budget
         self._names = tuple(objective.name for objective in objectives)
         self._signs = np.array([objective.sign for objective in objectives])
-        self.preference = make_preference(objectives, preference)  # it has seen the seeds that were added
+        self._preference = make_preference(objectives, preference)
         self._documents_each = documents
         self._best: Vector | None = None
         self._front = Front(len(self._names))
@@ -113,10 +113,10 @@ class Stopping:
 
     def _see(self, values: Vector, *, seed: bool) -> None:
         if seed:
-            self.preference.see_seed(values)
+            self._preference.see_seed(values)
         tolerance = self._budget.plateau_tolerance
-        best = -np.inf if self._best is None else self.preference.scalar(self._best)
-        number = self.preference.scalar(values)
+        best = -np.inf if self._best is None else self._preference.scalar(self._best)
+        number = self._preference.scalar(values)
         if seed or number > best + tolerance:
             self._better_at = self.evaluations
         if number > best + (0.0 if seed else tolerance):
@@ -126,7 +126,7 @@ class Stopping:
 
     def _measure_front(self, *, seed: bool) -> None:
         """Hypervolume above 0 on the scales of the joint score; a seed may change these scales."""
-        scaled = self.preference.scaled(self._front.values)
+        scaled = self._preference.scaled(self._front.values)
         volume = hypervolume(scaled, np.zeros(scaled.shape[1]))
         if seed or volume > self._volume * (1.0 + self._budget.stall_growth):
             self._volume, self._grown_at = volume, self.evaluations

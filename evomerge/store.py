@@ -122,7 +122,7 @@ class SearchRecord:
         return self.row.name
 
     def update_file(self, file: dict[str, Any]) -> None:
-        """Keep the search file of the latest run: its budget, cluster and storage may have changed."""
+        """Keep the search file of the latest run: its budget, cluster, logging and storage may have changed."""
         self._update(file=_file_json(file))
 
     def set_seconds(self, seconds: float) -> None:
@@ -223,6 +223,12 @@ class SearchRecord:
         for chosen in _statements(numbers):
             found += self.store.database.read(partial(read, chosen=chosen))
         return found
+
+    def recipe_json(self, number: int) -> str:
+        """Return the recipe of the candidate with ``number``, canonical JSON."""
+        mine = (candidates.c.search_id == self.row.id) & (candidates.c.number == number)
+        query = sa.select(candidates.c.recipe).where(mine)
+        return cast(str, self.store.database.read(lambda c: c.execute(query).scalar_one()))
 
     def document_scores(self, evaluation: EvaluationRecord, objective: str) -> Floats:
         """Return (documents,) float64 scores of one objective of one evaluation, in the order of the documents."""

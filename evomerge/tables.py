@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.evaluation import Stop
+from evomerge import crews
 from evomerge.inspection import PARTS, Distance, Inspection
 from evomerge.optimizers.settings import SURROGATE_KINDS
 from evomerge.records import CandidateRecord, EvaluationRecord, Split
@@ -104,11 +105,13 @@ def status_lines(results: Results) -> list[str]:
         f"failures    {', '.join(f'{k}: {v}' for k, v in results.failures.items()) or 'none'}",
         f"storage     {masked(results.record.store.storage)}",
     ]
+    if crew := crews.at_work(results.record):
+        lines.append(f"workers     {crew.line}")
     if surrogates := _surrogates(results):
         lines.append(f"surrogates  {surrogates.line}")
     if results.stopped:
         seen = results.costs["search"].documents / (results.spent * documents_of(results, "search"))
-        lines.append(f"racing      {results.stopped} stopped early; {seen:.0%} of the documents were evaluated")
+        lines.append(f"estimated   {results.stopped} from some documents; {seen:.0%} of the documents were evaluated")
     if results.winner:
         validation = results.chooser.number(results.winner, "validation")
         lines.append(
@@ -140,6 +143,7 @@ def status_json(results: Results) -> dict[str, Any]:
         "winner": results.winner.number if results.winner else None,
         "surrogates": surrogates.r_squared if (surrogates := _surrogates(results)) else None,
         "winner_shrunken": results.finalists[0].worth if results.winner else None,
+        "workers": [asdict(seat) for seat in crew.seats] if (crew := crews.at_work(results.record)) else [],
     }
 
 
@@ -217,7 +221,9 @@ def _remarks(evaluation: EvaluationRecord) -> Iterator[str]:
 
 
 def in_words(stop: Stop) -> str:
-    """Return why a race ended, for people."""
+    """Return why a candidate saw only some of the documents, for people."""
+    if stop.minibatch is not None:
+        return f"saw minibatch {stop.minibatch}, {stop.documents} of {stop.of} documents"
     return (
         f"stopped after {stop.documents} of {stop.of} documents with a chance of {stop.chance:.1%} "
         f"to reach candidate {stop.rival}"

@@ -11,8 +11,11 @@ from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, O
 from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import AnyObjective
 from evaluators.racing import Race
+from evomerge import plugins  # noqa: F401  recipes may name operators of other packages
 from evomerge.errors import CandidateFailed
+from search_spaces.calibration import Calibration
 from search_spaces.recipe import Dtype, Recipe, Source
+from search_spaces.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class WorkerSpec:
         base: position of the source that objectives relative to a base mean; None if there is none.
         sources: what the folders hold, for workers on machines that do not have them.
         threads: CPU threads for tensor work.
+        calibration: prompts of operators that need statistics, for machines that do not have them.
+        vocabulary: the one that the sources are brought to.
     """
 
     folders: tuple[str, ...]
@@ -36,6 +41,8 @@ class WorkerSpec:
     threads: int = 1
     base: int | None = 0
     sources: tuple[Source, ...] = ()
+    calibration: Calibration | None = None
+    vocabulary: Vocabulary | None = None
 
     def local_folders(self) -> tuple[Path, ...]:
         """Return the folders of the sources on this machine; Hub ids and URLs are copied here if need be.
@@ -64,25 +71,40 @@ class Worker:
         from evaluators.blockwise import BlockwiseEvaluator
         from evaluators.context import context_length
         from evaluators.evaluator import LmEvalEvaluator
+        from evaluators.smooth import SmoothEvaluator, stand_ins
         from evaluators.tasks import TaskSuite
         from evomerge.base_scores import Base, BaseScores
-        from evomerge.merging.adapter import open_sources
+        from evomerge.merging.aligned import tokenizer_folder
+        from evomerge.merging.calibrations import keep
+        from evomerge.merging.opening import open_sources
         from evomerge.merging.resident import ResidentModel
         from evomerge.merging.sources import cache_folder
 
         torch.set_num_threads(spec.threads)
         folders = spec.local_folders()
-        checkpoints = open_sources(folders, spec.base, keep=True)
+        if spec.calibration is not None:
+            keep(spec.calibration)
+        checkpoints = open_sources(folders, spec.base, vocabulary=spec.vocabulary, keep=True)
+        self._checkpoints, self._device = checkpoints, spec.device
         self._resident = ResidentModel(checkpoints, tokenizer=spec.tokenizer, dtype=spec.dtype, device=spec.device)
-        tokenizer = AutoTokenizer.from_pretrained(folders[spec.tokenizer], trust_remote_code=False)
+        home = tokenizer_folder(checkpoints[spec.tokenizer])
+        tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False)
         suite = TaskSuite.load(spec.objectives, spec.evaluation)
         length = context_length(self._resident.model.config, tokenizer)
-        self._evaluator = LmEvalEvaluator(
-            suite, tokenizer, settings=spec.evaluation, max_length=length, cache=cache_folder() / "requests"
-        )
+
+        def evaluator_of(suite: TaskSuite) -> LmEvalEvaluator:
+            cache = cache_folder() / "requests"
+            return LmEvalEvaluator(suite, tokenizer, settings=spec.evaluation, max_length=length, cache=cache)
+
+        self._evaluator = evaluator_of(suite)
         base = None if spec.base is None else Base(spec.base, checkpoints)
         self._base_scores = BaseScores(spec.objectives, base, self._resident, self._measure)
         metrics = tuple(objective for objective in spec.objectives if isinstance(objective, Objective))
+        self._smooth = None
+        if (minibatches := spec.evaluation.minibatches) and minibatches.measure != "metric":
+            others = stand_ins(metrics, minibatches)
+            smooth = evaluator_of(TaskSuite.load(tuple(dict.fromkeys(others.values())), spec.evaluation))
+            self._smooth = SmoothEvaluator(smooth, {name: other.name for name, other in others.items()})
         timeout = spec.evaluation.timeout_seconds
         self._blockwise = BlockwiseEvaluator(self._evaluator, metrics, timeout_seconds=timeout)
 
@@ -102,16 +124,30 @@ class Worker:
         outcome = self._measure(recipe, documents, as_exported=as_exported)
         return self._base_scores.complete(outcome, documents) if isinstance(outcome, Evaluation) else outcome
 
+    def evaluate_smooth(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]]) -> Outcome:
+        """Return the smooth scores of the merge of ``recipe_json`` under the objectives' names, as `evaluate` does."""
+        return self._measure(Recipe.model_validate_json(recipe_json), Documents(dict(ids)), smooth=True)
+
     def _measure(
-        self, recipe: Recipe, documents: Documents, race: Race | None = None, *, as_exported: bool = False
+        self,
+        recipe: Recipe,
+        documents: Documents,
+        race: Race | None = None,
+        *,
+        as_exported: bool = False,
+        smooth: bool = False,
     ) -> Outcome:
         started, cpu = time.perf_counter(), time.process_time()
+        self._observe(recipe)
         try:
             model = self._resident.apply(recipe, folded=as_exported)
         except CandidateFailed as error:
             return Failure(FailureKind.MERGE_ERROR, str(error))
         merged = time.perf_counter() - started
-        if race is None:
+        if smooth:
+            assert self._smooth is not None  # the search file asked for it
+            outcome = self._smooth.evaluate(model, documents)
+        elif race is None:
             outcome = self._evaluator.evaluate(model, documents)
         else:
             with self._evaluator.same_model():
@@ -125,3 +161,12 @@ class Worker:
                 cpu_seconds=time.process_time() - cpu,
             ),
         )
+
+    def _observe(self, recipe: Recipe) -> None:
+        """Compute the statistics that the recipe needs, if this machine does not have them."""
+        from evomerge.merging.calibrations import named_in
+
+        if named_in(recipe):
+            from evomerge.merging.observation import ensure
+
+            ensure(recipe, self._checkpoints, device=self._device)

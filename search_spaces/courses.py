@@ -7,10 +7,11 @@ says what the genes choose in between.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -41,7 +42,13 @@ class CourseSettings(Frozen):
     )
     scale: tuple[float, float] = Field(default=(0.5, 2.0), description="bounds, searched as logarithms")
     signed: bool = Field(default=False, description="scales may be negative; they are then searched as they are")
+    scale_start: Literal["second_moments"] | None = Field(
+        default=None,
+        description="second_moments: scales count from what gives the residual stream, where it enters a layer, the "
+        "second moment that it has there in the layer's own model, on search documents; from 1 by default",
+    )
     most_hops: int | None = Field(default=None, ge=1, description="twice the layers of a model by default")
+    most_parameters: float | None = Field(default=None, gt=0.0, description="of the exported model")
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +65,26 @@ class CourseSettings(Frozen):
         return self
 
 
+class ModelSize(NamedTuple):
+    """Parameters of the models, which all have the same shapes.
+
+    Attributes:
+        layers: of each layer.
+        outside: of embeddings, last norm and head.
+    """
+
+    layers: tuple[int, ...]
+    outside: int
+
+    def of(self, layers: Iterable[int]) -> int:
+        """Return the parameters of a model that visits ``layers``."""
+        return self.outside + sum(self.layers[layer] for layer in layers)
+
+
+Moments: TypeAlias = tuple[tuple[float, ...], ...]
+"""(models, layers + 1): root mean square of the residual stream that enters each layer, and that leaves the last."""
+
+
 class Place(NamedTuple):
     """A layer of a model that can be visited, for the `turn`-th time."""
 
@@ -72,17 +99,26 @@ class Course:
 
     Attributes:
         models: names, model A first.
+        size: of each model; needed by `most_parameters`.
+        moments: needed by `scale_start`.
     """
 
     settings: CourseSettings
     models: tuple[str, ...]
     layers: int
+    size: ModelSize | None = None
+    moments: Moments | None = None
 
     def __post_init__(self) -> None:
         if self.layers < 2:
             raise ValueError(f"a path needs models of at least two layers, got {self.layers}")
         if self.most_hops < self.layers:
             raise ValueError(f"most_hops is {self.most_hops}, but the first model alone has {self.layers} layers")
+        most, size = self.settings.most_parameters, self.size
+        if most is not None and size is not None and size.of(range(self.layers)) > most:
+            raise ValueError(
+                f"most_parameters is {most:,.0f}, but the first model alone has {size.of(range(self.layers)):,}"
+            )
         if self.settings.form == "swaps" and (len(self.models) < 2 or self.layers < self.settings.blocks):
             raise ValueError(
                 f"swaps needs two models and a layer for each of {self.settings.blocks} blocks, got "
@@ -93,6 +129,15 @@ class Course:
     def most_hops(self) -> int:
         """The longest path."""
         return self.settings.most_hops or 2 * self.layers
+
+    @property
+    def most_parameters(self) -> int | None:
+        """Those of the largest model that a path can be exported as; None if sizes are not known."""
+        if self.size is None:
+            return None
+        longer = 0 if self.settings.form == "swaps" else self.most_hops - self.layers
+        largest = self.size.of(range(self.layers)) + longer * max(self.size.layers)
+        return min(largest, int(self.settings.most_parameters or largest))
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
@@ -149,11 +194,26 @@ class Course:
         chosen, numbers = values[: len(self._choices)], values[len(self._choices) :]
         path = self._swapped(chosen) if self.settings.form == "swaps" else self._walked(chosen)
         scales = dict(zip(self._scale_names, map(self._scale, numbers.tolist()), strict=True))
-        names = [None, *(self._scale_name(before, here) for before, here in zip(path, path[1:], strict=False))]
-        return tuple(
-            Hop(slot=place.model, layer=place.layer, scale=scales.get(name or "", 1.0))
-            for place, name in zip(path, names, strict=True)
+        first = Hop(slot=path[0].model, layer=path[0].layer)
+        return (
+            first,
+            *(
+                Hop(
+                    slot=here.model,
+                    layer=here.layer,
+                    scale=self._start(before, here) * scales.get(self._scale_name(before, here), 1.0),
+                )
+                for before, here in pairwise(path)
+            ),
         )
+
+    def _start(self, before: Place, here: Place) -> float:
+        """Return the scale of a hop whose gene says 1: exactly 1 from a layer to the next one of the same model."""
+        if self.settings.scale_start is None:
+            return 1.0
+        if self.moments is None:
+            raise ValueError("scale_start: the second moments of the models are not known")
+        return self.moments[here.model][here.layer] / self.moments[before.model][before.layer + 1]
 
     def _walked(self, chosen: Vector) -> list[Place]:
         on = [
@@ -161,12 +221,18 @@ class Course:
             for place, value in zip(self.places[1:-1], chosen.tolist(), strict=True)
         ]
         kept = [place for place, used in zip(self.places, [True, *on, True], strict=True) if used]
-        # What exceeds the cap is left out, what was inserted last first.
-        surplus = [place for place in kept if not _at_home(place)][self._room(kept) :]
-        return [place for place in kept if place not in surplus]
+        own, inserted = ([place for place in kept if _at_home(place) is home] for home in (True, False))
+        while inserted and not self._fits([*own, *inserted]):
+            inserted.pop()  # what was inserted last first
+        return [place for place in kept if _at_home(place) or place in inserted]
 
-    def _room(self, kept: Sequence[Place]) -> int:
-        return max(0, self.most_hops - sum(map(_at_home, kept)))
+    def _fits(self, path: Sequence[Place]) -> bool:
+        most = self.settings.most_parameters
+        if len(path) > self.most_hops or most is None:
+            return len(path) <= self.most_hops
+        if self.size is None:
+            raise ValueError("most_parameters: the sizes of the models are not known")
+        return self.size.of(place.layer for place in path) <= most
 
     def _swapped(self, chosen: Vector) -> list[Place]:
         count = self.settings.blocks

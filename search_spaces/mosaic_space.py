@@ -16,6 +16,7 @@ from search_spaces.parameter_space import REST, TENSOR_GROUPS
 from search_spaces.patterns import matches
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
 from search_spaces.tiles import Chromosome, MosaicBody, Sphere
+from search_spaces.vocabulary import Vocabulary
 
 DEFAULT_TILE = 16_384
 SHOWN = (-2.0, 2.0)  # the range of mean coefficients in figures; a mosaic has no bounds
@@ -68,6 +69,7 @@ class MosaicSpace:
     layers: int
     algebra: MosaicAlgebra
     dtype: Dtype = "bfloat16"
+    vocabulary: Vocabulary | None = None
 
     @cached_property
     def genes(self) -> Genes:
@@ -100,7 +102,9 @@ class MosaicSpace:
         return self._recipe(Blocks(blocks=blocks))
 
     def _recipe(self, body: Blocks | MosaicBody) -> Recipe:
-        return Recipe(sources=self.sources, base=0, tokenizer=0, dtype=self.dtype, body=body)
+        return Recipe(
+            sources=self.sources, base=0, tokenizer=0, dtype=self.dtype, vocabulary=self.vocabulary, body=body
+        )
 
     def plain(self, weights: Sequence[float], *, linear: bool = True) -> Mosaic:
         """Return ``base + sum_i weights_i (expert_i - base)`` as a mosaic, ``weights`` (experts,)."""

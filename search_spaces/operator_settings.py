@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from search_spaces.canonical import Frozen
-from search_spaces.operators import OPERATORS, KnobSpec
-from search_spaces.operators.base import Scope
+from search_spaces.operators import KnobSpec, OperatorPlugIn, operator_class
+from search_spaces.operators.averages import Direction, Form
+from search_spaces.operators.base import MergeOperator, Scope
 from search_spaces.operators.task_vectors import Vectors
 
 
@@ -28,6 +30,9 @@ Bounds = Annotated[tuple[float, float], AfterValidator(_ordered)]
 ShareBounds = Annotated[tuple[float, float], AfterValidator(_ordered), AfterValidator(_share)]
 
 
+_BOUNDS: TypeAdapter[tuple[float, float]] = TypeAdapter(Bounds)
+
+
 class OwnKnobs(Frozen):
     """Bounds of genes that only some operators have; none: the operator's own."""
 
@@ -38,7 +43,8 @@ class OwnKnobs(Frozen):
     select_topk: Bounds | None = Field(default=None, description="sce: bounds of the share of elements selected")
     power: Bounds | None = Field(default=None, description="model_stock: bounds of the exponent on its share")
     factor: Bounds | None = Field(
-        default=None, description="passthrough, iso_c, iso_cts, subspace_boosting: bounds of the factor"
+        default=None,
+        description="passthrough, iso_c, iso_cts, subspace_boosting, opcm, lora_lego: bounds of the factor",
     )
     reach: Bounds | None = Field(default=None, description="nearswap: bounds of the most that an element moves")
     fence: Bounds | None = Field(default=None, description="arcee_fusion: bounds of the interquartile ranges")
@@ -47,6 +53,9 @@ class OwnKnobs(Frozen):
     boost_cap: Bounds | None = Field(default=None, description="ramplus_tl: bounds of the paper's alpha")
     selectivity: Bounds | None = Field(default=None, description="consensus: bounds of the paper's lambda")
     ratio: Bounds | None = Field(default=None, description="pcb: bounds of the share of elements that count")
+    above: Bounds | None = Field(default=None, description="widen: bounds of the paper's t")
+    calibration: Bounds | None = Field(default=None, description="widen: bounds of the paper's s")
+    penalty: Bounds | None = Field(default=None, description="mwa: bounds of how much better checkpoints count more")
 
 
 STEPS = (  # knobs of a block: every operator has them, and they are searched where bounds are given
@@ -85,17 +94,43 @@ class OwnOptions(Frozen):
     vectors: Vectors | None = Field(default=None, description="nuslerp: what has an angle of its own")
     votes: int | None = Field(default=None, ge=0, description="consensus: experts that must need an element")
     scope: Scope | None = Field(
-        default=None, description="ties, localize_stitch, compeft, pcb: shares of each tensor or of the whole model"
+        default=None,
+        description="ties, localize_stitch, compeft, pcb, doge: of each tensor or of the whole model",
     )
     rank: float | None = Field(default=None, gt=0.0, le=1.0, description="tsv_m, swudi: share of the spectrum used")
     time: float | None = Field(default=None, gt=0.0, description="swudi: of the gradient flow")
     common: float | None = Field(default=None, ge=0.0, le=1.0, description="iso_cts: share of the common directions")
-    energy: float | None = Field(default=None, gt=0.0, le=1.0, description="subspace_boosting: share left as it is")
+    energy: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="subspace_boosting: share left as it is; opcm: share protected"
+    )
     filter_wise: bool | None = Field(default=None, description="model_stock: a share for every row")
+    method: Literal["ties", "dare_ties", "dare_linear"] | None = Field(
+        default=None, description="knots: what merges in the shared basis"
+    )
+    eta: float | None = Field(default=None, gt=0.0, description="doge: length of every expert's part")
+    subspace: int | None = Field(default=None, ge=1, description="doge: one in so many directions is kept from change")
+    keep: float | None = Field(default=None, gt=0.0, le=1.0, description="doge: share of the largest elements kept")
+    iterations: int | None = Field(default=None, ge=0, description="doge: of Adam")
+    rate: float | None = Field(default=None, gt=0.0, description="doge: Adam's learning rate")
+    exponent: float | None = Field(default=None, gt=0.0, le=1.0, description="fisher: of the Fisher information")
+    off_diagonal: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="regmean, regmean_plus: factor on the Gram matrices off the diagonal"
+    )
+    protection: float | None = Field(default=None, ge=0.0, description="rcp: the paper's lambda")
+    metrics: tuple[float, ...] | None = Field(default=None, description="mwa: losses or scores, one per expert")
+    units: int | None = Field(default=None, ge=1, description="lora_lego: rank of the merge")
+    direction: Direction | None = Field(default=None, description="mwa: minimize (losses) or maximize (scores)")
+    form: Form | None = Field(default=None, description="mwa: softmax or ratio")
 
 
 class OperatorSettings(OwnKnobs, StepKnobs, OwnOptions):
     """What a parameter space can say to one operator and not to another."""
+
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of an operator that another package brings: bounds [low, high] of its genes, values of its fields",
+        exclude_if=lambda options: not options,
+    )
 
     def check_operator(self, kind: str) -> None:
         """Refuse what the operator ``kind`` does not have.
@@ -103,14 +138,19 @@ class OperatorSettings(OwnKnobs, StepKnobs, OwnOptions):
         Raises:
             ValueError: a setting is not one of the operator's, or bounds leave what it accepts.
         """
-        operator = OPERATORS[kind]
+        operator = operator_class(kind)
+        assert operator is not None
         knobs = {spec.name: spec for spec in operator.knobs}
+        self._check_options(operator, knobs)
         for name in sorted(OwnKnobs.model_fields.keys() - knobs.keys()):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is no parameter of {kind}, which has {', '.join(knobs)}; leave it out")
-        for name in sorted(OwnOptions.model_fields.keys() - operator.model_fields.keys()):
-            if getattr(self, name) is not None:
+        for name in sorted(OwnOptions.model_fields.keys()):
+            own = operator.model_fields.get(name)
+            if own is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} is no option of {kind}; leave it out")
+            if own is not None and own.is_required() and getattr(self, name) is None:
+                raise ValueError(f"{kind} needs {name} ({OwnOptions.model_fields[name].description})")
         for name, spec in (knobs | {spec.name: spec for spec in self.steps}).items():
             low, high = self.bounds(spec)
             if low < spec.limits[0] or high > spec.limits[1]:
@@ -118,5 +158,12 @@ class OperatorSettings(OwnKnobs, StepKnobs, OwnOptions):
 
     def bounds(self, spec: KnobSpec) -> tuple[float, float]:
         """Return the bounds of a knob of the operator: those given here, else the operator's own."""
-        given: tuple[float, float] | None = getattr(self, spec.name)
-        return spec.bounds if given is None else given
+        given: Any = self.options.get(spec.name, getattr(self, spec.name, None))
+        return spec.bounds if given is None else _BOUNDS.validate_python(given)
+
+    def _check_options(self, operator: type[MergeOperator], knobs: Iterable[str]) -> None:
+        if self.options and not issubclass(operator, OperatorPlugIn):
+            raise ValueError("options is for operators that other packages bring; this one has keys of its own")
+        known = [*knobs, *sorted(operator.fixed_fields())]
+        if strange := sorted(self.options.keys() - set(known)):
+            raise ValueError(f"options: unknown key {strange[0]!r} (known: {', '.join(known)})")

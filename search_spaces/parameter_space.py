@@ -9,23 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from search_spaces.genes import Gene, Genes, Genome
 from search_spaces.operator_settings import Bounds, OperatorSettings, ShareBounds
-from search_spaces.operators import OPERATORS, KnobSpec, MergeOperator, Operator
+from search_spaces.operators import OPERATORS, KnobSpec, MergeOperator, Operator, operator_class
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
+from search_spaces.vocabulary import Vocabulary
 
-OperatorKind = Literal[
-    "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties",
-    "model_stock", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "nuslerp",
-    "multislerp", "karcher", "passthrough", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
-    "magmax", "consensus", "localize_stitch", "compeft", "pcb", "tsv_m", "iso_c", "swudi",
-    "iso_cts", "subspace_boosting",
-]  # fmt: skip
+
+def _known(kind: str) -> str:
+    if operator_class(kind) is None:
+        raise ValueError(f"operator {kind!r} is not known ({', '.join(OPERATORS)})")
+    return kind
+
+
+OperatorKind = Annotated[str, AfterValidator(_known), WithJsonSchema({"enum": list(OPERATORS), "type": "string"})]
 TENSOR_GROUPS: dict[str, tuple[str, ...]] = {
     "self_attn": ("*.self_attn.*", "*.attn.*", "*.attention.*"),
     "mlp": ("*.mlp.*", "*.feed_forward.*", "*.block_sparse_moe.*"),
@@ -123,6 +125,7 @@ class ParameterSpace:
         sources: base first, then the experts.
         expert_names: short names, used in gene names.
         layers: number of layers of the models.
+        prompts: digest of the calibration prompts of an operator that needs statistics; no recipe without.
     """
 
     settings: ParameterSpaceSettings
@@ -131,6 +134,8 @@ class ParameterSpace:
     layers: int
     dtype: Dtype = "bfloat16"
     mask_seed: int = 0
+    vocabulary: Vocabulary | None = None
+    prompts: str | None = None
 
     def __post_init__(self) -> None:
         experts = len(self.sources) - 1
@@ -143,6 +148,9 @@ class ParameterSpace:
             raise ValueError(f"{kind} merges exactly two experts, got {experts}; use task_arithmetic or ties for more")
         if self.operator.most_experts == 1 and experts != 1:
             raise ValueError(f"{kind} takes exactly one expert, got {experts}; a recipe can take others elsewhere")
+        metrics = self.settings.metrics
+        if metrics is not None and len(metrics) != experts:
+            raise ValueError(f"{kind} needs one of metrics per expert ({experts}), got {len(metrics)}")
         if experts < self.operator.fewest_experts:
             raise ValueError(f"{kind} merges at least {self.operator.fewest_experts} experts, got {experts}")
 
@@ -161,7 +169,9 @@ class ParameterSpace:
     @property
     def operator(self) -> type[MergeOperator]:
         """The operator whose parameters are searched."""
-        return OPERATORS[self.settings.operator]
+        operator = operator_class(self.settings.operator)
+        assert operator is not None
+        return operator
 
     @cached_property
     def knobs(self) -> tuple[Knob, ...]:
@@ -240,8 +250,10 @@ class ParameterSpace:
         fields: dict[str, Any] = {}
         for spec in self.operator.knobs:
             fields[spec.field] = tuple(next(left) for _ in self.expert_names) if spec.per_expert else next(left)
-        kind = OPERATORS[self.settings.operator]
-        return kind.model_validate(kind.in_space(fields, dict(self.settings)))
+        if self.operator.is_calibrated() and self.prompts is None:
+            raise ValueError(f"{self.settings.operator} needs calibration prompts, and this space has none")
+        settings = dict(self.settings) | self.settings.options | {"prompts": self.prompts}
+        return cast(Operator, self.operator.model_validate(self.operator.in_space(fields, settings)))
 
     def recipe(self, blocks: tuple[Block, ...]) -> Recipe:
         """Return a recipe over this space's sources with ``blocks`` as its body."""
@@ -250,6 +262,7 @@ class ParameterSpace:
             base=0,
             tokenizer=0,
             dtype=self.dtype,
+            vocabulary=self.vocabulary,
             body=Blocks(blocks=blocks, mask_seed=self.mask_seed),
         )
 

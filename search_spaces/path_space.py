@@ -10,10 +10,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 from pydantic import Field
 
-from search_spaces.courses import Course, CourseSettings
+from search_spaces.courses import Course, CourseSettings, ModelSize, Moments
 from search_spaces.genes import Gene, Genes, Genome
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
-from search_spaces.recipe import Block, Blocks, Dtype, Merge, PathBody, Recipe, Source
+from search_spaces.recipe import Block, Blocks, Dtype, Merge, PathBody, Recipe, Source, alone, slot_names
+from search_spaces.vocabulary import Vocabulary
 
 Model: TypeAlias = int | Merge | ParameterSpace  # a source, a merge, or merges that are searched
 
@@ -59,6 +60,8 @@ class PathSpace:
         models: what paths lead through; the first is model A.
         layers: number of layers of each model.
         tokenizer: position of the source that gives tokenizer and config.
+        size: of each model.
+        moments: of the models' residual streams, if scales start from them.
     """
 
     settings: CourseSettings
@@ -68,20 +71,19 @@ class PathSpace:
     layers: int
     dtype: Dtype = "bfloat16"
     tokenizer: int = 0
+    size: ModelSize | None = None
+    moments: Moments | None = None
+    vocabulary: Vocabulary | None = None
 
     @cached_property
     def model_names(self) -> tuple[str, ...]:
         """A name for every model: that of the source, or merge, merge-2, ..."""
-        known, merges, names = ("base", *self.expert_names), 0, []
-        for model in self.models:
-            merges += not isinstance(model, int)
-            names.append(known[model] if isinstance(model, int) else f"merge-{merges}" if merges > 1 else "merge")
-        return tuple(names)
+        return slot_names(self.models, ("base", *self.expert_names))
 
     @cached_property
     def course(self) -> Course:
         """The genes of the path itself."""
-        return Course(self.settings, self.model_names, self.layers)
+        return Course(self.settings, self.model_names, self.layers, self.size, self.moments)
 
     @cached_property
     def genes(self) -> Genes:
@@ -97,8 +99,10 @@ class PathSpace:
     @property
     def in_words(self) -> str:
         """How large the space is."""
+        parameters = self.course.most_parameters
+        size = f" and {parameters / 1e6:,.1f} million parameters" if parameters else ""
         return (
-            f"{len(self.genes)} genes, paths of at most {self.course.most_hops} layers through "
+            f"{len(self.genes)} genes, paths of at most {self.course.most_hops} layers{size} through "
             f"{', '.join(self.model_names)} ({self.settings.form})"
         )
 
@@ -128,12 +132,28 @@ class PathSpace:
         )
         return self._recipe(body)
 
+    @property
+    def model_recipes(self) -> Iterator[Recipe]:
+        """A recipe for every model alone; for merges that are searched, at their start."""
+        for model in self.models:
+            if isinstance(model, ParameterSpace):
+                yield model.decode(Genome(model.genes.start))
+            else:
+                yield self._recipe(alone(model, len(self.sources)) if isinstance(model, int) else model)
+
     def recipe(self, blocks: tuple[Block, ...]) -> Recipe:
         """Return a recipe over this space's sources with ``blocks`` as its body."""
         return self._recipe(Blocks(blocks=blocks))
 
-    def _recipe(self, body: Blocks | PathBody) -> Recipe:
-        return Recipe(sources=self.sources, base=0, tokenizer=self.tokenizer, dtype=self.dtype, body=body)
+    def _recipe(self, body: Merge | PathBody) -> Recipe:
+        return Recipe(
+            sources=self.sources,
+            base=0,
+            tokenizer=self.tokenizer,
+            dtype=self.dtype,
+            vocabulary=self.vocabulary,
+            body=body,
+        )
 
     @property
     def start(self) -> Genome:
@@ -163,19 +183,24 @@ def path_space(
     layers: int,
     dtype: Dtype = "bfloat16",
     mask_seed: int = 0,
+    vocabulary: Vocabulary | None = None,
     first: Merge | None = None,
+    prompts: str | None = None,
+    size: ModelSize | None = None,
 ) -> PathSpace:
     """Return the space of ``settings``.
 
     Args:
         first: of a hybrid, the merge that was found; the start of its parameter space if None.
+        prompts: digest of the calibration prompts of operators that need statistics.
+        size: of each model; needed by `most_parameters`.
 
     Raises:
         ValueError: a model is not known, or the space does not fit the models.
     """
 
     def merges(inner: ParameterSpaceSettings) -> ParameterSpace:
-        return ParameterSpace(inner, sources, expert_names, layers, dtype, mask_seed)
+        return ParameterSpace(inner, sources, expert_names, layers, dtype, mask_seed, vocabulary, prompts)
 
     named = ("base", *expert_names)
     models: list[Model] = []
@@ -186,7 +211,7 @@ def path_space(
         models.append(body)
     for model in expert_names if settings.models is None else settings.models:
         models.append(_position(model, named) if isinstance(model, str) else merges(model))
-    made = PathSpace(settings, sources, expert_names, tuple(models), layers, dtype)
+    made = PathSpace(settings, sources, expert_names, tuple(models), layers, dtype, size=size, vocabulary=vocabulary)
     if twice := sorted({name for name in made.model_names if made.model_names.count(name) > 1}):
         raise ValueError(f"models: {', '.join(twice)} is given twice; use repeats to visit a layer again")
     len(made.genes)  # refuses what the course refuses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Annotated, Any, Literal
@@ -11,8 +12,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from search_spaces.canonical import Frozen, canonical_json, digest
 from search_spaces.operators import Linear, Operator
 from search_spaces.tiles import MosaicBody
+from search_spaces.vocabulary import Vocabulary
 
-PER_MODEL = ("weights", "densities", "gammas", "spreads")
+PER_MODEL = ("weights", "densities", "gammas", "spreads", "metrics")
 Dtype = Literal["float32", "bfloat16", "float16"]
 MOST_LAYERS = 10_000  # more than any model has: a block up to here covers all
 
@@ -147,6 +149,9 @@ class Recipe(Frozen):
     base: int | None = Field(default=0, description="position of the base in sources; none for a plain average")
     tokenizer: int = Field(default=0, ge=0, description="position of the source that gives tokenizer and config")
     dtype: Dtype = "bfloat16"
+    vocabulary: Vocabulary | None = Field(
+        default=None, exclude_if=_is_none, description="tokens, where the sources' differ; none: they must not differ"
+    )
     body: Body
 
     @property
@@ -171,6 +176,9 @@ class Recipe(Frozen):
         for name, position in (("base", self.base), ("tokenizer", self.tokenizer)):
             if position is not None and not 0 <= position < count:
                 raise ValueError(f"{name} is source {position}, but there are {count} sources (0 to {count - 1})")
+        for position in self.vocabulary.positions() if self.vocabulary is not None else ():
+            if not 0 <= position < count:
+                raise ValueError(f"vocabulary names source {position}, but there are {count} (0 to {count - 1})")
         self._check_body(self.body)
         return self
 
@@ -232,6 +240,17 @@ def alone(position: int, sources: int) -> Blocks:
     """Return the body that is one of ``sources`` models as it is."""
     weights = tuple(float(i == position) for i in range(sources))
     return Blocks(blocks=(Block(layers=(0, MOST_LAYERS), operator=Linear(weights=weights)),))
+
+
+def slot_names(slots: Iterable[object], source_names: Sequence[str]) -> tuple[str, ...]:
+    """Return a name for every slot of a path: that of the source, or merge, merge-2, ..."""
+    names: list[str] = []
+    merges = 0
+    for slot in slots:
+        merges += not isinstance(slot, int)
+        merged = f"merge-{merges}" if merges > 1 else "merge"
+        names.append(source_names[slot] if isinstance(slot, int) else merged)
+    return tuple(names)
 
 
 def _check_rows(body: MosaicBody, sources: int) -> None:

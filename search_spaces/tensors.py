@@ -28,6 +28,11 @@ def in_stack(tensor: str) -> bool:
     return bool(_LAYER.search(tensor))
 
 
+def is_embedding(tensor: str) -> bool:
+    """Whether ``tensor`` holds a row for every token or position."""
+    return bool(_BEFORE_THE_STACK.search(tensor))
+
+
 def by_layer(tensors: Iterable[str], layers: int) -> dict[int, list[str]]:
     """Return those of ``tensors`` that belong to one of ``layers`` layers, by layer, in their order."""
     found: dict[int, list[str]] = {}

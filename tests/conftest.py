@@ -21,11 +21,17 @@ def _own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def sketch():
-    """Two tiny experts that can do something, trained once in seconds; later runs find them in the cache."""
+def foundry_cache():
+    """Where trained experts are kept for all processes and later runs."""
+    return CACHE
+
+
+@pytest.fixture(scope="session")
+def sketch(foundry_cache):
+    """Two tiny experts that can do something, trained once in seconds."""
     from evomerge.foundry import FoundrySettings, build
 
-    return build(FoundrySettings.sketch(), cache=CACHE)
+    return build(FoundrySettings.sketch(), cache=foundry_cache)
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,13 @@ from fakes import FakeSpec, problem
 
 from cluster.in_process import InProcessPool
 from evomerge.dispatch import Dispatcher
+from evomerge.losses import Losses
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.results import Results
-from evomerge.runner import Silent
 from evomerge.search import Search
 from evomerge.selection import conclude
 from evomerge.store import Store
+from evomerge.watcher import Silent
 
 
 class Stop(Exception):
@@ -38,7 +39,8 @@ def started(file, spec=None, watcher=None, pool=None):
     record = store.find(file.name) or store.create(file.name, file=file.model_dump(mode="json"), plan=this.plan())
     optimizer = make_optimizer(file.optimizer, this.setting())
     with closing(pool or InProcessPool(spec, workers=file.cluster.workers)) as pool, closing(store):
-        yield Search(this, record, optimizer, Dispatcher(pool, timeout_seconds=30), watcher or Silent())
+        dispatcher = Dispatcher(pool, timeout_seconds=30, losses=Losses(record))
+        yield Search(this, record, optimizer, dispatcher, watcher or Silent())
 
 
 def finish(file, spec=None, watcher=None):

@@ -69,6 +69,11 @@ class FakeWorker:
         blockwise = BlockwiseEvaluator(FakeEvaluator(), OBJECTIVES)
         return blockwise.evaluate(weights, documents, race)
 
+    def evaluate_smooth(self, recipe_json, ids):
+        self.calls += 1
+        weights = mean_weights(Recipe.model_validate_json(recipe_json))
+        return FakeEvaluator(smooth=True).evaluate(weights, Documents(dict(ids)))
+
 
 def take_away(file):
     """Whether there was such a file; only one of many workers is told so."""
@@ -79,12 +84,15 @@ def take_away(file):
     return True
 
 
+@dataclass(frozen=True)
 class FakeEvaluator:
     """Its models are weights."""
 
+    smooth: bool = False
+
     def evaluate(self, model, documents):
         scores = {
-            name: score(model, target, documents.ids[task])
+            name: score(model, target, documents.ids[task], smooth=self.smooth)
             for name, target in TARGETS.items()
             if (task := name.split("/")[0]) in documents.ids
         }
@@ -103,11 +111,11 @@ def mean_weights(recipe):
     return np.mean([block.operator.weights[-2:] for block in recipe.body.blocks], axis=0)
 
 
-def score(weights, target, ids):
-    """Documents have thresholds spread over [0, 1]; a model solves those below its quality."""
+def score(weights, target, ids, *, smooth=False):
+    """Documents have thresholds spread over [0, 1]; a model solves those below its quality, smoothly if asked."""
     quality = 1.0 / (1.0 + 3.0 * float(np.square(weights - target).sum()))
     thresholds = (np.array(ids) * 0.6180339887) % 1.0
-    solved = (thresholds < quality).astype(float)
+    solved = 1.0 / (1.0 + np.exp(5.0 * (thresholds - quality))) if smooth else (thresholds < quality).astype(float)
     return Score(float(solved.mean()), float(solved.std(ddof=1) / np.sqrt(len(solved))), solved)
 
 

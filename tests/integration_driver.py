@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import yaml
+from warm_process import run_command
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -65,9 +66,7 @@ class Driver:
 
     def run(self, *arguments, status=0) -> subprocess.CompletedProcess:
         """Run a command to its end and check its exit status."""
-        done = subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True
-        )
+        done = run_command(list(map(str, arguments)), self.folder, {**os.environ, **self.environment})
         assert done.returncode == status, done.stderr[-3000:] + done.stdout[-1000:]
         return done
 

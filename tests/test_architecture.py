@@ -29,6 +29,8 @@ ONLY_IN = {  # library -> places that may import it
     "psycopg": (),  # SQLAlchemy loads it
     "sqlalchemy": (
         "evomerge/store.py",
+        "evomerge/losses.py",
+        "evomerge/crews.py",
         "evomerge/columns.py",
         "evomerge/schema.py",
         "evomerge/database.py",

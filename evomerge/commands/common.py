@@ -19,7 +19,7 @@ SearchName = Annotated[str, typer.Argument(metavar="SEARCH", help="name of a sea
 SearchPath = Annotated[Path, typer.Argument(metavar="SEARCH.YAML", help="search file; `evomerge init` writes one")]
 Storage = Annotated[str, typer.Option(help="database with the record, an SQLAlchemy URL")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-To = Annotated[Path, typer.Option(help="folder or file to write; must not exist")]
+To = Annotated[str, typer.Option(help="folder or file to write, or a URL (s3://...); must not exist")]
 
 
 @contextmanager

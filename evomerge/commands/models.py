@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +13,16 @@ import evomerge
 from evomerge.commands.common import AsJson, SearchName, Storage, To, open_search, print_json, progress_bar
 from evomerge.shares import shares
 
+if TYPE_CHECKING:
+    from evomerge.results import Results
+
 WeightsDtype = Annotated[
     str | None, typer.Option("--dtype", help="of the weights: float32, bfloat16 or float16; the recipe's by default")
+]
+
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option("--memory-limit", help="most memory that the merge takes beside the mapped models: 2GiB, 500MB"),
 ]
 
 
@@ -26,42 +34,77 @@ def export(
     prefer: Annotated[
         str | None, typer.Option(help="choose from the front: task=weight,... or task>=least,... or chebyshev")
     ] = None,
-    kind: Annotated[str, typer.Option("--format", help="checkpoint, adapter, mergekit or recipe")] = "checkpoint",
+    kind: Annotated[
+        str, typer.Option("--format", help="checkpoint, adapter, mergekit, recipe; csv, parquet, optuna: all")
+    ] = "checkpoint",
     rank: Annotated[
         int | None, typer.Option(help="most rank of an adapter; the ranks add up by default", min=1)
     ] = None,
     dtype: WeightsDtype = None,
+    memory_limit: MemoryLimit = None,
     storage: Storage = evomerge.DEFAULT_STORAGE,
 ) -> None:
-    """Write a candidate as a checkpoint, a LoRA adapter, a mergekit config or a recipe."""
+    """Write a candidate as a checkpoint, a LoRA adapter, a mergekit config or a recipe; or all of them as tables."""
     from evomerge import export as exporting
 
     results = open_search(search, storage)
+    if kind in (*exporting.TABLES, exporting.OPTUNA):
+        if candidate is not None or best or prefer or rank or dtype:
+            raise typer.BadParameter(f"--format {kind} writes all candidates; leave out what chooses or changes one")
+        _export_all(results, to, kind)
+        return
     chosen = exporting.choose(results, candidate=candidate, best=best, prefer=prefer)
     with progress_bar("exporting") as progress:
         remarks = exporting.export(
-            results, chosen, to, kind=kind, rank=rank, dtype=dtype, progress=shares(progress, "exporting")
+            results,
+            chosen,
+            to,
+            kind=kind,
+            rank=rank,
+            dtype=dtype,
+            memory_limit=memory_limit,
+            progress=shares(progress, "exporting"),
         )
     _wrote(chosen.label, to, remarks)
+
+
+def _export_all(results: Results, to: str, kind: str) -> None:
+    from evomerge.export import OPTUNA
+
+    if kind == OPTUNA:
+        from evomerge.optuna_view import export_study
+
+        export_study(results, to)
+    else:
+        from evomerge.tabular import write_tables
+
+        with progress_bar("exporting") as progress:
+            write_tables(results, to, kind, progress=shares(progress, "exporting"))
+    _wrote("all candidates", to, ())
 
 
 def merge(
     file: Annotated[Path, typer.Argument(help="recipe (JSON) or mergekit config (YAML)")],
     to: To,
     dtype: WeightsDtype = None,
+    memory_limit: MemoryLimit = None,
 ) -> None:
     """Materialise a recipe or a mergekit config as a checkpoint."""
     from evomerge import export as exporting
 
     with progress_bar("merging") as progress:
-        remarks = exporting.merge_file(file, to, dtype=dtype, progress=shares(progress, "merging"))
+        remarks = exporting.merge_file(
+            file, to, dtype=dtype, memory_limit=memory_limit, progress=shares(progress, "merging")
+        )
     _wrote("", to, remarks)
 
 
-def _wrote(what: str, to: Path, remarks: Sequence[str]) -> None:
+def _wrote(what: str, to: str, remarks: Sequence[str]) -> None:
+    from evomerge.targets import shown
+
     for remark in remarks:
         typer.echo(f"evomerge: {remark}", err=True)
-    typer.echo(f"wrote {what} to {to}" if what else f"wrote {to}")
+    typer.echo(f"wrote {what} to {shown(to)}" if what else f"wrote {shown(to)}")
 
 
 def evaluate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -83,15 +82,16 @@ def show(
 
 def report(
     search: SearchName,
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write")] = Path("report.html"),
+    output: Annotated[str, typer.Option("--output", "-o", help="HTML file to write, or a URL")] = "report.html",
     storage: Storage = evomerge.DEFAULT_STORAGE,
 ) -> None:
     """Write one self-contained HTML file: front, progress, the winner's recipe, test scores."""
     from evomerge.report import write_report
+    from evomerge.targets import shown
 
     results = open_search(search, storage)
     write_report(results, output, others=compared(results))
-    typer.echo(f"wrote {output}")
+    typer.echo(f"wrote {shown(output)}")
 
 
 def dashboard(

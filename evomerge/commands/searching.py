@@ -35,6 +35,7 @@ def init(
 ) -> None:
     """Write a search file."""
     from evomerge import scaffold
+    from evomerge.atomic import write_new
 
     if from_mergekit_evolve is not None:
         text = scaffold.from_mergekit_evolve(from_mergekit_evolve)
@@ -42,7 +43,7 @@ def init(
         text = scaffold.search_file(
             base=base, experts=expert or [], tasks=task or [], include_path=include_path or [], name=output.stem
         )
-    scaffold.write_new(output, text)
+    write_new(output, text)
     typer.echo(f"wrote {output}; next: evomerge check {output}")
 
 

@@ -112,6 +112,16 @@ def _register_front(app: Dash, live: Live) -> None:
         return drawn(front(results, view, (x, y, z)), dark=theme == DARK) if results else no_update
 
     @app.callback(
+        *[Output(f"axis-label-{axis}", "hidden") for axis in "xyz"],
+        Input("view", "value"),
+        State("place", "pathname"),
+    )
+    def show_axes(view: str, path: str) -> Any:
+        results = _results(live, path)
+        count = len(results.objectives) if results else 0
+        return [not parts.has_axis(view, axis, count) for axis in range(3)]
+
+    @app.callback(
         Output("selection", "search"),
         Output("first", "value"),
         Output("second", "value"),
@@ -317,7 +327,7 @@ def _on_demand(app: Dash, live: Live, name: str, make: Callable[..., Children]) 
     @app.callback(
         Output(name, "children"),
         Input(f"{name}-button", "n_clicks"),
-        State("theme", "data"),
+        Input("theme", "data"),
         State("place", "pathname"),
         running=[(Output(f"{name}-button", "disabled"), True, False)],
         prevent_initial_call=True,

@@ -95,7 +95,7 @@ def search(results: Results) -> Children:
         html.Section([html.H2("How the search went"), *_progress()], id="progress"),
         html.Section([html.H2("On test documents"), html.Div(id="tested")], id="test"),
         html.Section([html.H2("Niches"), *_on_demand("niches", _NICHES)], id="niches-section"),
-        *([_surrogates()] if results.file.optimizer.kind in SURROGATE_KINDS else []),
+        *([_surrogates()] if _has_surrogates(results) else []),
         html.Section([html.H2("Cost, failures, workers"), html.Div(id="costs")], id="cost"),
         html.Footer(f"Read from {masked(results.record.store.storage)}; nothing here writes to it."),
     ]
@@ -110,7 +110,12 @@ _NICHES = (
 def _sections(results: Results) -> list[tuple[str, str]]:
     several = [("front", "Front")] if len(results.objectives) > 1 else []
     rest = [("candidate", "Candidate"), ("compare", "Compare"), ("progress", "Course"), ("test", "Test")]
-    return [*several, *rest, ("niches-section", "Niches"), ("cost", "Cost")]
+    surrogates = [("surrogates-section", "Surrogates")] if _has_surrogates(results) else []
+    return [*several, *rest, ("niches-section", "Niches"), *surrogates, ("cost", "Cost")]
+
+
+def _has_surrogates(results: Results) -> bool:
+    return results.file.optimizer.kind in SURROGATE_KINDS
 
 
 def _front(results: Results) -> html.Section:
@@ -120,8 +125,9 @@ def _front(results: Results) -> html.Section:
     axes = [  # those that do not exist are there, too, since callbacks name them
         html.Label(
             [axis, dcc.Dropdown(options, names[min(i, len(names) - 1)], id=f"axis-{axis}", clearable=False)],
+            id=f"axis-label-{axis}",
             className="axis",
-            hidden=i >= len(names),
+            hidden=not parts.has_axis("plane", i, len(names)),
         )
         for i, axis in enumerate("xyz")
     ]
@@ -139,9 +145,9 @@ def _front(results: Results) -> html.Section:
         [
             dcc.Graph(id="front-figure", config=parts.GRAPH, className="tall"),
             html.Figcaption(
-                "Each dot is a merged model; click one to open it. Filled symbols are scores on search documents, "
-                "crosses with 95 % intervals scores on test documents, open circles (in the legend) on validation "
-                "documents. The best of many search scores is partly luck: only test scores count as results."
+                "Each dot or line is a merged model; click one to open it. Filled symbols are scores on search "
+                "documents, crosses with 95 % intervals scores on test documents, open circles (in the legend) on "
+                "validation documents. The best of many search scores is partly luck: only test scores count as results."
             ),
         ]
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from dash import dcc, html
 
-from evomerge import figures, report_facts
+from evomerge import crews, figures, report_facts
 from evomerge.columns import NONE, SPLITS
 from evomerge.dashboard.links import candidate_link
 from evomerge.records import CandidateRecord
@@ -37,6 +38,11 @@ def drawn(figure: go.Figure, *, dark: bool) -> go.Figure:
             {f"{a}axis": {"gridcolor": "#8f8f8f", "color": ink, "backgroundcolor": "rgba(0,0,0,0)"} for a in "xyz"}
         )
     return figure
+
+
+def has_axis(view: str, axis: int, objectives: int) -> bool:
+    """Return whether a ``view`` of the front lets one choose its ``axis`` (0, 1, 2)."""
+    return axis < min({"plane": 2, "space": 3}.get(view, 0), objectives)
 
 
 def graph(figure: go.Figure, about: str, **properties: Any) -> html.Figure:
@@ -192,6 +198,28 @@ def activity(results: Results, driver: str | None, *, now: float | None = None) 
         else ("workers", str(results.file.cluster.workers)),
     ]
     return [html.Ul([html.Li([html.B(value), html.Span(name)]) for name, value in facts], className="facts")]
+
+
+def workers_table(results: Results, *, now: float | None = None) -> Children:
+    """Return who works where, on what and since when, by host; nothing while no driver runs."""
+    crew = crews.at_work(results.record)
+    if crew is None or not crew.seats:
+        return []
+    now = time.time() if now is None else now
+    rows: list[list[Any]] = []
+    for host, seats in crew.by_host.items():
+        busy = [seat for seat in seats if seat.candidate is not None]
+        longest = min(busy, key=lambda seat: seat.since, default=None)
+        doing = Counter("without a place" if seat.doing == "waiting" else seat.doing for seat in seats)
+        link: Any = "–"
+        if longest is not None and longest.candidate is not None:
+            label = results.candidates.label(longest.candidate)
+            since = report_facts.duration(max(now - longest.since, 0.0))
+            place = candidate_link(results.record.name, longest.candidate, clipped(label, 60))
+            link = [place, f" on {longest.split} documents, for {since}"]
+        words = ", ".join(f"{count} {kind}" for kind, count in doing.items())
+        rows.append([clipped(host, 80), f"{len(seats):,}", words, link])
+    return [table(["node", "workers", "what they do", "the longest at work"], rows, words=(2, 3))]
 
 
 def last_result(results: Results, now: float) -> str | None:

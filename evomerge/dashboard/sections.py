@@ -90,6 +90,7 @@ def costs(results: Results, driver: str | None, *, dark: bool) -> Children:
     return [
         html.H3("Now"),
         *parts.activity(results, driver),
+        *parts.workers_table(results),
         html.H3("Time"),
         graph(drawn(figures.costs_figure(results), dark=dark), about),
         parts.costs_table(results),

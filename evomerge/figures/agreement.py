@@ -31,6 +31,7 @@ def agreement_figure(comparison: Comparison) -> go.Figure:
                 insidetextanchor="middle",
                 hovertemplate=f"{name}: %{{x}} documents<extra></extra>",
             )
-    figure.update_layout(barmode="stack", height=150, xaxis_title="documents", legend_y=-0.9, margin_t=8)
+    legend = {"yref": "container", "y": 0.0, "yanchor": "bottom"}  # below the axis, on however many lines it takes
+    figure.update_layout(barmode="stack", height=220, xaxis_title="documents", legend=legend, margin_t=8)
     figure.update_yaxes(showticklabels=False)
     return figure

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from evomerge.figures.theme import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, text
-from search_spaces.recipe import PathBody
+from search_spaces.recipe import PathBody, slot_names
 
 COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star", "cross", "x")
@@ -34,7 +34,7 @@ def path_figure(body: PathBody, *, source_names: Sequence[str]) -> go.Figure:
         hoverinfo="skip",
         showlegend=False,
     )
-    for number, name in enumerate(slot_names(body, source_names)):
+    for number, name in enumerate(slot_names(body.slots, source_names)):
         visits = [(place, hop) for place, hop in zip(places, body.hops, strict=True) if hop.slot == number]
         figure.add_scatter(
             x=[place for place, _ in visits],
@@ -51,16 +51,6 @@ def path_figure(body: PathBody, *, source_names: Sequence[str]) -> go.Figure:
     figure.update_xaxes(title_text="hop", row=rows)
     figure.update_layout(height=sum(heights) + 90, hovermode="closest")
     return figure
-
-
-def slot_names(body: PathBody, source_names: Sequence[str]) -> list[str]:
-    """Return a name for every slot: that of the source, or ``merge`` with a number where there are several."""
-    names, merges = [], 0
-    for slot in body.slots:
-        merges += not isinstance(slot, int)
-        merged = f"merge {merges}" if len(body.merged_slots) > 1 else "merge"
-        names.append(source_names[slot] if isinstance(slot, int) else merged)
-    return names
 
 
 def _add_scales(figure: go.Figure, body: PathBody, places: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from evomerge.errors import BadRecipe, BadSource
+from evomerge.errors import BadSource
 from evomerge.foreign import read_json
 from evomerge.merging.checkpoint import Checkpoint, TensorInfo
 from evomerge.merging.prepared import prepared
@@ -99,6 +99,11 @@ class Adapter(Checkpoint):
         """Whether tensors lie in files; otherwise each is made anew when it is asked for."""
         return self._key is not None
 
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The tensors that differ from the base's."""
+        return tuple({**self._factors, **self._whole})
+
     def keep(self) -> Adapter:
         """Make every adapted tensor once only: it is kept in the cache folder, float32, and mapped from there."""
         contents = [fingerprint(self.base.path), fingerprint(self.path)]
@@ -137,32 +142,6 @@ class Adapter(Checkpoint):
         start = self._whole[name] if name in self._whole else self.base.tensor(name)
         found = self._factors.get(name)
         return (start.float() if found is None else found.delta() + start.float()).contiguous()
-
-
-def open_sources(folders: Sequence[Path], base: int | None, *, keep: bool = False) -> list[Checkpoint]:
-    """Open the sources of recipes: models, and adapters of the one at position ``base``.
-
-    Args:
-        keep: make what adapters change once, in the cache folder, and map it; otherwise tensor by tensor when needed.
-
-    Raises:
-        BadSource: a folder cannot be used.
-        BadRecipe: an adapter is the base, or there is none.
-    """
-    adapters = [is_adapter(folder) for folder in folders]
-    if any(adapters) and (base is None or adapters[base]):
-        which = folders[adapters.index(True) if base is None else base]
-        raise BadRecipe(f"{which} is an adapter: it needs its base model beside it, named as the base of the merge")
-    models = {i: Checkpoint.open(folder) for i, folder in enumerate(folders) if not adapters[i]}
-    found: list[Checkpoint] = []
-    for position, folder in enumerate(folders):
-        if position in models:
-            found.append(models[position])
-        else:
-            assert base is not None
-            adapter = Adapter.on(models[base], folder)
-            found.append(adapter.keep() if keep else adapter)
-    return found
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from evomerge.atomic import check_free, writing_folder
 from evomerge.errors import BadRecipe
 from evomerge.merging.adapter import CONFIG, PREFIX, WEIGHTS, Adapter
 from evomerge.merging.engine import DTYPES, MergeEngine
-from evomerge.merging.export import open_merge, writing_folder
+from evomerge.merging.export import open_merge
 from evomerge.merging.kernels import Combination
+from evomerge.merging.lowrank import LowRank
+from evomerge.shares import Progress
 from search_spaces.recipe import Blocks, Recipe
 
 _ROUNDING = 1e-7  # singular values below this share of the largest are rounding errors of float32
 Pair = tuple[Tensor, Tensor]  # B (rows, rank) and A (rank, columns), float64
-Progress = Callable[[int, int], None]
 
 
 def write_adapter(
@@ -39,6 +41,7 @@ def write_adapter(
         BadRecipe: an expert is no adapter, or the operator is not linear in the task vectors.
         BadSource: the sources have changed or do not fit, or an adapter changes more than plain matrices.
     """
+    check_free(to)
     sources, engine = open_merge(recipe)
     pairs: dict[str, Pair] = {}
     lost = whole = 0.0
@@ -61,11 +64,13 @@ def write_adapter(
 def _pair(recipe: Recipe, engine: MergeEngine, sources: Sequence[object], name: str) -> Pair | None:
     """Return the stacked factors of one tensor; none where nothing is added to the base."""
     kernel = engine.kernel(recipe, name) if isinstance(recipe.body, Blocks) else None
+    if isinstance(kernel, LowRank):
+        return kernel.up.double() * kernel.scale, kernel.down.double()
     linear = isinstance(kernel, Combination) and kernel.pivot == recipe.base and kernel.scale == 1.0
     if not linear or not isinstance(kernel, Combination) or any(term.keep is not None for term in kernel.terms):
         raise BadRecipe(
-            f"tensor {name!r}: only sums of task vectors (task_arithmetic, model_stock, nuslerp, ...) of adapters make "
-            "an adapter; export a checkpoint"
+            f"tensor {name!r}: only sums of task vectors (task_arithmetic, model_stock, nuslerp, ...) of adapters and "
+            "operators on their factors (lora_lego, evo_lora) make an adapter; export a checkpoint"
         )
     ups, downs = [], []
     for term in kernel.terms:

@@ -72,8 +72,7 @@ def shadow(module: nn.Module) -> Any:
 
 
 def _hop(visit: Visit, number: int) -> nn.Module:
-    place, stack = _stack_of(visit.model)
-    layers = getattr(visit.model.get_submodule(place), stack)
+    layers = layers_of(visit.model)
     if not 0 <= visit.layer < len(layers):
         raise BadRecipe(f"hop {number} visits layer {visit.layer}, but the model has layers 0 to {len(layers) - 1}")
     hop: nn.Module = shadow(layers[visit.layer])
@@ -83,6 +82,17 @@ def _hop(visit: Visit, number: int) -> nn.Module:
     if visit.scale != 1.0:
         hop.register_forward_pre_hook(_scaling(visit.scale), with_kwargs=True)
     return hop
+
+
+def layers_of(model: Any) -> nn.ModuleList:
+    """Return the stack of layers of a live model.
+
+    Raises:
+        BadRecipe: there is none that is known.
+    """
+    place, stack = _stack_of(model)
+    layers: nn.ModuleList = getattr(model.get_submodule(place), stack)
+    return layers
 
 
 def _scaling(scale: float) -> Callable[..., Any]:

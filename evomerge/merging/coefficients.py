@@ -21,8 +21,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 class Kernel(Protocol):
     """What merges one tensor, or several that lie side by side."""
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (m,)."""
         ...
 
 

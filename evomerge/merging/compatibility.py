@@ -10,9 +10,14 @@ import torch
 
 from evomerge.errors import BadSource
 from evomerge.foreign import read_json
+from evomerge.merging.aligned import Aligned
 from evomerge.merging.checkpoint import Checkpoint, text_config
 
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_POLICY = (
+    "Say which tokens the merged model has: sources.vocabulary in a search file (union, base or an expert's name), "
+    "tokenizer_source in a mergekit config, vocabulary in a recipe"
+)
 _SAME_MEANING = ("num_attention_heads", "num_key_value_heads", "head_dim", "n_head")
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 
@@ -92,12 +97,14 @@ def _check_tensors(first: Checkpoint, other: Checkpoint, names: Sequence[str]) -
         if ours[1:] == its[1:] and any(part in name for part in ("embed", "wte", "lm_head")):
             raise BadSource(
                 f"{other.path}: {name!r} has {its[0]} rows, in {first.path} {ours[0]}: the vocabularies differ. "
-                "Only sources with identical vocabularies can be merged; resize the embeddings first"
+                f"{_POLICY}"
             )
         raise BadSource(f"{other.path}: {name!r} has shape {list(its)}, in {first.path} {list(ours)}")
 
 
 def _check_vocabulary(first: Checkpoint, other: Checkpoint) -> None:
+    if isinstance(first, Aligned):
+        return
     ours, theirs = first.path / "tokenizer.json", other.path / "tokenizer.json"
     if ours.is_file() and theirs.is_file():
         if ours.read_bytes() == theirs.read_bytes():
@@ -114,10 +121,7 @@ def _check_vocabulary(first: Checkpoint, other: Checkpoint) -> None:
 
 
 def _vocabulary_differs(first: Checkpoint, other: Checkpoint, what: str) -> BadSource:
-    return BadSource(
-        f"{other.path}: its tokenizer differs from that of {first.path} ({what}). Only sources with identical "
-        "vocabularies can be merged"
-    )
+    return BadSource(f"{other.path}: its tokenizer differs from that of {first.path} ({what}). {_POLICY}")
 
 
 def _vocabulary(file: Path) -> dict[str, int]:

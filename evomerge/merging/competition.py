@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from evomerge.errors import CandidateFailed
+from evomerge.merging import cpu_counts
 from evomerge.merging.coefficients import base_of, check_size
+from evomerge.merging.compiled import decisions
+from evomerge.merging.cpu import Decision
 from evomerge.merging.elementwise import Elementwise, Rule
 from evomerge.merging.keeps import Keep
 from evomerge.merging.largest import largest, names_in
-from evomerge.merging.order_statistics import order_statistics
+from evomerge.merging.maker import Maker
+from evomerge.merging.order_statistics import order_statistics, value_of
 from evomerge.merging.selection import Selector
-from search_spaces.operators import ComPeft, Consensus, LocalizeStitch, MagMax, Pcb
+from search_spaces.operators import ComPeft, Consensus, LocalizeStitch, MagMax, MergeOperator, Pcb
 from search_spaces.recipe import Recipe
 
 _OUTLIERS = 1e-4  # share of elements that PCB cuts off at either end
@@ -28,6 +34,11 @@ class Strongest:
     """See `MagMax`."""
 
     weights: tuple[float, ...]
+
+    @property
+    def coded(self) -> Decision:
+        """See `elementwise.Rule`."""
+        return Decision(decisions.STRONGEST, [[weight] for weight in self.weights])
 
     def merge(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
         """See `elementwise.Rule`."""
@@ -46,6 +57,11 @@ class Agreed:
     selectivity: float
     votes: int
 
+    @property
+    def coded(self) -> Decision:
+        """See `elementwise.Rule`."""
+        return Decision(decisions.AGREED, [[weight, self.selectivity, self.votes] for weight in self.weights])
+
     def merge(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
         """See `elementwise.Rule`."""
         total = _sum(rows, self.weights)
@@ -62,6 +78,11 @@ class Stitched:
     weights: tuple[float, ...]
     keeps: tuple[Keep | None, ...]
 
+    @property
+    def coded(self) -> Decision:
+        """See `elementwise.Rule`."""
+        return Decision(decisions.STITCHED, [[weight] for weight in self.weights], self.keeps)
+
     def merge(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
         """See `elementwise.Rule`."""
         masks = [_mask(keep, row, start, stop) for keep, row in zip(self.keeps, rows, strict=True)]
@@ -76,6 +97,11 @@ class Signs:
     weights: tuple[float, ...]
     keeps: tuple[Keep | None, ...]
 
+    @property
+    def coded(self) -> Decision:
+        """See `elementwise.Rule`."""
+        return Decision(decisions.SIGNS, [[weight] for weight in self.weights], self.keeps)
+
     def merge(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
         """See `elementwise.Rule`."""
         kept = [row * _mask(keep, row, start, stop) for keep, row in zip(self.keeps, rows, strict=True)]
@@ -89,6 +115,12 @@ class Balanced:
     weights: tuple[float, ...]
     sizes: tuple[tuple[float, float], ...]
     scores: tuple[tuple[float, float], ...]
+
+    @property
+    def coded(self) -> Decision:
+        """See `elementwise.Rule`."""
+        numbers = zip(self.weights, self.sizes, self.scores, strict=True)
+        return Decision(decisions.BALANCED, [[weight, *size, *score] for weight, size, score in numbers])
 
     def merge(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
         """See `elementwise.Rule`."""
@@ -173,15 +205,42 @@ def _balanced(operator: Pcb, experts: tuple[int, ...], name: str, selector: Sele
                 yield [delta for _, _, delta in parts]
 
     ends = [int(size * _OUTLIERS), max(0, int(size * (1 - _OUTLIERS) - 1))]
-    sizes = selector.remember(
-        ("pcb sizes", experts, names), lambda: _limits(lambda i: (r[i].abs() for r in rows()), len(experts), ends)
-    )
-    ranks = [min(size - 1, int(size * (1.0 - operator.ratio))), size - 1]
-    scores = selector.remember(
-        ("pcb scores", experts, names, operator.ratio),
-        lambda: _limits(lambda i: (pcb_scores(r, sizes)[i] for r in rows()), len(experts), ranks),
-    )
+    sizes = tuple((low, high) for low, high in (selector.magnitudes(e, names, ends) for e in experts))
+    place = min(size - 1, int(size * (1.0 - operator.ratio)))
+
+    def limits() -> tuple[tuple[float, float], ...]:
+        if all(selector.compiled(experts, each) for each in names):
+            return score_limits(selector, experts, names, sizes, place)
+        return _limits(lambda i: (pcb_scores(r, sizes)[i] for r in rows()), len(experts), [place, size - 1])
+
+    scores = selector.remember(("pcb scores", experts, names, operator.ratio), limits)
     return Balanced(operator.weights, sizes, scores)
+
+
+def score_limits(
+    selector: Selector,
+    experts: tuple[int, ...],
+    names: tuple[str, ...],
+    sizes: tuple[tuple[float, float], ...],
+    rank: int,
+) -> tuple[tuple[float, float], ...]:
+    """Return the scores of this ``rank`` (0: the smallest) and the largest ones: the upper halves of their keys are
+    counted once, the lower ones in the bins that hold the rank."""
+
+    def counts(bins: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        parts = [cpu_counts.count_scores(*selector.tensors(experts, name), sizes, bins) for name in names]
+        return np.sum([part[0] for part in parts], axis=0), np.max([part[1] for part in parts], axis=0)
+
+    upper, most = selector.remember(("pcb counts", experts, names), lambda: counts([-1] * len(experts)))
+    ends = np.cumsum(upper, axis=1)
+    bins = [int(np.searchsorted(row, rank, side="right")) for row in ends]
+    lower, _ = counts(bins)
+    found = []
+    for row, part, place, largest_key in zip(ends, lower, bins, most, strict=True):
+        within = rank - int(row[place - 1] if place else 0)
+        low = int(np.searchsorted(np.cumsum(part), within, side="right"))
+        found.append((value_of(place << 16 | low), value_of(int(largest_key))))
+    return tuple(found)
 
 
 def _limits(
@@ -207,3 +266,6 @@ def _sum(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 def _mask(keep: Keep | None, row: Tensor, start: int, stop: int) -> Tensor:
     out = torch.ones_like(row)
     return out if keep is None else keep.mask(start, stop, row, out)
+
+
+MAKERS: dict[type[MergeOperator], Maker] = dict.fromkeys(get_args(Competing), competing)

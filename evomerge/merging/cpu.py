@@ -1,4 +1,4 @@
-"""The way from tensors and selections to the compiled kernels: what fits them, in how many threads."""
+"""The way from tensors and selections to the compiled merges: what fits them, in how many threads."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.compiled import merges, selections
+from evomerge.merging.compiled import decisions, elements, merges, vectors
 from evomerge.merging.compiled import rules as coded
-from evomerge.merging.keeps import Keep, KeepBand, KeepBelow, KeepDrawn, KeepLarge
+from evomerge.merging.keeps import Keep, KeepBand, KeepBelow, KeepDrawn, KeepImportant, KeepLarge, KeepRanked
 from evomerge.merging.terms import Term
 
 _BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
-_PIECE = 1 << 17  # elements; threads and sums work in such pieces, so that their number changes nothing
+_CODES = {torch.float32: elements.FLOAT32, torch.bfloat16: elements.BFLOAT16, torch.float16: elements.FLOAT16}
+PIECE = 1 << 17  # elements; threads and sums work in such pieces, so that their number changes nothing
 _FEW = 4  # terms that one pass sums up
 _MOST_DRAWS = 1 << 31  # elements of a tensor that one pair of words draws for
 Span = np.ndarray
@@ -30,7 +32,7 @@ class Rules:
 
     kinds: np.ndarray  # int64 (K, 2)
     limits: np.ndarray  # float32 (K, 2)
-    integers: np.ndarray  # int64 (K, 2, 5)
+    integers: np.ndarray  # int64 (K, 2, 7)
     held: tuple[Tensor, ...]  # fields whose addresses are among the integers
 
     @property
@@ -45,14 +47,13 @@ class Rules:
 
 
 def fits(sources: Sequence[Tensor], *others: Tensor) -> bool:
-    """Whether the kernels take ``sources``, of one dtype, and ``others``: on the CPU, in a dtype that they know."""
-    same = all(source.dtype is sources[0].dtype for source in sources)
-    return same and all(t.device.type == "cpu" and t.dtype in _BITS for t in (*sources, *others))
+    """Whether the kernels take ``sources`` and ``others``: contiguous on the CPU, each in a dtype that they know."""
+    return all(t.device.type == "cpu" and t.dtype in _BITS and t.is_contiguous() for t in (*sources, *others))
 
 
 def rules_of(keeps: Sequence[Keep | None], size: int) -> Rules | None:
     """Return the selections on tensors of ``size`` elements as rules; None if one is of a kind that has none."""
-    kinds, integers = np.zeros((len(keeps), 2), np.int64), np.zeros((len(keeps), 2, 5), np.int64)
+    kinds, integers = np.zeros((len(keeps), 2), np.int64), np.zeros((len(keeps), 2, 7), np.int64)
     limits = np.zeros((len(keeps), 2), np.float32)
     held: list[Tensor] = []
     for number, keep in enumerate(keeps):
@@ -80,39 +81,66 @@ def _rule(keep: Keep, size: int, limit: np.ndarray, integers: np.ndarray, held: 
         integers[coded.LIMIT] = keep.limit
         integers[coded.LOW], integers[coded.HIGH] = keep.key.words(keep.tensor, 0)
         return coded.DRAWN
+    if isinstance(keep, KeepRanked) and size <= _MOST_DRAWS:
+        integers[coded.LOW], integers[coded.HIGH] = keep.key.words(keep.tensor, 0)
+        integers[coded.FIELD], integers[coded.TABLE] = keep.field.data_ptr(), keep.limits.data_ptr()
+        integers[coded.WIDTH] = keep.limits.numel()
+        held += [keep.field, keep.limits]
+        return coded.RANKED
+    if isinstance(keep, KeepImportant) and keep.grid.axis == "rows" and keep.divergence.device.type == "cpu":
+        limit[0], integers[coded.WIDTH] = keep.limit, keep.grid.width
+        integers[coded.FIELD] = keep.divergence.data_ptr()
+        held.append(keep.divergence)
+        return coded.IMPORTANT
     return None
 
 
-def combine(sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, terms: Sequence[Term]) -> bool | None:
+def combine(
+    sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, terms: Sequence[Term], first: int = 0
+) -> bool | None:
     """Run `kernels.Combination`; return whether all that was written is finite, None if it does not fit."""
-    rules = rules_of([term.keep for term in terms], out.numel()) if fits(sources, out) else None
+    rules = rules_of([term.keep for term in terms], sources[pivot].numel()) if fits(sources, out) else None
     if rules is None:
         return None
-    base, target, factor = _array(sources[pivot]), _array(out), np.float32(scale)
+    base, factor = sources[pivot], np.float32(scale)
     weights = [term.coefficient for term in terms]
     chosen = [sources[term.source] for term in terms]
-    if rules.trivial and len(terms) <= _FEW:
+    if rules.trivial and len(terms) <= _FEW and all(source.dtype is base.dtype for source in chosen):
         missing = _FEW - len(terms)
-        others = _addresses([*chosen, *[sources[pivot]] * missing])
-        padded = np.array([*weights, *[0.0] * missing], np.float32)
-        return _finite(out, lambda span: merges.combine_few(base, others, target, padded, factor, span))
-    others, shares = _addresses(chosen), np.array(weights, np.float32)
-    return _finite(out, lambda span: merges.combine(base, others, target, shares, factor, *rules.arrays, span))
+        few = read_by([*chosen, *[base] * missing])
+        padded, start, target = (
+            np.array([*weights, *[0.0] * missing], np.float32),
+            _array(base),
+            _array_from(first, out),
+        )
+        return _finite(out, first, lambda span: merges.combine_few(start, few, target, padded, factor, span))
+    others, shares = read_by(chosen), np.array(weights, np.float32)
+    pivoted, target = read_by([base])[0], written_to(out, first)
+    return _finite(
+        out, first, lambda span: merges.combine(pivoted, others, target, shares, factor, *rules.arrays, span)
+    )
 
 
 def elect(
-    sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, normalize: bool, terms: Sequence[Term]
+    sources: Sequence[Tensor],
+    out: Tensor,
+    pivot: int,
+    scale: float,
+    normalize: bool,
+    terms: Sequence[Term],
+    first: int = 0,
 ) -> bool | None:
     """Run `kernels.Election`; see `combine`."""
-    rules = rules_of([term.keep for term in terms], out.numel()) if fits(sources, out) else None
+    rules = rules_of([term.keep for term in terms], sources[pivot].numel()) if fits(sources, out) else None
     if rules is None:
         return None
-    base, target, factor = _array(sources[pivot]), _array(out), np.float32(scale)
-    others = _addresses([sources[term.source] for term in terms])
+    base, target, factor = read_by([sources[pivot]])[0], written_to(out, first), np.float32(scale)
+    others = read_by([sources[term.source] for term in terms])
     weights = np.array([term.coefficient for term in terms], np.float32)
     sizes = np.array([abs(term.weight) for term in terms], np.float32)
     return _finite(
         out,
+        first,
         lambda span: merges.elect(base, others, target, weights, sizes, factor, normalize, *rules.arrays, span),
     )
 
@@ -125,67 +153,82 @@ def fuse(
     experts: Sequence[int],
     shares: Sequence[float],
     keep: Keep | None,
+    first: int = 0,
 ) -> bool | None:
     """Run `sce.Fusion`; see `combine`."""
-    rules = rules_of([keep], out.numel()) if fits(sources, out) else None
+    rules = rules_of([keep], sources[pivot].numel()) if fits(sources, out) else None
     if rules is None:
         return None
-    base, target, factor = _array(sources[pivot]), _array(out), np.float32(scale)
-    others, energy = _addresses([sources[source] for source in experts]), np.array(shares, np.float32)
-    return _finite(out, lambda span: merges.fuse(base, others, target, energy, factor, *rules.arrays, span))
+    base, target, factor = read_by([sources[pivot]])[0], written_to(out, first), np.float32(scale)
+    others, energy = read_by([sources[source] for source in experts]), np.array(shares, np.float32)
+    return _finite(out, first, lambda span: merges.fuse(base, others, target, energy, factor, *rules.arrays, span))
 
 
-def count_magnitudes(base: Tensor, others: Sequence[Tensor], *, shift: int, first: int, bins: int) -> np.ndarray:
-    """Return how many magnitudes have the bits ``first + i`` after a right shift, int64 (bins,).
+@dataclass(frozen=True)
+class Decision:
+    """A rule of `elementwise` as the kernels read it.
 
-    The magnitudes are those of one expert's task vector, or the variances over several.
+    Attributes:
+        kind: one of `compiled.decisions`.
+        table: numbers of each expert, as the rule wants them.
+        keeps: what it keeps of each; no entry where it keeps everything of all.
     """
-    array, addresses = _array(base), _addresses(others)
 
-    def count(span: Span) -> np.ndarray:
-        counts = np.zeros((2, bins), np.int64)
-        selections.count_magnitudes(array, addresses, shift, first, counts, span)
-        return np.asarray(counts.sum(axis=0))
-
-    return np.asarray(sum(_spread(base.numel(), count)))
+    kind: int
+    table: Sequence[Sequence[float]]
+    keeps: tuple[Keep | None, ...] = ()
 
 
-def position_of_tie(base: Tensor, others: Sequence[Tensor], limit: float, number: int) -> int:
-    """Return the position of the ``number``-th element (from 1) of exactly the magnitude ``limit``."""
-    span = np.array([0, base.numel()])
-    return int(selections.position_of_tie(_array(base), _addresses(others), np.float32(limit), number, span))
-
-
-def kept_norms(base: Tensor, other: Tensor, keep: Keep) -> tuple[float, float] | None:
-    """Return the L1 norms of a task vector and of what ``keep`` keeps of it, None if it does not fit."""
-    rules = rules_of([keep], base.numel())
+def decide(
+    sources: Sequence[Tensor],
+    out: Tensor,
+    pivot: int,
+    scale: float,
+    experts: Sequence[int],
+    decision: Decision,
+    first: int = 0,
+) -> bool | None:
+    """Run `elementwise.Elementwise`; see `combine`."""
+    chosen = [sources[expert] for expert in experts]
+    keeps = decision.keeps or (None,) * len(chosen)
+    rules = rules_of(keeps, sources[pivot].numel()) if fits([sources[pivot], *chosen], out) else None
     if rules is None:
         return None
-    array, addresses = _array(base), _addresses([other])
+    table = np.zeros((len(chosen), 5), np.float32)
+    for row, numbers in zip(table, decision.table, strict=True):
+        row[: len(numbers)] = numbers
+    base, target, factor = read_by([sources[pivot]])[0], written_to(out, first), np.float32(scale)
+    others = read_by(chosen)
+    return _finite(
+        out,
+        first,
+        lambda span: decisions.decide(decision.kind, base, others, target, table, factor, *rules.arrays, span),
+    )
 
-    def norms(span: Span) -> np.ndarray:
-        sums = np.zeros(2)
-        selections.kept_norms(array, addresses, rules.kinds[0], rules.limits[0], rules.integers[0], sums, span)
-        return sums
 
-    total, kept = np.asarray(sum(_spread(base.numel(), norms, piece=_PIECE))).tolist()
-    return total, kept
-
-
-def energies(base: Tensor, others: Sequence[Tensor], keep: Keep | None) -> np.ndarray | None:
-    """Return each expert's sum of squares over the elements that ``keep``, told from the variance, keeps: (K,)."""
-    rules = rules_of([keep], base.numel())
-    if rules is None:
+def add_up(base: Tensor, added: Sequence[Tensor], out: Tensor, weights: Sequence[float], first: int = 0) -> bool | None:
+    """Run `virtual.Addition`; see `combine`."""
+    if not fits([base, *added], out):
         return None
-    array, addresses = _array(base), _addresses(others)
+    pivot, target = read_by([base])[0], written_to(out, first)
+    others, factors = read_by(added), np.array(weights, np.float32)
+    return _finite(out, first, lambda span: vectors.add_up(pivot, others, target, factors, span))
 
-    def squares(span: Span) -> np.ndarray:
-        sums = np.zeros(len(others))
-        kind, limit = rules.kinds[0, 0], rules.limits[0, 0]
-        selections.energies(array, addresses, kind, limit, rules.integers[0, 0], sums, span)
-        return sums
 
-    return np.asarray(sum(_spread(base.numel(), squares, piece=_PIECE)))
+def combine_vectors(
+    sources: Sequence[Tensor], out: Tensor, pivot: int, scale: float, experts: Sequence[int], coefficients: Tensor,
+    *, by_row: bool, width: int, first: int = 0,
+) -> bool | None:  # fmt: skip
+    """Run `rows.VectorCombination`; see `combine`."""
+    chosen = [sources[expert] for expert in experts]
+    if not fits([sources[pivot], *chosen], out, coefficients):
+        return None
+    base, target, factor = read_by([sources[pivot]])[0], written_to(out, first), np.float32(scale)
+    others = read_by(chosen)
+    table = coefficients.numpy()
+    return _finite(
+        out, first, lambda span: vectors.combine_vectors(base, others, target, table, by_row, width, factor, span)
+    )
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -193,22 +236,37 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.view(_BITS[tensor.dtype]).numpy()
 
 
-def _addresses(tensors: Sequence[Tensor]) -> np.ndarray:
-    return np.array([tensor.data_ptr() for tensor in tensors], np.uint64)
+def read_by(tensors: Sequence[Tensor]) -> np.ndarray:
+    """Return the addresses of ``tensors`` and the codes of their dtypes: uint64 (K, 2)."""
+    return np.array([(tensor.data_ptr(), _CODES[tensor.dtype]) for tensor in tensors], np.uint64)
 
 
-def _finite(out: Tensor, work: Callable[[Span], Any]) -> bool:
-    return not any(_spread(out.numel(), work))
+def written_to(out: Tensor, first: int) -> np.ndarray:
+    """Return the same of ``out``, uint64 (2,), as the elements ``first`` and on of what is written."""
+    return np.array([out.data_ptr() - first * out.itemsize, _CODES[out.dtype]], np.uint64)
 
 
-def _spread(size: int, work: Callable[[Span], Any], *, piece: int | None = None) -> list[Any]:
-    """Do ``work`` on all of ``size`` elements, in as many threads as torch has; return the results in order.
+def _array_from(first: int, tensor: Tensor) -> np.ndarray:
+    """Return ``tensor`` as the elements ``first`` and on of an array; the kernels leave alone what lies before them."""
+    array = _array(tensor)
+    address = array.ctypes.data - first * array.itemsize
+    known = {**array.__array_interface__, "data": (address, False), "shape": (first + array.size,), "strides": None}
+    return np.asarray(SimpleNamespace(__array_interface__=known))
+
+
+def _finite(out: Tensor, first: int, work: Callable[[Span], Any]) -> bool:
+    return not any(spread(out.numel(), work, first=first))
+
+
+def spread(size: int, work: Callable[[Span], Any], *, piece: int | None = None, first: int = 0) -> list[Any]:
+    """Do ``work`` on ``size`` elements from ``first`` on, in as many threads as torch has; return the results in order.
 
     With ``piece`` every span has that size, so that sums over the results do not depend on the threads.
     """
     threads = torch.get_num_threads()
-    step = piece or max(_PIECE, -(-size // (threads * _PIECE)) * _PIECE)
-    spans = [np.array([start, min(start + step, size)]) for start in range(0, size, step)]
+    step = piece or max(PIECE, -(-size // (threads * PIECE)) * PIECE)
+    stop = first + size
+    spans = [np.array([start, min(start + step, stop)]) for start in range(first, stop, step)]
     if threads == 1 or len(spans) == 1:
         return [work(span) for span in spans]
     return list(_pool(threads).map(work, spans))

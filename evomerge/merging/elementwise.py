@@ -10,15 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.merging import cpu, cpu_counts
 from evomerge.merging.coefficients import base_of, check_size
+from evomerge.merging.compiled import decisions
+from evomerge.merging.cpu import Decision
 from evomerge.merging.kernels import Scratch, chunks, finish, float32, part
+from evomerge.merging.maker import Maker
 from evomerge.merging.selection import Selector
-from search_spaces.operators import NearSwap, Ram, RamPlus
+from search_spaces.operators import MergeOperator, NearSwap, Ram, RamPlus
 from search_spaces.recipe import Recipe
 
 
 class Rule(Protocol):
     """What becomes of the task vectors in some elements."""
+
+    @property
+    def coded(self) -> Decision | None:
+        """The rule for the compiled kernel; none where it has no such form."""
+        ...
 
     def merge(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
         """Return the merged task vector, float32 (stop - start,), of ``rows``, one per expert: they are overwritten."""
@@ -39,17 +48,28 @@ class Elementwise:
     rule: Rule
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
-        for start, stop, target in chunks(out, scratch):
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the merge of flat ``sources`` (n,), any float dtypes, to ``out``."""
+        coded = self.rule.coded
+        if coded is not None and scratch.noted(
+            cpu.decide(sources, out, self.pivot, self.scale, self.sources, coded, first)
+        ):
+            return
+        for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
             rows = [scratch.row(1 + number, size) for number in range(len(self.sources))]
             for source, row in zip(self.sources, rows, strict=True):
                 torch.sub(float32(part(sources[source], start, stop), row), pivot, out=row)
+            bad = not_finite(rows)
             total = self.rule.merge(rows, start, stop)
-            finish(total.mul_(self.scale), pivot, 1.0, target)
+            finish(total.mul_(self.scale).add_(bad), pivot, 1.0, target)
             scratch.watch(target)
+
+
+def not_finite(rows: Sequence[Tensor]) -> Tensor:
+    """Return NaN where one of ``rows`` is not finite and 0 elsewhere: rules compare and clip, which would hide it."""
+    return torch.stack(list(rows)).mul_(0.0).sum(0)
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,11 @@ class Near:
     """No element moves further than ``reach``."""
 
     reach: float
+
+    @property
+    def coded(self) -> Decision:
+        """See `Rule`."""
+        return Decision(decisions.NEAR, [[self.reach]])
 
     def merge(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
         """See `Rule`."""
@@ -69,6 +94,11 @@ class Touched:
 
     epsilon: float
     factors: tuple[float, ...]
+
+    @property
+    def coded(self) -> Decision:
+        """See `Rule`."""
+        return Decision(decisions.TOUCHED, [[self.epsilon, factor] for factor in self.factors])
 
     def merge(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
         """See `Rule`."""
@@ -98,12 +128,25 @@ def shared_ratios(selector: Selector, experts: tuple[int, ...], name: str, epsil
 
     It is infinite where there are shared elements only, and 0 where there are none.
     """
+    base, others = selector.tensors(experts, name)
+    if cpu.fits([base, *others]):
+        shared, alone = cpu_counts.count_moved(base, others, epsilon).astype(float)
+    else:
+        shared, alone = _moved(selector, experts, name, epsilon)
+    with np.errstate(divide="ignore"):
+        ratios = np.where(shared == 0.0, 0.0, shared / np.where(shared == 0.0, 1.0, alone))
+    return tuple(ratios.tolist())
+
+
+def _moved(selector: Selector, experts: tuple[int, ...], name: str, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many elements an expert and others moved, and it alone: float64 (K,) each."""
     shared, alone = np.zeros(len(experts)), np.zeros(len(experts))
     for parts in zip(*(selector.deltas(expert, name) for expert in experts), strict=True):
         moved = torch.stack([delta.abs() > epsilon for _, _, delta in parts])
         count = moved.sum(0)
         shared += (moved & (count > 1)).sum(1).numpy()
         alone += (moved & (count == 1)).sum(1).numpy()
-    with np.errstate(divide="ignore"):
-        ratios = np.where(shared == 0.0, 0.0, shared / np.where(shared == 0.0, 1.0, alone))
-    return tuple(ratios.tolist())
+    return shared, alone
+
+
+MAKERS: dict[type[MergeOperator], Maker] = dict.fromkeys((NearSwap, Ram, RamPlus), kernel)

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.errors import BadRecipe, CandidateFailed
+from evomerge.errors import BadRecipe
+from evomerge.merging.adapter import Adapter, Factors
+from evomerge.merging.aligned import Aligned
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.coefficients import Kernel
-from evomerge.merging.kernels import Scratch, part
+from evomerge.merging.kernels import Scratch
 from evomerge.merging.masks import MaskKey, mask_keys
 from evomerge.merging.mosaics import Mosaics
-from evomerge.merging.operators import for_tensor, whole_run
-from evomerge.merging.rounding import Rounding
+from evomerge.merging.operators import ALIKE, for_tensor, whole_run
+from evomerge.merging.pieces import Piece, TensorMerge, check_finite
 from evomerge.merging.selection import CACHE_BYTES, Selector
 from evomerge.merging.step import stepped
-from search_spaces.operators import Linear, TaskArithmetic
 from search_spaces.recipe import Block, Blocks, PathBody, Recipe
 from search_spaces.tensors import block_for
 from search_spaces.tiles import MosaicBody
@@ -78,8 +79,14 @@ class Destination(Mapping[str, Tensor]):
 class MergeEngine:
     """Applies recipes to a fixed list of checkpoints, which the sources of every recipe name in this order."""
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], *, names: Sequence[str]) -> None:
-        """Prepare to merge the tensors ``names`` of ``checkpoints`` (checked by `compatibility.check`)."""
+    def __init__(
+        self, checkpoints: Sequence[Checkpoint], *, names: Sequence[str], cache_bytes: int | None = None
+    ) -> None:
+        """Prepare to merge the tensors ``names`` of ``checkpoints`` (checked by `compatibility.check`).
+
+        ``cache_bytes`` is the most that selections remember, by default what suits a search.
+        """
+        self._cache_bytes = cache_bytes
         self._checkpoints = tuple(checkpoints)
         wanted = set(names)
         first = self._checkpoints[0]
@@ -111,7 +118,7 @@ class MergeEngine:
             scratch = self._merge_blocks(recipe, body, target)
         if not scratch.healthy():
             for name in self.order:
-                _check_finite(recipe, name, target[name])
+                check_finite(_what(recipe, name), target[name])
 
     def _merge_blocks(self, recipe: Recipe, body: Blocks, target: Destination) -> Scratch:
         runs = self._planned(recipe, body, target)
@@ -129,41 +136,38 @@ class MergeEngine:
         _check_dtype(recipe, target[self.order[0]])
         scratch = self._scratch_on(target[self.order[0]].device)
         for name in self.order:
-            self._mosaic_tensor(body, name, target[name].view(-1), scratch)
+            pieces = list(self._mosaics.pieces(body, name))
+            sources = [flat[name] for flat in self._flat]
+            TensorMerge(name, sources, pieces, scratch).fill_unchecked(target[name].view(-1))
         return scratch
 
-    def _mosaic_tensor(self, body: MosaicBody, name: str, out: Tensor, scratch: Scratch) -> None:
-        sources = [flat[name] for flat in self._flat]
-        for start, stop, kernel in self._mosaics.pieces(body, name):
-            kernel.run([part(source, start, stop) for source in sources], part(out, start, stop), scratch)
-
-    def merge_tensor(self, recipe: Recipe, name: str, *, rounding: Rounding | None = None) -> Tensor:
+    def merge_tensor(self, recipe: Recipe, name: str) -> Tensor:
         """Return tensor ``name`` of ``recipe``, with the bytes that `merge` would write.
 
-        ``rounding`` casts it and looks at what that changes.
+        Raises:
+            BadRecipe, CandidateFailed: see `tensor_merge`.
+        """
+        merge = self.tensor_merge(recipe, name)
+        out = torch.empty(self._checkpoints[0].info(name).shape, dtype=DTYPES[recipe.dtype])
+        merge.fill(out.view(-1))
+        return out
+
+    def tensor_merge(self, recipe: Recipe, name: str) -> TensorMerge:
+        """Return what makes tensor ``name`` of ``recipe`` on the CPU, whole or in pieces.
 
         Raises:
             BadRecipe: the recipe does not fit the checkpoints, or there is no such tensor.
-            CandidateFailed: weights that cancel or a result that is not finite.
+            CandidateFailed: weights that cancel; or, when it is made, a result that is not finite.
         """
         self._check_recipe(recipe)
         if name not in self._flat[0]:
             raise BadRecipe(f"tensor {name!r} is not one of the {len(self.order)} that are merged")
-        shape = self._checkpoints[0].info(name).shape
-        out = torch.empty(shape, dtype=DTYPES[recipe.dtype]) if rounding is None else rounding.room(shape)
-        scratch = self._scratch_on(out.device)
-        body = _merge_in(recipe)
+        body, sources = _merge_in(recipe), [flat[name] for flat in self._flat]
         if isinstance(body, MosaicBody):
-            self._mosaic_tensor(body, name, out.view(-1), scratch)
+            pieces = list(self._mosaics.pieces(body, name))
         else:
-            kernel = self.kernel(recipe, name)
-            kernel.run([flat[name] for flat in self._flat], out.view(-1), scratch)
-        if rounding is not None:
-            out = rounding.cast(name, out)
-            scratch.watch(out)
-        if not scratch.healthy():
-            _check_finite(recipe, name, out)
-        return out
+            pieces = [Piece(0, sources[0].numel(), self.kernel(recipe, name))]
+        return TensorMerge(_what(recipe, name), sources, pieces, self._scratch_on(torch.device("cpu")))
 
     def kernel(self, recipe: Recipe, name: str) -> Kernel:
         """Return what merges tensor ``name`` of a recipe of blocks.
@@ -187,8 +191,16 @@ class MergeEngine:
         base = recipe.base if recipe.base is not None else 0
         if base not in self._selectors:
             shapes = {name: self._checkpoints[0].info(name).shape for name in self.order}
-            self._selectors[base] = Selector([flat.__getitem__ for flat in self._flat], base, shapes)
+            flat = [flat.__getitem__ for flat in self._flat]
+            self._selectors[base] = Selector(flat, base, shapes, self._cache_bytes, self._factors)
         return self._selectors[base]
+
+    def _factors(self, source: int, name: str) -> Factors | None:
+        checkpoint = self._checkpoints[source]
+        checkpoint = checkpoint.source if isinstance(checkpoint, Aligned) else checkpoint
+        if not isinstance(checkpoint, Adapter):
+            raise BadRecipe(f"{checkpoint.path} is no LoRA adapter, and operators on factors merge nothing else")
+        return checkpoint.factors(name)
 
     def _scratch_on(self, device: torch.device) -> Scratch:
         if device not in self._scratch:
@@ -275,7 +287,7 @@ def _flat(checkpoint: Checkpoint, names: Sequence[str]) -> Mapping[str, Tensor]:
 
 def _alike(block: Block) -> bool:
     """Whether all tensors of the block are merged alike, so that neighbours can be merged as one."""
-    return isinstance(block.operator, Linear | TaskArithmetic) and not block.has_step
+    return isinstance(block.operator, ALIKE) and not block.has_step
 
 
 def _touch(one: Tensor, two: Tensor) -> bool:
@@ -295,6 +307,5 @@ def _check_dtype(recipe: Recipe, out: Tensor) -> None:
         raise BadRecipe(f"the recipe is {recipe.dtype}, but the tensors to write are {out.dtype}")
 
 
-def _check_finite(recipe: Recipe, name: str, tensor: Tensor) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        raise CandidateFailed(f"recipe {recipe.digest[:12]}: tensor {name!r} came out with NaN or infinite values")
+def _what(recipe: Recipe, name: str) -> str:
+    return f"recipe {recipe.digest[:12]}: tensor {name!r}"

@@ -13,7 +13,8 @@ def cosines(products: np.ndarray) -> np.ndarray:
     """Return the cosines, float64 (..., K, K), of vectors with these inner products; 0 where a vector is zero."""
     norms = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1))
     norms = np.where(norms > 0.0, norms, 1.0)
-    cosine: np.ndarray = np.clip(products / norms[..., :, None] / norms[..., None, :], -1.0, 1.0)
+    with np.errstate(invalid="ignore"):  # sources that are not finite fail the candidate later
+        cosine: np.ndarray = np.clip(products / norms[..., :, None] / norms[..., None, :], -1.0, 1.0)
     return cosine
 
 

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from evomerge.merging.coefficients import base_of, effective
+from evomerge.merging.grid import Grid
+from evomerge.merging.keeps import KeepImportant
 from evomerge.merging.kernels import Combination
+from evomerge.merging.maker import Maker
 from evomerge.merging.order_statistics import order_statistics
-from evomerge.merging.rows import Grid
 from evomerge.merging.selection import Selector
 from evomerge.merging.terms import Term
-from search_spaces.operators import ArceeFusion
+from search_spaces.operators import ArceeFusion, MergeOperator
 from search_spaces.recipe import Recipe
 
-_CHUNK = 1 << 18
-
-
-@dataclass(frozen=True)
-class KeepImportant:
-    """Elements with ``|delta| divergence[row] >= limit``; ``divergence`` is float32 (rows,)."""
-
-    divergence: Tensor
-    grid: Grid
-    limit: float
-
-    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
-        """See `keeps.Keep`."""
-        factor = self.divergence[self.grid.vector_of(start, stop)].to(out.device)
-        return torch.abs(delta, out=out).mul_(factor).ge_(self.limit)
+_CHUNK = 1 << 16
 
 
 def arcee_fusion(operator: ArceeFusion, recipe: Recipe, name: str, selector: Selector) -> Combination:
@@ -70,3 +57,6 @@ def _quartiles(selector: Selector, source: int, name: str, divergence: Tensor, g
 
     last = selector.size(name) - 1
     return order_statistics(importance, [int(share * last) for share in (0.25, 0.5, 0.75)])
+
+
+MAKERS: dict[type[MergeOperator], Maker] = {ArceeFusion: arcee_fusion}

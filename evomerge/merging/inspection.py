@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,10 @@ from evomerge.inspection import PARTS, SUMS, Inspection, place_of
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names, ties_embeddings
 from evomerge.merging.sources import cache_folder
+from evomerge.shares import Progress
 
 _CHUNK = 1 << 18  # elements in float32 at a time, of each of two tensors
 _FORMAT = 1  # of what is remembered
-Progress = Callable[[int, int], None]
 
 
 def inspect(checkpoints: Sequence[Checkpoint], names: Sequence[str], *, progress: Progress | None = None) -> Inspection:

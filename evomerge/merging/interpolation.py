@@ -8,16 +8,18 @@ import torch
 from evomerge.errors import CandidateFailed
 from evomerge.merging import geometry
 from evomerge.merging.coefficients import base_of, check_size, weighted
+from evomerge.merging.grid import Grid
 from evomerge.merging.kernels import Combination
-from evomerge.merging.rows import Grid, VectorCombination, products_by_vector
+from evomerge.merging.maker import Maker
+from evomerge.merging.rows import VectorCombination, products_by_vector
 from evomerge.merging.selection import Selector
-from search_spaces.operators import Karcher, ModelStock, NuSlerp
+from search_spaces.operators import Karcher, MergeOperator, ModelStock, NuSlerp
 from search_spaces.recipe import Recipe
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
-def karcher(operator: Karcher, name: str, selector: Selector) -> Combination:
+def karcher(operator: Karcher, recipe: Recipe, name: str, selector: Selector) -> Combination:
     """Return the weighted Karcher mean of the sources' tensors ``name``.
 
     Raises:
@@ -71,3 +73,6 @@ def _products(selector: Selector, positions: tuple[int, ...], name: str, grid: G
         return [other[start:stop].float() - base[start:stop].float() for other in others]
 
     return products_by_vector(deltas, grid, base.numel())
+
+
+MAKERS: dict[type[MergeOperator], Maker] = {Karcher: karcher}

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from evomerge.merging.grid import Grid
 from evomerge.merging.masks import MaskKey, draws
 
 
@@ -76,3 +77,37 @@ class KeepDrawn:
     def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
         """See `Keep`."""
         return torch.lt(draws(self.key, self.tensor, start, stop, device=out.device), self.limit, out=out)
+
+
+@dataclass(frozen=True)
+class KeepRanked:
+    """Elements of ``tensor`` whose draw is below the limit of their rank within their row.
+
+    Attributes:
+        field: the ranks, uint16 (n,).
+        limits: int64 (width of a row,).
+    """
+
+    key: MaskKey
+    tensor: str
+    field: Tensor
+    limits: Tensor
+
+    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
+        """See `Keep`."""
+        limits = torch.index_select(self.limits, 0, self.field[start:stop].int())
+        return out.copy_(torch.lt(draws(self.key, self.tensor, start, stop), limits))
+
+
+@dataclass(frozen=True)
+class KeepImportant:
+    """Elements with ``|delta| divergence[row] >= limit``; ``divergence`` is float32 (rows,)."""
+
+    divergence: Tensor
+    grid: Grid
+    limit: float
+
+    def mask(self, start: int, stop: int, delta: Tensor, out: Tensor) -> Tensor:
+        """See `Keep`."""
+        factor = self.divergence[self.grid.vector_of(start, stop)].to(out.device)
+        return torch.abs(delta, out=out).mul_(factor).ge_(self.limit)

@@ -66,12 +66,12 @@ class Combination:
     scale: float
     terms: tuple[Term, ...]
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the combination of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the combination of flat ``sources`` (n,), any float dtypes, to ``out``."""
         same = self._equal_source()
-        if same is None and scratch.noted(cpu.combine(sources, out, self.pivot, self.scale, self.terms)):
+        if same is None and scratch.noted(cpu.combine(sources, out, self.pivot, self.scale, self.terms, first)):
             return
-        for start, stop, target in chunks(out, scratch):
+        for start, stop, target in chunks(out, scratch, first):
             if same is not None:
                 target.copy_(part(sources[same], start, stop))
             else:
@@ -117,11 +117,11 @@ class Election:
     normalize: bool
     terms: tuple[Term, ...]
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
-        if scratch.noted(cpu.elect(sources, out, self.pivot, self.scale, self.normalize, self.terms)):
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the merge of flat ``sources`` (n,), any float dtypes, to ``out``."""
+        if scratch.noted(cpu.elect(sources, out, self.pivot, self.scale, self.normalize, self.terms, first)):
             return
-        for start, stop, target in chunks(out, scratch):
+        for start, stop, target in chunks(out, scratch, first):
             self._chunk(sources, target, start, stop, scratch)
             scratch.watch(target)
 
@@ -147,15 +147,15 @@ class Election:
         finish(total, pivot, 1.0, target)
 
 
-def chunks(out: Tensor, scratch: Scratch) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield start, stop and that part of ``out``, in steps of the buffers' size."""
+def chunks(out: Tensor, scratch: Scratch, first: int = 0) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield start, stop and that part of ``out``, which begins at element ``first``, in steps of the buffers' size."""
     size = out.numel()
     if size <= scratch.chunk:
-        yield 0, size, out
+        yield first, first + size, out
         return
     for start in range(0, size, scratch.chunk):
         stop = min(start + scratch.chunk, size)
-        yield start, stop, out[start:stop]
+        yield first + start, first + stop, out[start:stop]
 
 
 def part(source: Tensor, start: int, stop: int) -> Tensor:

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor
-
 from evomerge.merging.keeps import Keep, KeepLarge
-from evomerge.merging.order_statistics import order_statistics
 from evomerge.merging.selection import Selector
 from search_spaces.operators.base import Scope
 
@@ -25,18 +19,7 @@ def largest(selector: Selector, source: int, name: str, density: float, scope: S
     """
     if scope == "tensor" or density >= 1.0:
         return selector.largest(source, name, density)
-    limit = selector.remember(("of the model", source, density), lambda: _limit(selector, source, density))
-    return KeepLarge(limit, last_tie=2**62)
-
-
-def _limit(selector: Selector, source: int, density: float) -> float:
     names = tuple(selector.shapes)
-    size = sum(selector.size(name) for name in names)
-
-    def magnitudes() -> Iterator[Tensor]:
-        for name in names:
-            for _, _, delta in selector.deltas(source, name):
-                yield torch.abs(delta)
-
-    (limit,) = order_statistics(magnitudes, [size - max(1, int(density * size))])
-    return limit
+    size = sum(selector.size(each) for each in names)
+    (limit,) = selector.magnitudes(source, names, [size - max(1, int(density * size))])
+    return KeepLarge(limit, last_tie=2**62)

@@ -10,11 +10,12 @@ from typing import Any
 from evomerge.errors import BadRecipe
 from evomerge.foreign import parse_yaml
 from evomerge.merging.mergekit_settings import METHODS, WITHOUT_BASE, Settings, parameters_of
+from evomerge.merging.mergekit_tokenizer import Tokenizer, read_tokenizer
 from search_spaces.recipe import Source
 
 _TOP = (
     "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
-    "tokenizer",
+    "tokenizer", "chat_template",
 )  # fmt: skip
 
 
@@ -46,8 +47,9 @@ class MergekitConfig:
     slices: tuple[Slice, ...]
     parameters: Settings
     dtype: str | None
-    tokenizer: Source | None
+    tokenizer: Tokenizer
     models: tuple[Source, ...] = field(default=())
+    merged: tuple[Source, ...] = field(default=())
 
 
 def parse(text_or_path: str | Path) -> MergekitConfig:
@@ -71,8 +73,9 @@ def parse(text_or_path: str | Path) -> MergekitConfig:
     if method not in WITHOUT_BASE and any(piece.base is None for piece in slices):
         raise BadRecipe(f"mergekit config: {method} needs a base_model")
     inputs = [entry.model for piece in slices for entry in piece.inputs]
-    tokenizer = _tokenizer(value, base)
-    models = tuple(dict.fromkeys([*([base] if base else []), *inputs, *([tokenizer] if tokenizer else [])]))
+    tokenizer = read_tokenizer(value, base, _model)
+    merged = tuple(dict.fromkeys([*([base] if base else []), *inputs]))
+    models = tuple(dict.fromkeys([*merged, *([tokenizer.model] if tokenizer.model else [])]))
     return MergekitConfig(
         method=method,
         base=base,
@@ -81,6 +84,7 @@ def parse(text_or_path: str | Path) -> MergekitConfig:
         dtype=_dtype(value),
         tokenizer=tokenizer,
         models=models,
+        merged=merged,
     )
 
 
@@ -179,24 +183,6 @@ def _dtype(value: Mapping[str, Any]) -> str | None:
             raise BadRecipe(f"mergekit config: {key} should be float32, bfloat16 or float16, got {value[key]!r}")
     chosen = value.get("out_dtype") or value.get("dtype")
     return str(chosen).removeprefix("torch.") if chosen else None
-
-
-def _tokenizer(value: Mapping[str, Any], base: Source | None) -> Source | None:
-    section = value.get("tokenizer") or {}
-    _known(section, ("source",), "tokenizer")
-    wanted = section.get("source", value.get("tokenizer_source"))
-    if wanted is None:
-        return None
-    if wanted == "base":
-        if base is None:
-            raise BadRecipe("mergekit config: the tokenizer of 'base' is asked for, but there is no base_model")
-        return base
-    if wanted == "union":
-        raise BadRecipe(
-            "mergekit config: tokenizer_source 'union' is not supported; name the model whose tokenizer to keep "
-            "(only models with identical vocabularies can be merged)"
-        )
-    return _model(wanted)
 
 
 def _list(value: Any, what: str) -> Sequence[Any]:

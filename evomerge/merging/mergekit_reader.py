@@ -15,18 +15,20 @@ from typing import Any
 import torch
 
 from evomerge.errors import BadRecipe
-from evomerge.merging.adapter import open_sources
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.mergekit_layout import MergekitConfig, Slice, parse
 from evomerge.merging.mergekit_operators import Asked, read_operator
 from evomerge.merging.mergekit_paths import is_path, path_of
 from evomerge.merging.mergekit_settings import filters_in
+from evomerge.merging.opening import open_sources
 from evomerge.merging.sources import resolve
+from evomerge.merging.vocabulary import plan_vocabulary
 from search_spaces.operators import Operator
 from search_spaces.patterns import matches
 from search_spaces.recipe import Block, Blocks, Dtype, PathBody, Recipe
 from search_spaces.tensors import in_stack, layer_of
+from search_spaces.vocabulary import Vocabulary
 
 _Groups = list[tuple[tuple[str, ...], Operator]]
 
@@ -41,7 +43,7 @@ def from_mergekit(text_or_path: str | Path, *, mask_seed: int = 0) -> Recipe:
         BadSource: a model cannot be opened.
     """
     config = parse(text_or_path)
-    donor = config.tokenizer or config.base or config.models[0]
+    donor = config.tokenizer.model or config.base or config.models[0]
     base = config.models.index(config.base) if config.base is not None else None
     checkpoints = open_sources([resolve(model.path, model.revision) for model in config.models], base)
     body: Blocks | PathBody
@@ -54,8 +56,18 @@ def from_mergekit(text_or_path: str | Path, *, mask_seed: int = 0) -> Recipe:
         base=base,
         tokenizer=config.models.index(donor),
         dtype=_dtype(config, checkpoints),
+        vocabulary=_vocabulary(config, checkpoints, base),
         body=body,
     )
+
+
+def _vocabulary(config: MergekitConfig, checkpoints: Sequence[Checkpoint], base: int | None) -> Vocabulary | None:
+    """Return the config's vocabulary; none where nothing is asked for, or all have it already."""
+    if not config.tokenizer.asked:
+        return None
+    policy = config.tokenizer.vocabulary(config.models, config.merged, config.base)
+    equal = not plan_vocabulary(checkpoints, policy, base).changes
+    return None if equal and policy.chat_template is None else policy
 
 
 def _dtype(config: MergekitConfig, checkpoints: Sequence[Checkpoint]) -> Dtype:

@@ -14,8 +14,9 @@ from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.mergekit_inputs import Piece, Rule, check_expressible, inputs_of, pair_of, slerp_base
 from evomerge.merging.mergekit_paths import slices_of
+from evomerge.merging.mergekit_tokenizer import written
 from evomerge.merging.sources import resolve
-from search_spaces.operators import Karcher, Linear, Passthrough, Slerp
+from search_spaces.operators import Karcher, Linear, Mwa, OperatorPlugIn, Passthrough, Slerp
 from search_spaces.patterns import matches
 from search_spaces.recipe import Block, Blocks, PathBody, Recipe, Source
 from search_spaces.tensors import layer_of
@@ -41,12 +42,27 @@ def to_mergekit(recipe: Recipe) -> str:
     for each in recipe.sources:
         if is_adapter(resolve(each.path, each.revision)):
             raise BadRecipe(f"{each.path} is an adapter: export the merge as a checkpoint, an adapter or a recipe")
-    return _path(recipe, recipe.body) if isinstance(recipe.body, PathBody) else _blocks(recipe, recipe.body)
+    return _path(recipe, recipe.body) if isinstance(recipe.body, PathBody) else _blocks(recipe, _known(recipe))
+
+
+def _known(recipe: Recipe) -> Blocks:
+    """Return the blocks with what mergekit has no name for, but can express, in its own terms."""
+    assert isinstance(recipe.body, Blocks)
+    blocks = []
+    for block in recipe.body.blocks:
+        operator = block.operator
+        if isinstance(operator, Mwa):
+            shares = dict(zip(recipe.experts, operator.shares, strict=True))
+            operator = Linear(weights=tuple(shares.get(i, 0.0) for i in range(len(recipe.sources))))
+        blocks.append(block.model_copy(update={"operator": operator}))
+    return recipe.body.model_copy(update={"blocks": tuple(blocks)})
 
 
 def _blocks(recipe: Recipe, body: Blocks) -> str:
     if any(block.has_step for block in body.blocks):
         raise BadRecipe("mergekit has no length and no lines: export the checkpoint or the recipe")
+    if plugged := [block.operator.kind for block in body.blocks if isinstance(block.operator, OperatorPlugIn)]:
+        raise BadRecipe(f"mergekit has no operator {plugged[0]!r}: export the checkpoint or the recipe")
     source = recipe.sources[recipe.tokenizer]
     checkpoint = Checkpoint.open(resolve(source.path, source.revision))
     names, layers = mergeable_names(checkpoint), checkpoint.layers
@@ -70,8 +86,8 @@ def _blocks(recipe: Recipe, body: Blocks) -> str:
         if len({len(entry["sources"]) for entry in value["slices"]}) > 1:  # its head and norm leave out the others
             raise BadRecipe(f"mergekit needs {kinds[0]} of as many models in every slice")
     value |= {"dtype": "float32", "out_dtype": recipe.dtype}
-    if recipe.tokenizer != base or "base_model" not in value:
-        value["tokenizer_source"] = _reference(source)
+    given = value.get("base_model") is not None and recipe.tokenizer == base
+    value |= written(recipe, _reference) or ({} if given else {"tokenizer_source": _reference(source)})
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
     return (_DRAWS if kinds[0].startswith(("dare", "della")) else "") + text
 
@@ -83,9 +99,8 @@ def _path(recipe: Recipe, body: PathBody) -> str:
         for entry in slices_of(body, Checkpoint.open(resolve(source.path, source.revision)))
     ]
     value = {"merge_method": "passthrough", "slices": slices, "dtype": "float32", "out_dtype": recipe.dtype}
-    return yaml.safe_dump(
-        value | {"tokenizer_source": _reference(source)}, sort_keys=False, allow_unicode=True, width=120
-    )
+    value |= written(recipe, _reference) or {"tokenizer_source": _reference(source)}
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _pieces(body: Blocks, names: Sequence[str], layers: int) -> list[Piece]:

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from evomerge.errors import BadRecipe
 from evomerge.merging.coefficients import weighted
-from evomerge.merging.kernels import Combination
+from evomerge.merging.pieces import Piece
 from search_spaces.tiles import MosaicBody, TileGrid
 
 _Layout = tuple[int, tuple[tuple[str, tuple[str, ...]], ...]]
-
-
-class Piece(NamedTuple):
-    """Elements [start, stop) of a tensor and the kernel that merges them."""
-
-    start: int
-    stop: int
-    kernel: Combination
 
 
 class Mosaics:

@@ -23,34 +23,45 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.errors import CandidateFailed
-from evomerge.merging import elementwise, geometry, importance, interpolation
+from evomerge.merging import (
+    calibrated,
+    competition,
+    elementwise,
+    geometry,
+    importance,
+    interpolation,
+    lowrank,
+    plugged,
+    virtual,
+    widen,
+)
 from evomerge.merging.coefficients import Kernel, base_of, check_size, divisor, effective, weighted
-from evomerge.merging.competition import Competing, competing
 from evomerge.merging.kernels import Combination, Election
+from evomerge.merging.knots import in_shared_basis
 from evomerge.merging.largest import largest
+from evomerge.merging.maker import Maker
 from evomerge.merging.masks import MaskKey
 from evomerge.merging.sce import Fusion
 from evomerge.merging.selection import Selector
 from evomerge.merging.terms import Term
-from evomerge.merging.virtual import Spectral, added
+from search_spaces.canonical import digest
 from search_spaces.operators import (
-    ArceeFusion,
     Breadcrumbs,
     BreadcrumbsTies,
     DareLinear,
     DareTies,
     Della,
     DellaLinear,
-    Karcher,
+    Knots,
     Linear,
+    MergeOperator,
     ModelStock,
     MultiSlerp,
-    NearSwap,
+    Mwa,
     NuSlerp,
     Operator,
+    OperatorPlugIn,
     Passthrough,
-    Ram,
-    RamPlus,
     Sce,
     Slerp,
     TaskArithmetic,
@@ -60,6 +71,7 @@ from search_spaces.recipe import Recipe
 
 _Summed = DareLinear | Breadcrumbs | DellaLinear
 _Elected = Ties | DareTies | BreadcrumbsTies | Della
+ALIKE = Linear | TaskArithmetic | Mwa  # merge all tensors alike: neighbours can be merged as one
 _NEARLY_PARALLEL = 0.9995  # beyond this cosine the spherical formula divides by almost nothing
 
 
@@ -71,6 +83,9 @@ def whole_run(operator: Operator, recipe: Recipe) -> Kernel | None:
     """
     if isinstance(operator, Linear):
         return _linear(operator)
+    if isinstance(operator, Mwa):
+        shares = dict(zip(recipe.experts, operator.shares, strict=True))
+        return weighted([shares.get(position, 0.0) for position in range(len(recipe.sources))], total=1.0)
     if isinstance(operator, TaskArithmetic):
         weights = [weight * operator.scale for weight in operator.weights]
         return _combination(recipe, weights, divisor(operator.weights, operator.normalize, "task_arithmetic"))
@@ -83,24 +98,16 @@ def for_tensor(operator: Operator, recipe: Recipe, name: str, *, selector: Selec
     Raises:
         CandidateFailed: the weights cancel.
     """
-    if isinstance(operator, Slerp):
-        return _slerp(operator, selector.cosine(min(operator.between), max(operator.between), name))
     if isinstance(operator, _Summed):
         return _sum(recipe, operator, _terms(operator, recipe, name, selector, keys))
     if isinstance(operator, _Elected):
         return _election(recipe, operator, _terms(operator, recipe, name, selector, keys))
-    if isinstance(operator, Sce):
-        return _fusion(operator, recipe, name, selector)
-    if isinstance(operator, ModelStock | NuSlerp | MultiSlerp):
-        return _by_products(operator, recipe, name, selector)
-    if isinstance(operator, Karcher | Passthrough | ArceeFusion):
-        return _of_sources(operator, recipe, name, selector)
-    if isinstance(operator, NearSwap | Ram | RamPlus):
-        return elementwise.kernel(operator, recipe, name, selector)
-    if isinstance(operator, Spectral):
-        return added(operator, recipe, name, selector)
-    if isinstance(operator, Competing):
-        return competing(operator, recipe, name, selector)
+    if isinstance(operator, Knots):
+        return in_shared_basis(operator, recipe, name, selector, keys, for_tensor)
+    if make := _MAKERS.get(type(operator)):
+        return make(operator, recipe, name, selector)
+    if isinstance(operator, OperatorPlugIn):
+        return plugged.make(operator, recipe, name, selector)
     kernel = whole_run(operator, recipe)
     assert kernel is not None
     return kernel
@@ -118,10 +125,10 @@ def _combination(recipe: Recipe, weights: Sequence[float], total: float) -> Comb
     return Combination(base_of(recipe), 1.0, effective(terms))
 
 
-def _slerp(operator: Slerp, cosine: float) -> Combination:
+def _slerp(operator: Slerp, recipe: Recipe, name: str, selector: Selector) -> Combination:
     first, second = operator.between
     t = operator.t
-    cosine = min(1.0, max(-1.0, cosine))
+    cosine = min(1.0, max(-1.0, selector.cosine(min(operator.between), max(operator.between), name)))
     if abs(cosine) > _NEARLY_PARALLEL:
         one, two = 1.0 - t, t
     else:
@@ -167,13 +174,7 @@ def _by_products(operator: ModelStock | NuSlerp | MultiSlerp, recipe: Recipe, na
     return _combination(recipe, coefficients.tolist(), 1.0)
 
 
-def _of_sources(
-    operator: Karcher | Passthrough | ArceeFusion, recipe: Recipe, name: str, selector: Selector
-) -> Combination:
-    if isinstance(operator, Karcher):
-        return interpolation.karcher(operator, name, selector)
-    if isinstance(operator, ArceeFusion):
-        return importance.arcee_fusion(operator, recipe, name, selector)
+def _passthrough(operator: Passthrough, recipe: Recipe, name: str, selector: Selector) -> Combination:
     return Combination(operator.source, check_size(operator.scale), ())
 
 
@@ -250,9 +251,32 @@ def _dropped_by_rank(
     for source, weight, density, spread in shares:
         if density <= 0.0 or weight == 0.0:
             continue
-        keep = selector.drawn_by_rank(source, name, density, spread, keys[source])
+        content = selector.remember(("content", recipe.sources, source), lambda s=source: _content(recipe, s))  # type: ignore[misc]
+        keep = selector.drawn_by_rank(source, name, density, spread, keys[source], content=content)
         rescaled = operator.rescale and keep is not None
         what = ("by rank", keys[source], density, spread)
         factor = selector.l1_ratio(source, name, keep, what) if rescaled and keep is not None else 1.0
         terms.append(Term(source, weight, keep, factor))
     return terms
+
+
+def _content(recipe: Recipe, source: int) -> str | None:
+    """Return what names base and expert, where both are pinned."""
+    digests = [recipe.sources[position].digest for position in (base_of(recipe), source)]
+    return digest({"row ranks": digests}) if all(digests) else None
+
+
+_MAKERS: dict[type[MergeOperator], Maker] = {
+    Slerp: _slerp,
+    Passthrough: _passthrough,
+    **dict.fromkeys((ModelStock, NuSlerp, MultiSlerp), _by_products),
+    Sce: _fusion,
+    **interpolation.MAKERS,
+    **importance.MAKERS,
+    **elementwise.MAKERS,
+    **competition.MAKERS,
+    **virtual.MAKERS,
+    **widen.MAKERS,
+    **calibrated.MAKERS,
+    **lowrank.MAKERS,
+}

@@ -32,7 +32,7 @@ def order_statistics(pieces: Callable[[], Iterable[Tensor]], ranks: Sequence[int
     for place, rank in zip(bins, ranks, strict=True):
         within = rank - int(ends[place - 1] if place else 0)
         low = int(np.searchsorted(np.cumsum(lower[place]), within, side="right"))
-        found.append(_value(place << _BITS | low))
+        found.append(value_of(place << _BITS | low))
     return found
 
 
@@ -47,6 +47,7 @@ def _ordered(values: Tensor) -> Tensor:
     return torch.where(bits >= 1 << 31, (1 << 32) - 1 - bits, bits + (1 << 31))
 
 
-def _value(key: int) -> float:
+def value_of(key: int) -> float:
+    """Return the float32 of a key: see `_ordered`."""
     bits = key - (1 << 31) if key >= 1 << 31 else (1 << 32) - 1 - key
     return float(np.uint32(bits).view(np.float32))

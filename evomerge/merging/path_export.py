@@ -47,7 +47,7 @@ def layer_types(checkpoint: Checkpoint) -> Sequence[str] | None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint.home, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise BadSource(f"{checkpoint.path}: transformers cannot read config.json ({error})") from None
     types: Sequence[str] | None = getattr(config.get_text_config(decoder=True), "layer_types", None)

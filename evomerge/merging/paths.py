@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evomerge.errors import BadRecipe, BadSource
@@ -12,6 +13,7 @@ from evomerge.merging.assembly import Visit, assemble
 from evomerge.merging.checkpoint import Checkpoint, text_config
 from evomerge.merging.engine import DTYPES, Destination, MergeEngine
 from evomerge.merging.folding import Folding, folded, folding_of
+from evomerge.merging.pieces import Fill
 from search_spaces.canonical import canonical_json
 from search_spaces.recipe import PathBody, Recipe
 from search_spaces.tensors import agree, by_layer, in_layer, in_stack
@@ -148,13 +150,28 @@ class FoldedPath:
         Raises:
             CandidateFailed: its slot cannot be merged.
         """
+        out = torch.empty(self.shapes[name], dtype=DTYPES[self._recipe.dtype])
+        self.merge(name)(out.view(-1), 0)
+        return out
+
+    def merge(self, name: str) -> Fill:
+        """Return what makes tensor ``name`` on the CPU, whole or in pieces.
+
+        Raises:
+            CandidateFailed: its slot cannot be merged.
+        """
         slot, origin, _ = self._origin[name]
         gain = self._gain(name)
-        recipe = self._slots[slot]
+        merge = self._engine.tensor_merge(self._slots[slot], origin)
         if gain == (1.0, 0.0):
-            return self._engine.merge_tensor(recipe, origin)
-        exact = recipe.model_copy(update={"dtype": "float32"})  # so that it is rounded once, after the scale
-        return folded(self._engine.merge_tensor(exact, origin), gain).to(DTYPES[self._recipe.dtype])
+            return merge.fill
+
+        def fill(out: Tensor, first: int) -> None:
+            exact = torch.empty(out.numel())  # so that it is rounded once, after the scale
+            merge.fill(exact, first)
+            out.copy_(folded(exact, gain))
+
+        return fill
 
     def _gain(self, name: str) -> tuple[float, float]:
         return (1.0, 0.0) if self._folding is None else self._folding.gain(name, self._origin[name][2])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from evomerge.errors import NotEnoughRoom
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.resident import available_bytes
 from evomerge.merging.sources import cache_folder
+from evomerge.shares import Progress
 
 BLOCK_ELEMENTS = 1 << 20  # of each source that are held as float64 at a time
-Progress = Callable[[int, int], None]
 
 
 def tile_products(

@@ -15,6 +15,7 @@ from evomerge.errors import BadRecipe, BadSource, NotEnoughRoom
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, Destination, MergeEngine
+from evomerge.merging.fused import Fused, as_one, fused_parameters, laid_out
 from evomerge.merging.paths import FoldedPath, SlotModels, folded_model, path_model
 from search_spaces.recipe import PathBody, Recipe
 
@@ -42,20 +43,22 @@ class ResidentModel:
         check(checkpoints, names)
         self.engine = MergeEngine(checkpoints, names=names)
         donor = checkpoints[tokenizer]
-        shapes = {name: donor.info(name).shape for name in self.engine.order}
+        fused = fused_parameters(donor.home, self.engine.order)
+        shapes = {name: donor.info(name).shape for name in laid_out(self.engine.order, fused)}
         scratch = self.engine.private_bytes_needed
 
         def allocate() -> dict[str, Tensor]:
             return _allocate(shapes, DTYPES[dtype], torch.device(device), scratch)
 
         def build(tensors: Mapping[str, Tensor]) -> Any:
-            return _build(donor.path, dict(tensors), DTYPES[dtype])
+            return _build(donor.home, dict(tensors), DTYPES[dtype], fused)
 
         views = allocate()
         self.model = build(views)
         self._destination = Destination(views)
         self._checkpoints = tuple(checkpoints)
-        self._slots = SlotModels(checkpoints, self.engine, build, allocate, mappable=device == "cpu")
+        mappable = device == "cpu" and not fused
+        self._slots = SlotModels(checkpoints, self.engine, build, allocate, mappable=mappable)
 
     @property
     def tensors(self) -> Destination:
@@ -120,25 +123,33 @@ def _allocate(
     return {name: piece.view(shapes[name]) for name, piece in zip(sizes, pieces, strict=True)}
 
 
-def _build(folder: Path, views: dict[str, Tensor], dtype: torch.dtype) -> Any:
+def _build(folder: Path, views: dict[str, Tensor], dtype: torch.dtype, fused: Fused) -> Any:
     """Return the transformers model of ``folder``'s config whose parameters are exactly ``views``.
 
     transformers takes the state dict's tensors as they are when dtype and device agree. Which parameter is which
-    tensor is told by the addresses, so renamings between checkpoint and module names do no harm.
+    tensor is told by the addresses, so renamings between checkpoint and module names do no harm. Those in ``fused`` are
+    copies of several tensors and become views on them.
     """
     device = next(iter(views.values())).device
     hosted = views if device.type == "cpu" else {n: torch.empty(v.shape, dtype=dtype) for n, v in views.items()}
     model, info = _from_state_dict(folder, hosted, dtype)
     names = {tensor.data_ptr(): name for name, tensor in hosted.items()}
     found = {own: names.get(parameter.data_ptr()) for own, parameter in model.named_parameters()}
+    for own, parts in fused.items():
+        parameter = model.get_parameter(own)
+        whole = as_one(parts, views, parameter.shape)
+        if whole is not None and whole.numel() == sum(views[part].numel() for part in parts):
+            parameter.data, found[own] = whole, parts[0]
     strangers = sorted(own for own, name in found.items() if name is None)
-    unused = sorted(views.keys() - set(found.values()))
+    used = {part for own, name in found.items() for part in (fused[own] if own in fused and name else (name,))}
+    unused = sorted(views.keys() - used)
     if strangers or unused or info["mismatched_keys"]:
         raise _names_differ(folder, strangers, unused)
     model.requires_grad_(False)
     if device.type != "cpu":
         for own, parameter in model.named_parameters():
-            parameter.data = views[str(found[own])]
+            if own not in fused:
+                parameter.data = views[str(found[own])]
         model.to(device)  # what is left are the buffers
     return model.eval()
 

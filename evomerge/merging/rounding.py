@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.pieces import Fill
 
 WARN_BELOW = 0.99
 _RUNS, _RUN = 4, 1 << 14  # of larger tensors so many runs of so many elements, evenly spread, stand for the whole
@@ -23,33 +24,24 @@ class Rounding:
     def __init__(self, base: Checkpoint, dtype: torch.dtype) -> None:
         """Begin a merge on ``base`` that is written in ``dtype``."""
         self._base, self.dtype = base, dtype
-        self._room = torch.empty(0)
         self._sums = torch.zeros(3, dtype=torch.float64)
         self.worst: tuple[float, str] | None = None
 
-    def room(self, shape: tuple[int, ...]) -> Tensor:
-        """Return a float32 tensor of ``shape`` to merge into; it is the same memory every time."""
-        size = math.prod(shape)
-        if self._room.numel() < size:
-            self._room = torch.empty(size)
-        return self._room[:size].view(shape)
-
-    def cast(self, name: str, merged: Tensor) -> Tensor:
-        """Return ``merged``, float32, in the dtype, and take note of what that changes of tensor ``name``."""
-        rounded = merged.to(self.dtype)
+    def look(self, name: str, merge: Fill) -> None:
+        """Take note of what the cast changes of tensor ``name``, which ``merge`` makes."""
         base = self._base.tensor(name).view(-1)
         sums, seen = torch.zeros(3, dtype=torch.float64), 0
         for start, stop in _spans(base.numel()):
+            merged = torch.empty(stop - start)
+            merge(merged, start)
             own = base[start:stop].double()
-            asked = merged.view(-1)[start:stop].double() - own
-            written = rounded.view(-1)[start:stop].double() - own
+            asked, written = merged.double() - own, merged.to(self.dtype).double() - own
             sums += torch.stack([asked.dot(asked), written.dot(written), asked.dot(written)])
             seen += stop - start
         self._sums += sums * (base.numel() / seen)
         cosine = _cosine(sums)
         if cosine is not None and (self.worst is None or cosine < self.worst[0]):
             self.worst = cosine, name
-        return rounded
 
     @property
     def cosine(self) -> float | None:

@@ -4,43 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.merging import cpu
+from evomerge.merging.grid import Grid
 from evomerge.merging.kernels import Scratch, chunks, finish, float32, part
 
-_CHUNK = 1 << 18
-
-
-@dataclass(frozen=True)
-class Grid:
-    """How a flat tensor falls into vectors.
-
-    Attributes:
-        axis: rows lie along the last dimension, columns along the first.
-        count: of vectors.
-        width: elements of a row.
-    """
-
-    axis: Literal["rows", "columns"]
-    count: int
-    width: int
-
-    @classmethod
-    def of(cls, axis: Literal["rows", "columns"], shape: Sequence[int]) -> Grid:
-        """Return the grid of a tensor of two dimensions or more."""
-        size = int(np.prod(shape))
-        if axis == "rows":
-            return cls(axis, size // shape[-1], shape[-1])
-        return cls(axis, size // shape[0], size // shape[0])
-
-    def vector_of(self, start: int, stop: int) -> Tensor:
-        """Return the vector that each of the elements ``start`` to ``stop`` lies in: int64 (stop - start,)."""
-        positions = torch.arange(start, stop)
-        return positions // self.width if self.axis == "rows" else positions % self.width
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -59,9 +32,13 @@ class VectorCombination:
     grid: Grid
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the combination of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
-        for start, stop, target in chunks(out, scratch):
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the combination of flat ``sources`` (n,), any float dtypes, to ``out``."""
+        by_row, width = self.grid.axis == "rows", self.grid.width
+        how = (self.pivot, self.scale, self.sources, self.coefficients)
+        if scratch.noted(cpu.combine_vectors(sources, out, *how, by_row=by_row, width=width, first=first)):
+            return
+        for start, stop, target in chunks(out, scratch, first):
             size = stop - start
             pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
             total, delta = scratch.row(1, size).zero_(), scratch.row(2, size)

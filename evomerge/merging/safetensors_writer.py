@@ -1,21 +1,30 @@
-"""Safetensors shards written as a stream: the headers follow from names and shapes, so one tensor is held at a time.
+"""Safetensors shards written as a stream: the headers follow from names and shapes, and of the tensors a few pieces are
+held at a time.
 
-The library's own writer wants every tensor of a file in memory at once.
+The library's own writer wants every tensor of a file in memory at once. Here one thread makes pieces, a second hands
+them to the system and a third asks it to bring them to the disk, so that the slowest of the three decides.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
 from evomerge.merging.checkpoint import DTYPES
+from evomerge.merging.pieces import Fill
 
+PIECE = 1 << 19  # elements
+BUFFERS = 4
+_SYNC_BYTES = 64 << 20
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -51,8 +60,8 @@ def tensor_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
     return int(torch.Size(shape).numel()) * dtype.itemsize
 
 
-def write_shard(shard: Shard, folder: Path, dtype: torch.dtype, *, tensor: Callable[[str], Tensor]) -> None:
-    """Write ``shard`` into ``folder`` and sync it, asking ``tensor`` for each contiguous CPU tensor in turn."""
+def write_shard(shard: Shard, folder: Path, dtype: torch.dtype, *, merge: Callable[[str], Fill]) -> None:
+    """Write ``shard`` into ``folder`` and sync it, asking ``merge`` for what makes each tensor in turn."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shard.shapes.items():
@@ -64,10 +73,40 @@ def write_shard(shard: Shard, folder: Path, dtype: torch.dtype, *, tensor: Calla
     with (folder / shard.file).open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
-        for name in shard.shapes:
-            file.write(tensor(name).reshape(-1).view(torch.uint8).numpy().data)
+        with _written_behind(file, dtype) as write:
+            for name, shape in shard.shapes.items():
+                fill, size = merge(name), int(torch.Size(shape).numel())
+                for start in range(0, size, PIECE):
+                    write(fill, start, min(PIECE, size - start))
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _written_behind(file: BinaryIO, dtype: torch.dtype) -> Iterator[Callable[[Fill, int, int], None]]:
+    """Yield a function that makes elements [start, start + size) of a tensor and leaves writing them to others."""
+    buffers = deque(torch.empty(PIECE, dtype=dtype) for _ in range(BUFFERS))
+    writes: deque[Future[Any]] = deque()
+    syncs: list[Future[None]] = []
+    unsynced = 0
+
+    def write(fill: Fill, start: int, size: int) -> None:
+        nonlocal unsynced
+        if len(writes) == BUFFERS:
+            writes.popleft().result()
+        piece = buffers[0][:size]
+        buffers.rotate(-1)
+        fill(piece, start)
+        writes.append(writer.submit(file.write, piece.view(torch.uint8).numpy().data))
+        unsynced += size * dtype.itemsize
+        if unsynced >= _SYNC_BYTES and all(sync.done() for sync in syncs):
+            syncs[:] = [syncer.submit(os.fdatasync, file.fileno())]
+            unsynced = 0
+
+    with ThreadPoolExecutor(1) as syncer, ThreadPoolExecutor(1) as writer:
+        yield write
+        for done in (*writes, *syncs):
+            done.result()
 
 
 def write_index(shards: Sequence[Shard], folder: Path, dtype: torch.dtype) -> None:

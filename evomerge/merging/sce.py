@@ -33,11 +33,11 @@ class Fusion:
     scale: float
     keep: Keep | None
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        """Write the merge of flat ``sources`` (n,), any float dtypes, to ``out`` (n,)."""
-        if scratch.noted(cpu.fuse(sources, out, self.pivot, self.scale, self.sources, self.shares, self.keep)):
+    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
+        """Write elements ``first`` and on of the merge of flat ``sources`` (n,), any float dtypes, to ``out``."""
+        if scratch.noted(cpu.fuse(sources, out, self.pivot, self.scale, self.sources, self.shares, self.keep, first)):
             return
-        for start, stop, target in chunks(out, scratch):
+        for start, stop, target in chunks(out, scratch, first):
             self._chunk([part(source, start, stop) for source in sources], target, (start, stop), scratch)
             scratch.watch(target)
 

@@ -17,13 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging import cpu
-from evomerge.merging.keeps import Keep, KeepBand, KeepBelow, KeepDrawn, KeepLarge
+from evomerge.errors import BadRecipe, NotEnoughRoom
+from evomerge.merging import cpu, cpu_counts
+from evomerge.merging.adapter import Factors
+from evomerge.merging.keeps import Keep, KeepBand, KeepBelow, KeepDrawn, KeepLarge, KeepRanked
 from evomerge.merging.masks import MaskKey, draws, threshold
+from evomerge.merging.prepared import prepared
 from evomerge.merging.ranked import KeepByRank, rank_limits, row_ranks
 from evomerge.merging.variance import variance
 
 SMALL = 1 << 16  # elements up to which per-element ranks and draws are remembered
+MOST_RANKS = 1 << 16  # in a row
 CACHE_BYTES = 96 << 20
 _CHUNK = 1 << 16
 _LOW_BITS = 15
@@ -40,6 +44,15 @@ class _Draws:
     norms: np.ndarray  # float64 (n + 1,): L1 norm of the elements with the smallest draws
 
 
+def no_factors(expert: int, name: str) -> Factors | None:
+    """Refuse to give factors.
+
+    Raises:
+        BadRecipe: always.
+    """
+    raise BadRecipe("operators on the factors of LoRA adapters need adapters as experts")
+
+
 @dataclass
 class Selector:
     """Selections on the task vectors of one base; ``sources[i](name)`` gives the flat tensor of source i."""
@@ -47,6 +60,8 @@ class Selector:
     sources: Sequence[Callable[[str], Tensor]]
     base: int
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of tensors that are not one row
+    cache_bytes: int | None = None  # most to remember; none: CACHE_BYTES
+    factors: Callable[[int, str], Factors | None] = no_factors  # of an expert's task vector, if it is an adapter
     _cache: OrderedDict[tuple[object, ...], tuple[object, int]] = field(default_factory=OrderedDict)
     _cached_bytes: int = 0
 
@@ -98,13 +113,13 @@ class Selector:
         return self._remember(what, lambda: self._energies(experts, name, keep))
 
     def _varying(self, experts: tuple[int, ...], name: str) -> int:
-        if self._compiled(experts, name):
-            base, others = self._tensors(experts, name)
-            return base.numel() - int(cpu.count_magnitudes(base, others, shift=0, first=0, bins=1)[0])
+        if self.compiled(experts, name):
+            base, others = self.tensors(experts, name)
+            return base.numel() - int(cpu_counts.count_magnitudes(base, others, shift=0, first=0, bins=1)[0])
         return sum(int(torch.count_nonzero(values)) for _, _, values in self._deltas(experts, name))
 
     def _energies(self, experts: tuple[int, ...], name: str, keep: Keep | None) -> tuple[float, ...]:
-        totals = cpu.energies(*self._tensors(experts, name), keep) if self._compiled(experts, name) else None
+        totals = cpu_counts.energies(*self.tensors(experts, name), keep) if self.compiled(experts, name) else None
         if totals is not None:
             return tuple(totals.tolist())
         totals = np.zeros(len(experts))
@@ -117,19 +132,36 @@ class Selector:
             totals += [float(row.double().square().sum()) for row in rows]
         return tuple(totals.tolist())
 
-    def drawn_by_rank(self, expert: int, name: str, density: float, spread: float, key: MaskKey) -> Keep | None:
-        """Return every element with a probability that grows with its rank in its row: see `rank_limits`."""
+    def drawn_by_rank(
+        self, expert: int, name: str, density: float, spread: float, key: MaskKey, *, content: str | None = None
+    ) -> Keep | None:
+        """Return every element with a probability that grows with its rank in its row: see `rank_limits`.
+
+        ``content`` names base and expert: ranks of large tensors that are asked for again are kept under it on disk.
+        """
         if density >= 1.0:
             return None
         width = (self.shapes.get(name) or (self.size(name),))[-1]
         limits = rank_limits(density, spread, width)
         if self.size(name) <= SMALL:
-            ranks = self._remember(("row ranks", expert, name), lambda: self._row_ranks(expert, name, width))
-            values = self._draws(expert, name, key).field
-            return KeepByRank(lambda a, b: ranks[a:b], lambda a, b: values[a:b], limits)
+            ranks = self._remember(("row ranks", expert, name), lambda: self._ranked(expert, name, width))
+            return KeepRanked(key, name, ranks, limits)
+        if width <= MOST_RANKS and self.compiled(expert, name):
+            return KeepRanked(key, name, self._kept_ranks(expert, name, width, content), limits)
         return KeepByRank(
             lambda a, b: self._ranks_between(expert, name, width, a, b), lambda a, b: draws(key, name, a, b), limits
         )
+
+    def _kept_ranks(self, expert: int, name: str, width: int, content: str | None) -> Tensor:
+        asked = ("ranks asked for", expert, name, content)
+        if content is None or asked not in self._cache:
+            self._remember(asked, lambda: True)
+            return self._ranked(expert, name, width)
+        try:
+            kept = prepared("ranks", content, name, lambda: self._ranked(expert, name, width).view(torch.int16))
+        except NotEnoughRoom:
+            return self._ranked(expert, name, width)  # costs time, not correctness
+        return kept.view(torch.uint16)
 
     def l1_rescale(self, expert: int, name: str, key: MaskKey, keep: Keep) -> float:
         """Return the factor that gives the kept elements the L1 norm of all of them; 1 if none is left."""
@@ -177,13 +209,14 @@ class Selector:
             stop = min(start + _CHUNK, base.numel())
             yield start, stop, other[start:stop].float() - base[start:stop].float()
 
-    def _tensors(self, expert: Subject, name: str) -> tuple[Tensor, list[Tensor]]:
+    def tensors(self, expert: Subject, name: str) -> tuple[Tensor, list[Tensor]]:
         """Return the base's tensor and those of the experts."""
         experts = expert if isinstance(expert, tuple) else (expert,)
         return self.sources[self.base](name), [self.sources[each](name) for each in experts]
 
-    def _compiled(self, expert: Subject, name: str) -> bool:
-        base, others = self._tensors(expert, name)
+    def compiled(self, expert: Subject, name: str) -> bool:
+        """Whether the compiled kernels take what these questions are about."""
+        base, others = self.tensors(expert, name)
         return cpu.fits([base, *others])
 
     def _ranks(self, expert: Subject, name: str) -> Tensor:
@@ -192,9 +225,13 @@ class Selector:
         ranks[torch.argsort(delta.abs(), descending=True, stable=True)] = torch.arange(size, dtype=torch.int32)
         return ranks
 
-    def _row_ranks(self, expert: int, name: str, width: int) -> Tensor:
-        ((_, _, delta),) = self._deltas(expert, name)
-        return row_ranks(delta, width)
+    def _ranked(self, expert: int, name: str, width: int) -> Tensor:
+        """Return the rank of every element within its row: uint16 (n,)."""
+        if self.compiled(expert, name):
+            base, (other,) = self.tensors(expert, name)
+            return cpu_counts.rank_rows(base, other, width)
+        ranks = self._ranks_between(expert, name, width, 0, self.size(name))
+        return ranks.to(torch.uint16)
 
     def _ranks_between(self, expert: int, name: str, width: int, start: int, stop: int) -> Tensor:
         """Rank the rows that elements ``start`` to ``stop`` lie in: whole rows, whatever the chunk."""
@@ -214,9 +251,9 @@ class Selector:
         return _Draws(values, ascending.numpy(), norms)
 
     def _l1_by_chunks(self, expert: int, name: str, keep: Keep) -> float:
-        if self._compiled(expert, name):
-            base, (other,) = self._tensors(expert, name)
-            norms = cpu.kept_norms(base, other, keep)
+        if self.compiled(expert, name):
+            base, (other,) = self.tensors(expert, name)
+            norms = cpu_counts.kept_norms(base, other, keep)
             if norms is not None:
                 return _ratio(*norms)
         total = kept = 0.0
@@ -238,24 +275,53 @@ class Selector:
 
     def _threshold(self, expert: Subject, name: str, count: int) -> KeepLarge:
         """Find the ``count``-th largest magnitude exactly: a histogram of its upper bits, then of its lower ones."""
-        bins, sizes = self._remember(("histogram", expert, name), lambda: self._histogram(expert, name))
-        place, wanted = _from_the_top(sizes, count)
-        before = (int(bins[place]) << _LOW_BITS) - 1  # the bits just below the bin; what is outside goes to the ends
-        lower, ties = _from_the_top(self._count(expert, name, shift=0, first=before + 1, bins=1 << _LOW_BITS), wanted)
-        limit = float(np.int32(before + 1 + lower).view(np.float32))
+        limit, ties = self._nth_largest(expert, (name,), count)
         if limit == 0.0:
             return KeepLarge(0.0, -1)  # the elements left are zero: kept or dropped, the sum is the same
         return KeepLarge(limit, self._position_of_tie(expert, name, limit, ties))
 
-    def _histogram(self, expert: Subject, name: str) -> tuple[np.ndarray, np.ndarray]:
-        counts = self._count(expert, name, shift=_LOW_BITS, first=0, bins=1 << (31 - _LOW_BITS))
-        bins = np.flatnonzero(counts).astype(np.int32)
-        return bins, counts[bins]
+    def magnitudes(self, expert: int, names: tuple[str, ...], ranks: Sequence[int]) -> tuple[float, ...]:
+        """Return the magnitudes of these ``ranks`` (0: the smallest) among the task vector's elements in ``names``."""
+        size = sum(self.size(name) for name in names)
+
+        def find() -> tuple[float, ...]:
+            return tuple(self._nth_largest(expert, names, size - rank)[0] for rank in ranks)
+
+        return self._remember(("magnitudes", expert, names, tuple(ranks)), find)
+
+    def _nth_largest(self, expert: Subject, names: tuple[str, ...], count: int) -> tuple[float, int]:
+        """Return the ``count``-th largest magnitude of all elements in ``names``, and its number among its equals."""
+        used, sizes = self._histogram(expert, names)
+        place, wanted = _from_the_top(sizes, count)
+        first = int(used[place]) << _LOW_BITS
+        bins = 1 << _LOW_BITS
+        counts = sum(self._count(expert, name, shift=0, first=first, bins=bins) for name in names)
+        lower, ties = _from_the_top(np.asarray(counts), wanted)
+        return float(np.int32(first + lower).view(np.float32)), ties
+
+    def _histogram(self, expert: Subject, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the upper bits that elements in ``names`` have, ascending, and how many have them."""
+        if len(names) == 1:
+            return self._used_bins(expert, names[0])
+        total = np.zeros(1 << (31 - _LOW_BITS), np.int64)
+        for name in names:
+            bins, sizes = self._used_bins(expert, name)
+            total[bins] += sizes
+        found = np.flatnonzero(total)
+        return found, total[found]
+
+    def _used_bins(self, expert: Subject, name: str) -> tuple[np.ndarray, np.ndarray]:
+        def count() -> tuple[np.ndarray, np.ndarray]:
+            counts = self._count(expert, name, shift=_LOW_BITS, first=0, bins=1 << (31 - _LOW_BITS))
+            bins = np.flatnonzero(counts).astype(np.int32)
+            return bins, counts[bins]
+
+        return self._remember(("histogram", expert, name), count)
 
     def _count(self, expert: Subject, name: str, *, shift: int, first: int, bins: int) -> np.ndarray:
         """Return how many magnitudes have the bits ``first + i`` after a right shift: int64 (bins,)."""
-        if self._compiled(expert, name):
-            return cpu.count_magnitudes(*self._tensors(expert, name), shift=shift, first=first, bins=bins)
+        if self.compiled(expert, name):
+            return cpu_counts.count_magnitudes(*self.tensors(expert, name), shift=shift, first=first, bins=bins)
         counts = np.zeros(bins + 2, dtype=np.int64)
         for _, _, delta in self._deltas(expert, name):
             places = (_magnitude_bits(delta) >> shift).clamp_(first - 1, first + bins).sub_(first - 1)
@@ -264,8 +330,8 @@ class Selector:
 
     def _position_of_tie(self, expert: Subject, name: str, size: float, number: int) -> int:
         """Return the position of the ``number``-th element (from 1) of exactly this magnitude."""
-        if self._compiled(expert, name):
-            return cpu.position_of_tie(*self._tensors(expert, name), size, number)
+        if self.compiled(expert, name):
+            return cpu_counts.position_of_tie(*self.tensors(expert, name), size, number)
         for start, _, delta in self._deltas(expert, name):
             equal = delta.abs_().eq_(size)
             here = int(equal.sum())
@@ -282,7 +348,8 @@ class Selector:
         size = 200 + _bytes_of(value)
         self._cache[key] = (value, size)
         self._cached_bytes += size
-        while self._cached_bytes > CACHE_BYTES:
+        most = CACHE_BYTES if self.cache_bytes is None else self.cache_bytes
+        while self._cached_bytes > most:
             _, (_, freed) = self._cache.popitem(last=False)
             self._cached_bytes -= freed
         return value

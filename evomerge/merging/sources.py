@@ -138,6 +138,15 @@ def verify(source: Source, *, cache: Path | None = None) -> Path:
     return folder
 
 
+def content(source: Source) -> str:
+    """Return the digest of the content of ``source``.
+
+    Raises:
+        BadSource: see `resolve` and `fingerprint`.
+    """
+    return source.digest or fingerprint(resolve(source.path, source.revision))
+
+
 def _file_digest(file: Path, cache: Path) -> str:
     try:
         real = file.resolve(strict=True)

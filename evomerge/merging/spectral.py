@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -82,10 +83,73 @@ def swudi(taus: Sequence[Tensor], rank: float, time: float) -> list[Tensor]:
     return [tau - tau @ forget + w * (tau @ (tau.T @ (tau @ learn))) for w, tau in zip(weights, taus, strict=True)]
 
 
+def opcm(taus: Sequence[Tensor], energy: float) -> list[Tensor]:
+    """Return the sum of what OPCM takes of every task vector in its order, float64 (m, d), before it is scaled.
+
+    The scale between two steps changes neither singular vectors nor shares of singular values, so that it can wait.
+    """
+    merged = taus[0].clone()
+    for tau in taus[1:]:
+        left, values, right = _largest(merged, min(merged.shape))
+        inner = left.T @ tau @ right
+        held = int((values.cumsum(0) <= energy * values.sum() * (1.0 + 1e-12)).sum())
+        taken = torch.diag(inner.diagonal())
+        taken[:held, :held] = inner[:held, :held]
+        merged = merged + tau - left @ taken @ right.T
+    return [merged]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How DOGE finds what it adds to every task vector: see `operators.Doge`."""
+
+    eta: float
+    subspace: int
+    iterations: int
+    rate: float
+
+
+def doge(taus: Sequence[Tensor], masks: Sequence[Tensor], descent: Descent) -> list[Tensor]:
+    """Return the virtual task vectors of DOGE, float64 (m, d) each; ``masks`` are 1 where an element is kept."""
+    norms = [float(tau.norm()) for tau in taus]
+    shares = [descent.eta / norm if norm else 0.0 for norm in norms]
+    common = sum((share * tau for share, tau in zip(shares, taus, strict=True)), torch.zeros_like(taus[0]))
+    total, shared = sum(shares), _shared_directions(taus, descent.subspace)
+    added = torch.zeros_like(common)
+    optimizer = torch.optim.Adam([added], lr=descent.rate)
+    for _ in range(descent.iterations):
+        gap = common + total * added
+        gradient = torch.zeros_like(gap)
+        for tau in taus:
+            gradient -= (2.0 * total) * (tau * (tau - gap)).sum(1, keepdim=True) * tau
+        added.grad = gradient - shared @ (shared.T @ gradient)
+        optimizer.step()
+    return [share * mask * (tau + added) for share, mask, tau in zip(shares, masks, taus, strict=True)]
+
+
+def _shared_directions(taus: Sequence[Tensor], subspace: int) -> Tensor:
+    """Return the first 1/``subspace`` left singular vectors, (m, r), of the experts' own largest ones side by side."""
+    directions = min(taus[0].shape)
+    parts = [_largest(tau, directions // len(taus))[0] for tau in taus]
+    return _largest(torch.cat(parts, dim=1), directions // subspace)[0]
+
+
+def shared_basis(taus: Sequence[Tensor]) -> Tensor:
+    """Return U, (m, r) with orthonormal columns, of ``[tau_1 ... tau_K] = U S V^T``, by largest singular value.
+
+    Its columns are eigenvectors of the m x m Gram matrix.
+    """
+    gram = sum((tau @ tau.T for tau in taus), torch.zeros((), dtype=taus[0].dtype))
+    values, vectors = torch.linalg.eigh(gram)
+    used = (values > 0.0) & (values > _NOISE**2 * values[-1])
+    basis: Tensor = vectors[:, used].flip(1)
+    return basis
+
+
 def _largest(tau: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return U (m, r), S (r,) and V (d, r) of the at most ``most`` largest singular values that are not noise."""
     left, values, right = torch.linalg.svd(tau, full_matrices=False)
-    count = min(most, int((values > _NOISE * values[0]).sum()))
+    count = min(most, int((values > _NOISE * values[0]).sum())) if len(values) else 0
     return left[:, :count], values[:count], right[:count].T
 
 

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from evaluators.errors import one_line
 from evomerge.atomic import alone
 from evomerge.errors import BadSource
 
@@ -50,7 +51,7 @@ def staged(url: str, *, patterns: tuple[str, ...], cache: Path) -> Path:
     except BadSource:
         raise
     except Exception as error:  # every store has errors of its own
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error)
         raise BadSource(f"{url}: cannot be copied to this machine ({text})") from None
     return folder
 
@@ -61,7 +62,7 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         store, root = url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise BadSource(f"{url}: {' '.join(str(error).split())}") from None
+        raise BadSource(f"{url}: {one_line(error)}") from None
     return store, str(root).rstrip("/")
 
 

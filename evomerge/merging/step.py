@@ -18,7 +18,7 @@ from evomerge.merging.terms import Term
 from search_spaces.recipe import Block, Recipe
 from search_spaces.tensors import in_stack, layer_of
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 def stepped(kernel: Kernel, block: Block, recipe: Recipe, name: str, *, layers: int, selector: Selector) -> Kernel:
@@ -77,8 +77,10 @@ def _length_of(kernel: Kernel, base: int, name: str, selector: Selector) -> floa
             weights = np.array([term.weight * term.rescale for term in terms])
             products = selector.products(tuple(term.source for term in terms), name)
             return math.sqrt(max(0.0, float(weights @ products @ weights)))
-    sources = [source(name) for source in selector.sources]
-    merged = torch.empty(sources[base].numel(), dtype=torch.float32)
-    kernel.run(sources, merged, Scratch(torch.device("cpu")))
-    pairs = zip(torch.split(merged, _CHUNK), torch.split(sources[base], _CHUNK), strict=True)
-    return math.sqrt(math.fsum(float((one.double() - two.double()).square().sum()) for one, two in pairs))
+    sources, scratch = [source(name) for source in selector.sources], Scratch(torch.device("cpu"))
+    squares = []
+    for number, start in enumerate(torch.split(sources[base], _CHUNK)):
+        merged = torch.empty(start.numel())
+        kernel.run(sources, merged, scratch, number * _CHUNK)
+        squares.append(float((merged.double() - start.double()).square().sum()))
+    return math.sqrt(math.fsum(squares))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from evomerge.optimizers.setting import Setting
 from evomerge.optimizers.settings import Algorithm, AlgorithmKind, AutoSettings, algorithm
-from evomerge.optimizers.suitability import Setting
 
 FEW_EVALUATIONS = 100  # a Gaussian process is still cheap, and a population has hardly moved
 MOST_GENES_OF_A_PROCESS = 20

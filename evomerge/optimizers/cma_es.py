@@ -4,7 +4,9 @@ Genes are scaled to the unit cube, so one step size fits all, and bounds are han
 Points come back one at a time, in whatever order, and the distribution moves whenever a population's worth of them has
 come back; a point that was out for longer than a few of these moves tells it nothing. It starts at the best seed that
 the space can express. When pycma's own criteria say that a run has converged, a new one starts from a fresh point with
-twice the population (Auger and Hansen 2005); points that an earlier run proposed are not told to it.
+twice the population (Auger and Hansen 2005); points that an earlier run proposed are not told to it. Where points see
+few documents (`centres`), the middle of the distribution is asked for after each move: an average of many noisy choices
+is better than what looks best among them.
 
 On request, genes of one group begin correlated (`correlated.py`), and of the points that are drawn only the most
 promising are proposed, as a Gaussian process of what came back sees them (`foresight.py`): pre-selection (Ulmer,
@@ -32,6 +34,7 @@ with warnings.catch_warnings():
 
 DIAGONAL_FROM = 100  # genes; see docs/optimizers.md: below genes^2 evaluations a full matrix is not learnt
 MOST_MOVES = 4  # of the distribution while a point was out; an older one is not learnt from, see docs/optimizers.md
+NOISY = 1.5  # a larger population averages over more of the noise of few documents
 EDGE = 0.02  # share of the range that a start keeps from the bounds, where half of the first samples would be lost
 
 
@@ -52,16 +55,21 @@ class CmaEs:
         separable: bool | None = None,
         correlation: float = 0.0,
         preselect: int = 1,
+        centres: bool = False,
+        noisy: bool = False,
     ) -> None:
         """Make one.
 
         Args:
             aim: which number of the objectives is climbed.
             sigma: first step size as a share of each gene's range.
-            population: if None 4 + 1.5 ln(genes) with preselection, without it pycma's 4 + 3 ln(genes).
+            population: if None 4 + 1.5 ln(genes) with preselection, without it pycma's 4 + 3 ln(genes); half as many
+                again if ``noisy``.
             separable: learn a scale for each gene but no correlations; from 100 genes on if None.
             correlation: between the genes of one group at the start.
             preselect: points drawn for each one that is proposed; 1: all that are drawn are.
+            centres: ask for the middle of the distribution, too, once after each move. Nothing is learnt from it.
+            noisy: points are compared on few documents.
         """
         self._low, self._high = genes.low, genes.high
         self._range = self._high - self._low
@@ -70,26 +78,37 @@ class CmaEs:
         self._preference = Preference(weights, aim)
         self._rng = np.random.default_rng(seed)
         self._sigma = sigma
+        default = 4 + int((1.5 if preselect > 1 else 3.0) * np.log(len(genes)))
+        self._population = population or int(default * (NOISY if noisy else 1.0))
         self._separable = len(genes) >= DIAGONAL_FROM if separable is None else separable
         self._best_seed: tuple[float, Vector] | None = None
         self._run: Any = None
         self._drawn: list[Genome] = []  # nobody has asked for them yet
-        self._out: dict[Genome, int] = {}  # this run's points that are not back, and how many moves came before each
-        self._moves = 0
         self._drawn_for_one = preselect
         self._foresight = Foresight(genes.groups, self._preference) if preselect > 1 else None
-        self._population = population or 4 + int((1.5 if self._foresight else 3.0) * np.log(len(genes)))
+        self._out: dict[Genome, int] = {}  # points that are not back, and how many moves came before each
+        self._moves = self._run_began = 0
+        self._centred_at = 0 if centres else None  # moves before the last middle; the first is a seed, known already
         self._returned: list[Observation] = []
 
     def ask(self, count: int) -> list[Genome]:
         """Return ``count`` genomes inside the bounds."""
         if self._run is None:
             self._run = self._new_run(self._best_seed[1] if self._best_seed else self._start)
-        while len(self._drawn) < count:
+        middle = []
+        if count and self._centred_at not in (None, self._moves):
+            self._centred_at = self._moves
+            middle = [self._genome(self._run.mean)]
+        drawn = count - len(middle)
+        while len(self._drawn) < drawn:
             self._draw()
-        asked, self._drawn = self._drawn[:count], self._drawn[count:]
+        asked, self._drawn = self._drawn[:drawn], self._drawn[drawn:]
         self._out.update(dict.fromkeys(asked, self._moves))
-        return asked
+        return middle + asked
+
+    def generation_of(self, genome: Genome) -> int | None:
+        """Return how often the distribution had moved when ``genome`` was drawn; None for a middle, or once told."""
+        return self._out.get(genome)
 
     def tell(self, observations: Sequence[Observation]) -> None:
         """Take in what came back; the distribution moves once a population's worth is there."""
@@ -98,7 +117,7 @@ class CmaEs:
                 self._see_seed(observation)
             elif observation.genome is not None:
                 asked_at = self._out.pop(observation.genome, -np.inf)
-                if self._moves - asked_at <= MOST_MOVES:
+                if asked_at >= self._run_began and self._moves - asked_at <= MOST_MOVES:
                     self._returned.append(observation)
             if self._foresight and observation.genome is not None:
                 self._foresight.see(self._unit(observation.genome.values), observation)
@@ -129,7 +148,7 @@ class CmaEs:
             run.tell(points, [-value for value in values])  # pycma minimises
         if run.stop():
             self._population *= 2
-            self._out = {}
+            self._run_began = self._moves
             self._run = self._new_run(self._rng.uniform(EDGE, 1.0 - EDGE, len(self._low)))
         self._drawn = []  # what is drawn but not asked for belongs to the old distribution
         self._draw()  # now: pycma takes no second population before it was asked again, and many workers bring one

@@ -7,7 +7,8 @@ replayed. Everything is maximised.
 
 An optimizer may say more, by attributes that mean nothing where they are missing: with `needs_documents = True` it is
 told the scores of single documents; with `single_number = True` it climbs the weighted mean of the objectives, so that
-racing may drop whatever cannot exceed the best one; `parents_of(genome)` names the points that a genome was made of,
+racing may drop whatever cannot exceed the best one; `generation_of(genome)` says which points are compared with each
+other (`HasGenerations`); `parents_of(genome)` names the points that a genome was made of,
 from when it is asked for until it is told.
 """
 
@@ -52,3 +53,14 @@ class Optimizer(Protocol):
 
     def tell(self, observations: Sequence[Observation]) -> None:
         """Take in what became of some points."""
+
+
+@runtime_checkable
+class HasGenerations(Protocol):
+    """An optimizer that compares points of one generation with each other, and with nobody else."""
+
+    def generation_of(self, genome: Genome) -> int | None:
+        """Return the number of the generation of a point that is asked for and not yet told.
+
+        None for a point that is compared with nobody: it is to be measured on all documents.
+        """

@@ -7,6 +7,7 @@ from typing import assert_never
 from evomerge.optimizers.breeding import Breeder, GeneBreeder
 from evomerge.optimizers.contract import Optimizer
 from evomerge.optimizers.mosaic_breeder import MosaicBreeder
+from evomerge.optimizers.setting import Setting
 from evomerge.optimizers.settings import (
     BREEDERS,
     Algorithm,
@@ -21,12 +22,13 @@ from evomerge.optimizers.settings import (
     NestedMapSettings,
     Nsga2Settings,
     Nsga3Settings,
+    OptimizerPlugIn,
     RandomSettings,
     SobolSettings,
     TpeSettings,
     TwoStageSettings,
 )
-from evomerge.optimizers.suitability import Setting, check_suits
+from evomerge.optimizers.suitability import check_suits
 
 __all__ = ["Setting", "make_optimizer"]
 
@@ -56,6 +58,8 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:  # noqa
                 separable=algorithm.separable,
                 correlation=algorithm.correlation,
                 preselect=algorithm.preselect,
+                centres=setting.centres,
+                noisy=setting.noisy,
             )
         case TwoStageSettings(first_stage=first_stage, penalty=penalty):
             from evomerge.optimizers.two_stage import TwoStage
@@ -107,7 +111,16 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:  # noqa
             return SobolSearch(genes, seed=seed)
         case NaturalNichesSettings() | MapElitesSettings():
             return _make_breeding(algorithm, setting)
+        case OptimizerPlugIn():
+            return _plugged(algorithm, setting)
     assert_never(algorithm)
+
+
+def _plugged(algorithm: OptimizerPlugIn, setting: Setting) -> Optimizer:
+    made = algorithm.make(setting)
+    if not isinstance(made, Optimizer):
+        raise ValueError(f"optimizer {algorithm.kind}: expected ask and tell, got {type(made).__name__}")
+    return made
 
 
 def _make_breeding(algorithm: NaturalNichesSettings | MapElitesSettings, setting: Setting) -> Optimizer:

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+
+from evomerge.plugins import find
+
+if TYPE_CHECKING:
+    from evomerge.optimizers.contract import Optimizer
+    from evomerge.optimizers.setting import Setting
 
 DEFAULT_KIND = "cma_es"
 
@@ -142,7 +158,24 @@ class CatCmaSettings(_Settings):
     population: int | None = Field(default=None, ge=4, description="4 + 3 ln(genes) by default")
 
 
-Algorithm: TypeAlias = (
+class OptimizerPlugIn(_Settings):
+    """Base class of the settings of an optimizer that another package brings.
+
+    Its `kind` is the name of its entry point in the group `evomerge.optimizers`.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def make(self, setting: Setting) -> Optimizer:
+        """Return a new optimizer (`evomerge.optimizers.contract`), whose draws follow from `seed` alone.
+
+        Raises:
+            ValueError: it cannot search such a space; the text says why.
+        """
+
+
+_Own: TypeAlias = (
     CmaEsSettings
     | TwoStageSettings
     | Nsga2Settings
@@ -159,6 +192,7 @@ Algorithm: TypeAlias = (
     | NaturalNichesSettings
     | MapElitesSettings
 )
+Algorithm: TypeAlias = _Own | OptimizerPlugIn
 AlgorithmKind = Literal[
     "cma_es", "two_stage", "nsga2", "nsga3", "tpe", "gp", "random", "sobol",
     "map", "bayesian_map", "nested_map", "cycle_qd", "cat_cma",
@@ -173,10 +207,27 @@ def _with_kind(value: Any) -> Any:
     return {"kind": DEFAULT_KIND, **value} if isinstance(value, dict) else value
 
 
-OptimizerSettings: TypeAlias = Annotated[
-    AutoSettings | Algorithm, Field(discriminator="kind"), BeforeValidator(_with_kind)
-]
 KINDS: tuple[AlgorithmKind, ...] = get_args(AlgorithmKind)
+
+
+def _own_or_plugged(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    kind = value.get("kind", DEFAULT_KIND) if isinstance(value, dict) else getattr(value, "kind", None)
+    if not isinstance(kind, str):
+        return handler(value)
+    plugged = find("optimizers", kind, OptimizerPlugIn, ("auto", *KINDS))  # type: ignore[type-abstract]
+    return handler(value) if plugged is None else plugged.model_validate(value)
+
+
+if TYPE_CHECKING:
+    OptimizerSettings: TypeAlias = AutoSettings | Algorithm
+else:
+    OptimizerSettings = Annotated[
+        AutoSettings | _Own,
+        Field(discriminator="kind"),
+        BeforeValidator(_with_kind),
+        WrapValidator(_own_or_plugged),
+        SerializeAsAny(),
+    ]
 _ADAPTER: TypeAdapter[AutoSettings | Algorithm] = TypeAdapter(OptimizerSettings)
 
 

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from evomerge.optimizers.preference import WEIGHTED_MEAN, Aim, Preference
+from evomerge.optimizers.preference import WEIGHTED_MEAN
+from evomerge.optimizers.setting import Setting
 from evomerge.optimizers.settings import Algorithm, AlgorithmKind, BayesianMapSettings, MapSettings, NestedMapSettings
-from search_spaces.genes import Genes, Vector
-from search_spaces.mosaic import MosaicAlgebra
+from search_spaces.genes import Genes
 
 REAL_ONLY: tuple[AlgorithmKind, ...] = (
     "cma_es", "two_stage", "map", "bayesian_map", "nested_map", "cycle_qd", "natural_niches", "map_elites",
 )  # fmt: skip
 MOST_GENES_OF_BINS = 6  # the angles of bayesian_map have 2^(genes - 1) bins
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What an optimizer is told of the search when it is made.
-
-    Attributes:
-        weights: (objectives,) importance of each objective.
-        evaluations: the budget.
-        aim: what the optimizers of a single number maximise.
-        mosaics: where mosaics are searched, what crosses them; the genes then only describe them.
-    """
-
-    genes: Genes
-    weights: Vector
-    evaluations: int
-    aim: Aim = WEIGHTED_MEAN
-    mosaics: MosaicAlgebra | None = None
-
-    def preference(self) -> Preference:
-        """Return the number to maximise, which has seen no seed yet."""
-        return Preference(self.weights, self.aim)
 
 
 def check_suits(algorithm: Algorithm, setting: Setting) -> None:

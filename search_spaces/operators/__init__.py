@@ -6,11 +6,11 @@ order, the base left out. Those of `linear` hold one number per source.
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
 
-from search_spaces.operators.averages import Karcher, Linear, Passthrough, Slerp
+from search_spaces.operators.averages import Karcher, Linear, Mwa, Passthrough, Slerp
 from search_spaces.operators.base import KnobSpec, MergeOperator
 from search_spaces.operators.elementwise import (
     ArceeFusion,
@@ -22,8 +22,12 @@ from search_spaces.operators.elementwise import (
     Pcb,
     Ram,
     RamPlus,
+    Widen,
 )
-from search_spaces.operators.spectral import IsoC, IsoCts, SubspaceBoosting, Swudi, TsvM
+from search_spaces.operators.lora import EvoLora, LoraLego
+from search_spaces.operators.plugged import OperatorPlugIn, ask_elsewhere, plug_in
+from search_spaces.operators.spectral import Doge, IsoC, IsoCts, Knots, Opcm, SubspaceBoosting, Swudi, TsvM
+from search_spaces.operators.statistical import Fisher, Rcp, RegMean, RegMeanPlus
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -39,14 +43,32 @@ from search_spaces.operators.task_vectors import (
     Ties,
 )
 
-_Plain = Linear | Slerp | Karcher | Passthrough | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
+_Plain = Linear | Slerp | Karcher | Passthrough | Mwa | TaskArithmetic | ModelStock | Sce | NuSlerp | MultiSlerp
 _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della | DellaLinear
 _Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
-_Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb
-_Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi
-_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral
-Operator = Annotated[_Any, Field(discriminator="kind")]
+_Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb | Widen
+_Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi | Opcm | Doge | Knots
+_Statistical = Fisher | RegMean | RegMeanPlus | Rcp
+_Lora = LoraLego | EvoLora
+_Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral | _Statistical | _Lora
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
+
+
+def operator_class(kind: str) -> type[MergeOperator] | None:
+    """Return the operator called ``kind``, this package's own or one that another package brings; None without one."""
+    return plug_in(kind) or OPERATORS.get(kind)
+
+
+def _own_or_plugged(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    plugged = plug_in(kind)
+    return handler(value) if plugged is None else plugged.model_validate(value)
+
+
+if TYPE_CHECKING:
+    Operator = _Any | OperatorPlugIn
+else:
+    Operator = Annotated[_Any, Field(discriminator="kind"), WrapValidator(_own_or_plugged), SerializeAsAny()]
 
 __all__ = [
     "OPERATORS",
@@ -59,23 +81,34 @@ __all__ = [
     "DareTies",
     "Della",
     "DellaLinear",
+    "Doge",
+    "EvoLora",
+    "Fisher",
     "IsoC",
     "IsoCts",
     "Karcher",
     "KnobSpec",
+    "Knots",
     "Linear",
     "LocalizeStitch",
+    "LoraLego",
     "MagMax",
     "MergeOperator",
     "ModelStock",
     "MultiSlerp",
+    "Mwa",
     "NearSwap",
     "NuSlerp",
+    "Opcm",
     "Operator",
+    "OperatorPlugIn",
     "Passthrough",
     "Pcb",
     "Ram",
     "RamPlus",
+    "Rcp",
+    "RegMean",
+    "RegMeanPlus",
     "Sce",
     "Slerp",
     "SubspaceBoosting",
@@ -83,4 +116,7 @@ __all__ = [
     "TaskArithmetic",
     "Ties",
     "TsvM",
+    "Widen",
+    "ask_elsewhere",
+    "operator_class",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from search_spaces.operators.base import WEIGHT, KnobSpec, MergeOperator
 
@@ -61,3 +63,47 @@ class Passthrough(MergeOperator):
     kind: Literal["passthrough"] = "passthrough"
     source: int = Field(ge=0, description="position of the source")
     scale: float = 1.0
+
+
+Direction = Literal["minimize", "maximize"]
+Form = Literal["softmax", "ratio"]
+
+
+class Mwa(MergeOperator):
+    """Metrics-weighted average of checkpoints, as of one training run (Choi and Yu 2025): ``sum_i a_i theta_i``.
+
+    `softmax`: ``a_i`` is proportional to ``exp(penalty z_i)``, z_i the metric in standard deviations above the mean;
+    `ratio`: to ``m_i^penalty``, of metrics above 0. Where less is better, as for losses, the exponents are negative.
+    The paper has one such penalty, whatever the number of checkpoints; its exact formula could not be had. The base,
+    where there is one, has no part in it.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (
+        KnobSpec("penalty", "penalty", (0.0, 5.0), (0.0, float("inf")), 1.0, per_expert=False),
+    )
+    needs_base: ClassVar[bool] = False
+
+    kind: Literal["mwa"] = "mwa"
+    metrics: tuple[float, ...] = Field(min_length=1, description="of the checkpoints, one per expert: losses or scores")
+    direction: Direction = Field(default="minimize", description="of the metrics: losses are minimised")
+    form: Form = Field(default="softmax", description="how weights follow from metrics")
+    penalty: float = Field(default=1.0, ge=0.0, description="0: all count alike; the larger, the more the best counts")
+
+    @model_validator(mode="after")
+    def _ratios_are_of_positive_numbers(self) -> Mwa:
+        if self.form == "ratio" and min(self.metrics) <= 0.0:
+            raise ValueError(f"mwa: form ratio needs metrics above 0, got {self.metrics}; softmax takes any")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of every expert; they sum to 1."""
+        if self.form == "ratio":
+            places = [math.log(metric) for metric in self.metrics]
+        else:
+            spread = statistics.pstdev(self.metrics) or 1.0
+            places = [(metric - statistics.fmean(self.metrics)) / spread for metric in self.metrics]
+        sign = -1.0 if self.direction == "minimize" else 1.0
+        best = max(sign * place for place in places)
+        parts = [math.exp(self.penalty * (sign * place - best)) for place in places]
+        return tuple(part / math.fsum(parts) for part in parts)

@@ -50,19 +50,6 @@ class KnobSpec:
     per_expert: bool = True
 
 
-_FIXED = (
-    "normalize",
-    "rescale",
-    "scale",
-    "vectors",
-    "filter_wise",
-    "votes",
-    "scope",
-    "rank",
-    "time",
-    "common",
-    "energy",
-)
 WEIGHT = KnobSpec("weight", "weights", (0.0, 1.5))
 GAMMA = KnobSpec("gamma", "gammas", (0.0, 0.05), (0.0, 1.0), 0.01)
 SPREAD = KnobSpec("spread", "spreads", (0.0, 0.9), (0.0, 1.0), 0.5)
@@ -78,6 +65,7 @@ class MergeOperator(Frozen):
         per_source: whether its weights are one per source; otherwise one per expert.
         fewest_experts: that it can merge.
         most_experts: that a parameter space can give it; none: any number.
+        needs_adapters: whether every expert must be a LoRA adapter.
         pair: whether a parameter space gives it its two models, the experts, as ``between``.
     """
 
@@ -87,12 +75,22 @@ class MergeOperator(Frozen):
     fewest_experts: ClassVar[int] = 1
     most_experts: ClassVar[int | None] = None
     pair: ClassVar[bool] = False
+    needs_adapters: ClassVar[bool] = False
+
+    @classmethod
+    def fixed_fields(cls) -> set[str]:
+        """Return the names of the fields that no search turns."""
+        return cls.model_fields.keys() - {"kind"} - {spec.field for spec in cls.knobs}
+
+    @classmethod
+    def is_calibrated(cls) -> bool:
+        """Whether it needs statistics from calibration prompts."""
+        return "prompts" in cls.model_fields
 
     @classmethod
     def in_space(cls, numbers: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         """Return the fields for the values of the knobs, by field, and the settings of a parameter space."""
-        given = {name: settings[name] for name in _FIXED if settings[name] is not None}
-        fields: dict[str, Any] = {name: value for name, value in given.items() if name in cls.model_fields}
+        fields = {name: settings[name] for name in sorted(cls.fixed_fields()) if settings.get(name) is not None}
         fields |= numbers
         if cls.pair:
             fields["between"] = (1, 2)

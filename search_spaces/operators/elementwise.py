@@ -152,3 +152,23 @@ class Pcb(MergeOperator):
     ratio: float = Field(ge=0.0, le=1.0, description="share of elements that count")
     scope: Scope = TENSOR
     scale: float = 1.0
+
+
+class Widen(MergeOperator):
+    """WIDEN (Yu et al. 2024): ``theta_0 + scale sum_i w_i tau_i``, with a weight for every column of a matrix.
+
+    w_i is the mean of two scores, of how far the column's norm has moved, and its direction (1 - cosine). Each is
+    ranked within its expert, from 0 to 1; the score is the softmax of the ranks over the experts, or `calibration`
+    where the rank exceeds `above` times the expert's mean. A column is what an input of the layer is multiplied by; of
+    embeddings, the row of a token. Elements of vectors are scored by ``|tau_i|`` itself.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (
+        KnobSpec("above", "above", (0.5, 2.0), (0.0, float("inf")), 1.0, per_expert=False),
+        KnobSpec("calibration", "calibration", (0.3, 1.5), start=1.0, per_expert=False),
+    )
+
+    kind: Literal["widen"] = "widen"
+    above: float = Field(default=1.0, ge=0.0, description="the paper's t: means above which a rank counts in full")
+    calibration: float = Field(default=1.0, description="the paper's s: what such a rank counts")
+    scale: float = 1.0

@@ -207,5 +207,5 @@ class ModelStock(MergeOperator):
     fewest_experts: ClassVar[int] = 2
 
     kind: Literal["model_stock"] = "model_stock"
-    power: float = Field(default=1.0, gt=0.0, description="exponent on the share of the mean")
+    power: float = Field(default=1.0, ge=1e-6, le=1e6, description="exponent on the share of the mean")
     filter_wise: bool = Field(default=False, description="a t for every row", exclude_if=lambda value: not value)

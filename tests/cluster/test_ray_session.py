@@ -13,10 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cluster.ray_session import RaySession, room_on_node
+from cluster.ray_session import RaySession
 
 ROOT = Path(__file__).parents[2]
 
@@ -218,15 +216,3 @@ def test_an_address_where_nobody_listens_is_refused() -> None:
         address = f"127.0.0.1:{bound.getsockname()[1]}"
         with pytest.raises(ConnectionError, match=f"nobody answers at {address}"):
             RaySession(address)
-
-
-@given(workers=st.integers(0, 200), need=st.sampled_from([0.1, 0.2, 0.25, 0.3, 1.0, 1.5, 4.0]))
-def test_exactly_as_many_workers_fit_as_fill_the_node(workers: int, need: float) -> None:
-    assert room_on_node({"CPU": workers * need}, cpus=need, gpus=0.0) == workers
-
-
-@given(cpus=st.integers(0, 64), gpus=st.integers(0, 8))
-def test_the_scarcer_resource_decides(cpus: int, gpus: int) -> None:
-    offers = {"CPU": float(cpus), "GPU": float(gpus)} if gpus else {"CPU": float(cpus)}
-    assert room_on_node(offers, cpus=4.0, gpus=0.5) == min(cpus // 4, gpus * 2)
-    assert room_on_node(offers, cpus=0.0, gpus=1.0) == gpus

@@ -20,12 +20,13 @@ from evaluators.encoding import Encoder
 from evaluators.errors import TaskError
 from evaluators.evaluation import Documents, Evaluation
 from evaluators.evaluator import LmEvalEvaluator
-from evaluators.objective import Objective
+from evaluators.objective import MinibatchSettings, Objective
 from evaluators.objective_kinds import AnyObjective, measured
 from evaluators.panel import Panel
 from evaluators.plan import Limits, make_plan
 from evaluators.requests import RequestBook
 from evaluators.scoring import LogLikelihoods
+from evaluators.smooth import SmoothEvaluator, stand_ins
 from evaluators.splits import make_splits
 from evaluators.tasks import TaskSuite
 from evaluators.texts import split_text
@@ -96,6 +97,61 @@ def test_likelihood_is_that_of_the_reference_answer(
     np.testing.assert_allclose(score.documents, np.array(values) / sizes, atol=1e-4)
     assert score.value == pytest.approx(float(score.documents.mean()))
     assert score.standard_error == pytest.approx(float(score.documents.std(ddof=1)) / math.sqrt(8))
+
+
+@pytest.mark.parametrize("task", ["mc", "gen"])
+def test_a_probability_is_that_of_the_answer_or_its_share_among_the_choices(
+    task: str, tasks: Any, evaluate: Any, theirs: HFLM
+) -> None:
+    tasks.multiple_choice("mc")
+    tasks.generation("gen")
+    (score,) = evaluate({"kind": "likelihood", "task": task, "scale": "probability"}).scores.values()
+    expected = []
+    for row in documents_of(tasks, task):
+        prompt = f"Question: {row['question']}\nAnswer:"
+        each = ask(theirs, "loglikelihood", *[(prompt, f" {choice}") for choice in row["choices"]])
+        likelihoods = np.exp([value for value, _ in each])
+        expected.append(likelihoods[row["gold"]] / (likelihoods.sum() if task == "mc" else 1.0))
+    np.testing.assert_allclose(score.documents, expected, atol=1e-5)
+    assert score.value == pytest.approx(float(score.documents.mean()))
+
+
+@pytest.mark.parametrize("measure", ["probability", "probability_per_token"])
+def test_smooth_scores_come_under_the_names_of_what_they_stand_for(
+    measure: Any, tasks: Any, settings: Any, evaluate: Any, tokenizer: Any, model: Any
+) -> None:
+    tasks.multiple_choice("mc")
+    tasks.generation("gen")
+    metrics = tuple(Objective(task=task, metric=metric) for task, metric in NAMES)
+    others = stand_ins(metrics, MinibatchSettings(measure=measure))
+    suite = TaskSuite.load(tuple(dict.fromkeys(others.values())), settings())
+    evaluator = LmEvalEvaluator(suite, tokenizer, settings=settings(), max_length=200)
+    smooth = SmoothEvaluator(evaluator, {name: other.name for name, other in others.items()})
+    outcome = smooth.evaluate(model, Documents({"mc": tuple(range(8)), "gen": tuple(range(8))}))
+    assert isinstance(outcome, Evaluation)
+    assert list(outcome.scores) == [f"{task}/{metric}" for task, metric in NAMES]
+    per = "answer" if measure == "probability" else "token"
+    for (task, _), score in zip(NAMES, outcome.scores.values(), strict=True):
+        value = {"kind": "likelihood", "task": task, "per": per, "scale": "probability"}
+        (found,) = evaluate(value).scores.values()
+        np.testing.assert_allclose(score.documents, found.documents, atol=1e-6)
+        assert ((score.documents > 0.0) & (score.documents < 1.0)).all()
+
+
+NAMES = (("mc", "acc"), ("mc", "acc_norm"), ("gen", "exact_match"))
+
+
+def test_nothing_smooth_stands_for_what_is_minimised() -> None:
+    with pytest.raises(TaskError, match=r"less of objective a/acc is better.*use measure: metric"):
+        stand_ins([Objective(task="a", direction="minimize")], MinibatchSettings())
+
+
+def test_an_objective_without_a_scale_is_written_down_as_before() -> None:
+    (plain,) = objectives({"kind": "likelihood", "task": "a"})
+    (scaled,) = objectives({"kind": "likelihood", "task": "a", "scale": "probability"})
+    assert "scale" not in plain.model_dump(mode="json")
+    assert scaled.model_dump(mode="json")["scale"] == "probability"
+    assert (plain.name, scaled.name) == ("a/likelihood", "a/probability")
 
 
 def test_a_likelihood_alone_generates_nothing(tasks: Any, settings: Any, tokenizer: Any) -> None:

@@ -14,10 +14,10 @@ from cluster.in_process import InProcessPool
 from evomerge import cli
 from evomerge.dispatch import Dispatcher
 from evomerge.optimizers.registry import make_optimizer
-from evomerge.runner import Silent
 from evomerge.search import Search
 from evomerge.selection import conclude
 from evomerge.store import Store
+from evomerge.watcher import Silent
 from search_spaces.recipe import Recipe
 
 OPTIONS = {
@@ -34,8 +34,10 @@ OPTIONS = {
     "show": {"--storage", "--json"},
     "dashboard": {"--storage", "--host", "--port", "--token"},
     "report": {"--storage", "--output", "-o"},
-    "export": {"--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--storage"},
-    "merge": {"--to", "--dtype"},
+    "export": {
+        "--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--memory-limit", "--storage"
+    },
+    "merge": {"--to", "--dtype", "--memory-limit"},
     "evaluate": {
         "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
         "--allow-code-execution", "--limit", "--num-fewshot", "--apply-chat-template", "--dtype", "--json"
@@ -130,6 +132,38 @@ def test_export_as_recipe(run, storage, tmp_path):
     assert recipe.digest == best.recipe_digest
 
 
+def test_export_as_tables(run, storage, tmp_path):
+    status, out, _ = run("export", "fake", "--storage", storage, "--format", "csv", "--to", tmp_path / "tables")
+    assert (status, out) == (0, f"wrote all candidates to {tmp_path / 'tables'}\n")
+    lines = (tmp_path / "tables" / "candidates.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(evomerge.load("fake", storage=storage).candidates)
+
+
+def test_reports_recipes_and_tables_at_a_url(run, storage):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    assert run("report", "fake", "--storage", storage, "-o", "memory://cli/r.html")[:2] == (
+        0,
+        "wrote memory://cli/r.html\n",
+    )
+    assert b"<html" in store.cat("/cli/r.html")
+    command = ("export", "fake", "--storage", storage, "--format")
+    assert run(*command, "recipe", "--to", "memory://cli/r.json")[0] == 0
+    best = evomerge.load("fake", storage=storage).winner
+    assert Recipe.model_validate_json(store.cat("/cli/r.json")).digest == best.recipe_digest
+    assert "exists already" in run(*command, "recipe", "--to", "memory://cli/r.json")[2]
+    assert run(*command, "parquet", "--to", "memory://cli/tables")[0] == 0
+    assert store.glob("/cli/tables/*") == ["/cli/tables/candidates.parquet", "/cli/tables/documents.parquet"]
+
+
+def test_export_as_a_study(run, storage, tmp_path):
+    to = tmp_path / "study.journal"
+    status, out, _ = run("export", "fake", "--storage", storage, "--format", "optuna", "--to", to)
+    assert (status, out) == (0, f"wrote all candidates to {to}\n")
+    assert to.read_bytes().count(b"\n") > 40
+
+
 def test_prefer_picks_along_the_front(run, storage, tmp_path):
     results = evomerge.load("fake", storage=storage)
     values = {}
@@ -157,7 +191,11 @@ def test_prefer_picks_along_the_front(run, storage, tmp_path):
         (("export", "fake", "--to", "x", "--best", "--candidate", "1"), "give one of"),
         (("export", "fake", "--to", "x", "--dtype", "int8"), "expected one of float32, bfloat16, float16"),
         (("export", "fake", "--to", "x", "--rank", "4"), "--rank is of adapters"),
-        (("export", "fake", "--to", "x", "--format", "gguf"), "expected one of checkpoint, adapter, mergekit, recipe"),
+        (
+            ("export", "fake", "--to", "x", "--format", "gguf"),
+            "expected one of checkpoint, adapter, mergekit, recipe, csv, parquet",
+        ),
+        (("export", "fake", "--to", "x", "--format", "csv", "--best"), "--format csv writes all candidates"),
         (("export", "fake", "--to", "x", "--prefer", "third=1"), "no objective 'third'"),
         (("export", "fake", "--to", "x", "--prefer", "first"), "expected task=weight"),
         (("export", "fake", "--to", "x", "--prefer", "first=-1"), "positive number"),
@@ -233,6 +271,7 @@ def test_init_converts_mergekit_evolve(run, tmp_path):
             "merge_method": "dare_ties",
             "base_model": "org/base",
             "filters": ["self_attn", "mlp"],
+            "tokenizer_source": "org/b",
             "normalize": False,
             "allow_negative_weights": True,
         },
@@ -246,6 +285,7 @@ def test_init_converts_mergekit_evolve(run, tmp_path):
     assert file.space.operator == "dare_ties"
     assert (file.space.weight, file.space.normalize, file.space.density_start) == ((-1.5, 1.5), False, 1.0)
     assert [next(iter(group)) for group in file.space.tensor_groups] == ["self_attn", "mlp"]
+    assert file.sources.vocabulary_policy().source == 2
     assert file.objectives[0].weight == 2.0
     assert (file.evaluation.search_documents, file.evaluation.num_fewshot) == (100, 4)
     source["genome"]["merge_methodd"] = "x"

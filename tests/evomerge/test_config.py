@@ -62,6 +62,12 @@ def test_a_folder_beside_the_file_is_preferred_to_a_hub_id(tmp_path):
         ({"sources": {"base": "b", "experts": []}}, ["sources.experts"]),
         ({"sources": {"base": "b", "experts": ["x/m", "y/m"]}}, ["two experts are called m"]),
         ({"name": "../evil"}, ["name"]),
+        ({"calibration": {}}, ["no operator of this space needs statistics"]),
+        (
+            {"space": {"operator": "fisher"}, "calibration": {"tasks": {"math": ["a"]}}},
+            ["math is no expert (known: maths, ja)"],
+        ),
+        ({"space": {"operator": "fisher"}, "calibration": {"tasks": {"ja": []}}}, ["ja has no task"]),
         ({"space": {"operator": "magic"}}, ["space.operator", "task_arithmetic"]),
         ({"space": {"weight": [1, 0]}}, ["space.weight", "low < high"]),
         ({"cluster": {"workers": 0}}, ["at least 1"]),
@@ -108,11 +114,25 @@ def test_differences_name_the_leaf():
     assert differences(old, new) == ["a.c: 2 -> 3", "d: null -> 4"]
 
 
-def test_only_budget_cluster_and_storage_may_change():
+def test_only_budget_cluster_logging_and_storage_may_change():
     file = SearchFile.model_validate(GOOD)
-    assert set(file.model_dump()) - set(file.fixed_part()) == {"budget", "cluster", "storage"}
+    assert set(file.model_dump()) - set(file.fixed_part()) == {"budget", "cluster", "logging", "storage"}
 
 
 def test_the_shipped_json_schema_is_the_schema():
     shipped = Path(__file__).resolve().parents[2] / "evomerge" / "search_file.schema.json"
     assert json.loads(shipped.read_text(encoding="utf-8")) == SearchFile.model_json_schema()
+
+
+def test_vocabularies_are_told_by_the_names_of_sources(tmp_path):
+    def sources(vocabulary):
+        return load(write(tmp_path, {**GOOD, "sources": {**GOOD["sources"], "vocabulary": vocabulary}})).sources
+
+    assert load(write(tmp_path, GOOD)).sources.vocabulary_policy() is None
+    assert sources("union").vocabulary_policy().source == "union"
+    assert sources("ja").vocabulary_policy().source == 2
+    tokens = {"<a>": {"source": "base", "token": "b", "force": True}, "<c>": {"source": "zero"}}
+    policy = sources({"source": "base", "tokens": tokens, "pad_to_multiple_of": 64}).vocabulary_policy()
+    assert (policy.source, policy.tokens["<a>"].source, policy.tokens["<c>"].source) == (0, 0, "zero")
+    for bad in ("fr", {"tokens": {"<a>": {"source": "fr"}}}, {"tokens": {"<a>": {"source": "zero", "token": "b"}}}):
+        assert "sources" in refused(tmp_path, {**GOOD, "sources": {**GOOD["sources"], "vocabulary": bad}})

@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 from fakes import FakeSpec, problem, search_file
 
+from evomerge.losses import ATTEMPTS, Losses
 from evomerge.schema import SCHEMA_VERSION
 from evomerge.storage_url import parse
 from evomerge.store import Store
@@ -16,6 +17,7 @@ DOWN = {  # what makes a record of one version out of one of the next
     2: ("ALTER TABLE evaluations DROP COLUMN truncated", "ALTER TABLE evaluations DROP COLUMN over_limits"),
     3: ("DROP TABLE drivers",),
     4: ("DROP INDEX candidates_by_origin",),
+    5: ("DROP TABLE losses", "DROP TABLE crews"),
 }
 
 
@@ -50,6 +52,9 @@ def test_an_older_record_keeps_what_it_holds(storage, version):
     assert store.search("fake").candidates() == before
     with store.driving("fake"):
         assert store.driver("fake").startswith("process ")
+        for _ in range(ATTEMPTS):
+            Losses(store.search("fake")).add(0, "search", "killed")
+    assert "killed" in Losses(store.search("fake")).quarantined(0, "search")
     store.close()
 
 

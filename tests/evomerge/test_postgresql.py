@@ -11,8 +11,8 @@ from fakes import problem, search_file
 from evaluators.evaluation import Failure, FailureKind
 from evomerge import database
 from evomerge.errors import BadSearch, SearchBusy
-from evomerge.runner import Silent
 from evomerge.store import Store
+from evomerge.watcher import Silent
 from search_spaces.seeds import seeds
 
 pytestmark = pytest.mark.slow

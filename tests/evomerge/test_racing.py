@@ -16,13 +16,13 @@ from evaluators.evaluation import Cost, Documents, Evaluation, Score
 from evaluators.objective import Objective, RacingSettings
 from evomerge import optuna_view, tables
 from evomerge.archives import pareto
+from evomerge.best_known import BestKnown
 from evomerge.errors import BadSearch
 from evomerge.optimizers.cma_es import CmaEs
 from evomerge.optimizers.contract import Observation
 from evomerge.optimizers.nsga2 import Nsga2
 from evomerge.optimizers.optuna_samplers import gp, tpe
 from evomerge.optimizers.preference import Preference
-from evomerge.preferences import make_preference
 from evomerge.racing import Referee, refuse_unraceable
 from evomerge.records import CandidateRecord, EvaluationRecord, Measured
 from evomerge.report_facts import facts
@@ -69,13 +69,8 @@ def race_all(table, *, single_number):
     documents = Documents({o.task: tuple(range(table.shape[2])) for o in objectives})
     evaluator = ScoreTable(table)
     blockwise = BlockwiseEvaluator(evaluator, objectives)
-    referee = Referee(
-        objectives,
-        RacingSettings(),
-        preference=Preference(np.ones(table.shape[1])),
-        single_number=single_number,
-        read_scores=lambda e, name: table[e.id, int(name.split("/")[0])],
-    )
+    best = BestKnown(objectives, lambda e, name: table[e.id, int(name.split("/")[0])])
+    referee = Referee(best, RacingSettings(), single_number=single_number)
     full, seen = [], 0
     for number in range(len(table)):
         race = referee.race()
@@ -83,7 +78,7 @@ def race_all(table, *, single_number):
         seen += outcome.cost.documents
         if outcome.stopped is None:
             full.append(number)
-        referee.see(candidate_of(number, outcome))
+        best.see(candidate_of(number, outcome))
     return full, seen
 
 
@@ -152,25 +147,19 @@ def test_a_race_for_the_front_keeps_the_front():
 def referee_of(rows, **options):
     objectives = (Objective(task="0"), Objective(task="1", direction="minimize", weight=3.0))
     table = np.repeat(np.array(rows).reshape(-1, 2, 1), 10, axis=2)
-    made = Referee(
-        objectives,
-        RacingSettings(),
-        preference=make_preference(objectives, None),
-        read_scores=lambda e, name: table[e.id, int(name.split("/")[0])],
-        **options,
-    )
+    best = BestKnown(objectives, lambda e, name: table[e.id, int(name.split("/")[0])])
     documents = Documents({"0": tuple(range(10)), "1": tuple(range(10))})
     for number in range(len(rows)):
-        made.see(candidate_of(number, ScoreTable(table).evaluate(number, documents)))
-    return made
+        best.see(candidate_of(number, ScoreTable(table).evaluate(number, documents)))
+    return Referee(best, RacingSettings(), **options), best
 
 
 def test_nobody_to_race_against_is_no_race():
-    assert referee_of([], single_number=True).race() is None
+    assert referee_of([], single_number=True)[0].race() is None
 
 
 def test_one_number_races_against_the_best_one():
-    race = referee_of([(0.5, 0.5), (0.9, 0.4), (0.1, 0.9)], single_number=True).race()
+    race = referee_of([(0.5, 0.5), (0.9, 0.4), (0.1, 0.9)], single_number=True)[0].race()
     assert [rival.candidate for rival in race.rivals] == [1]
     assert race.rivals[0].values.tolist() == [0.9, 0.4]
     assert race.criteria.tolist() == [[0.25, -0.75]]
@@ -180,7 +169,7 @@ def test_one_number_races_against_the_best_one():
 
 
 def test_others_race_against_the_front():
-    race = referee_of([(0.5, 0.1), (0.9, 0.4), (0.4, 0.9)], single_number=False).race()
+    race = referee_of([(0.5, 0.1), (0.9, 0.4), (0.4, 0.9)], single_number=False)[0].race()
     assert sorted(rival.candidate for rival in race.rivals) == [0, 1]
     assert race.criteria.tolist() == [[1.0, 0.0], [0.0, -1.0]]
 
@@ -189,8 +178,8 @@ def test_others_race_against_the_front():
 def test_a_referee_forgets_who_cannot_set_a_race(single_number):
     """The cost of a race stays flat as the record grows; par and rivals are those among all."""
     rows = np.random.default_rng(0).random((2500, 2)).tolist()
-    made = referee_of(rows, single_number=single_number)
-    assert len(made._known) < 1000
+    made, best = referee_of(rows, single_number=single_number)
+    assert len(best) < 1000
     race, joint = made.race(), [one - 3.0 * other for one, other in rows]
     assert list(race.par_of) == np.argsort(np.negative(joint), kind="stable")[:8].tolist()
     front = pareto.front(np.array(rows) * [1.0, -1.0]).tolist()
@@ -200,12 +189,12 @@ def test_a_referee_forgets_who_cannot_set_a_race(single_number):
 
 
 def test_estimates_and_answers_from_the_record_set_no_race():
-    made = referee_of([(0.5, 0.5)], single_number=True)
+    made, best = referee_of([(0.5, 0.5)], single_number=True)
     better = candidate_of(7, ScoreTable(np.ones((8, 2, 10))).evaluate(7, Documents({"0": (0,), "1": (0,)})))
     evaluation = better.evaluations["search"]
-    made.see(replace(better, evaluations={"search": replace(evaluation, answered_from=3)}))
-    made.see(replace(better, evaluations={"search": replace(evaluation, stopped=object())}))
-    made.see(replace(better, evaluations={}))
+    best.see(replace(better, evaluations={"search": replace(evaluation, answered_from=3)}))
+    best.see(replace(better, evaluations={"search": replace(evaluation, stopped=object())}))
+    best.see(replace(better, evaluations={}))
     assert [rival.candidate for rival in made.race().rivals] == [0]
 
 
@@ -303,8 +292,8 @@ def test_what_people_and_programs_are_shown_of_a_stopped_candidate(tmp_path):
     caption = tables.candidate_table(results, candidate).caption.plain
     assert "stopped after" in caption
     assert "estimates: first/acc" in caption
-    assert any(line.startswith("racing") for line in tables.status_lines(results))
-    assert {"name": "stopped early by racing", "value": str(results.stopped)} in facts(results, [])["facts"]
+    assert any(line.startswith("estimated") for line in tables.status_lines(results))
+    assert {"name": "estimated from some documents", "value": str(results.stopped)} in facts(results, [])["facts"]
 
 
 def test_optuna_sees_a_pruned_trial_without_values(tmp_path):

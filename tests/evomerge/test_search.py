@@ -5,8 +5,9 @@ from fake_search import DieAfter, Stop, finish, genomes, started
 from fakes import FakeSpec, UnequalWorkers, problem, search_file
 
 from cluster.pool import Finished, Lost, Returned
-from evomerge.dispatch import ATTEMPTS
+from evomerge.dispatch import MOST_NODES
 from evomerge.errors import BadSearch
+from evomerge.losses import ATTEMPTS, Losses
 from evomerge.optimizers.settings import algorithm
 from evomerge.problem import check_optimizer
 from evomerge.runner import random_variant
@@ -152,11 +153,12 @@ class DyingPool:
 
     workers = free = 1
 
-    def __init__(self, worker, dies):
+    def __init__(self, worker, dies, *, with_node=False):
         self.worker, self.dies, self.out, self.tickets = worker, dies, [], 0
+        self.lost = Lost("killed by signal 9", with_node)
 
     def submit(self, call):
-        outcome = Lost("killed by signal 9") if self.dies() else Returned(self.worker.evaluate(*call.arguments))
+        outcome = self.lost if self.dies() else Returned(self.worker.evaluate(*call.arguments))
         self.out.append(Finished(self.tickets, outcome))
         self.tickets += 1
         self.free = 0
@@ -179,7 +181,42 @@ def test_a_lost_worker_is_tried_again_and_then_recorded(tmp_path):
     assert states[:4] == ["measured", "measured", "failed", "measured"]
     failure = search.candidates[2].evaluations["search"].failure
     assert failure.kind == "worker_lost"
-    assert "killed by signal 9" in failure.message
+    assert failure.message == "quarantined: 3 workers died with this candidate; the last: killed by signal 9"
+
+
+def test_a_candidate_that_kills_workers_is_not_tried_afresh_by_the_next_driver(tmp_path):
+    file = search_file(tmp_path)
+
+    def then_stop(*deaths):
+        yield from deaths
+        raise Stop
+
+    for deaths in (then_stop(False, True), then_stop(True), then_stop(True, False)):  # the second candidate, each time
+        with pytest.raises(Stop), started(file, pool=DyingPool(FakeSpec()(), lambda d=deaths: next(d))) as search:
+            search.run()
+    with started(file) as search:
+        for _ in range(ATTEMPTS + 1):  # a driver that died before it could record the failure
+            Losses(search.record).add(3, "search", "out of memory")
+    with started(file) as search:
+        search.run()
+        failures = {c.number: c.evaluations["search"].failure.message for c in failed(search.candidates.values())}
+    assert failures == {
+        1: "quarantined: 3 workers died with this candidate; the last: killed by signal 9",
+        3: "quarantined: 4 workers died with this candidate; the last: out of memory",
+    }
+
+
+def failed(candidates):
+    return [candidate for candidate in candidates if candidate.state == "failed"]
+
+
+def test_nodes_that_are_lost_are_not_the_candidates_fault(tmp_path):
+    for deaths, expected in ((MOST_NODES - 1, 0), (MOST_NODES, 1)):
+        left = iter([True] * deaths + [False] * 1000)
+        pool = DyingPool(FakeSpec()(), lambda left=left: next(left), with_node=True)
+        with started(search_file(tmp_path, name=f"after-{deaths}"), pool=pool) as search:
+            search.run()
+            assert len(failed(search.candidates.values())) == expected
 
 
 def test_an_optimizer_that_cannot_search_the_space_is_refused_before_anything_is_spent(tmp_path):

@@ -110,7 +110,7 @@ class Wires:
     """Network namespaces on one bridge, one a node, 10.77.0.1 and up. Needs root."""
 
     def __init__(self) -> None:
-        self.bridge = f"evof{os.getpid() % 10**7}"
+        self.bridge = f"evof{os.getpid() % 10**5}x{next(_numbers) % 1000}"  # at most 15 characters
         self.names: list[str] = []
         self._ip("link", "add", self.bridge, "type", "bridge")
         self._ip("link", "set", self.bridge, "up")
@@ -164,7 +164,7 @@ class Node:
         command = [
             *within(namespace),
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={address}"),
-            *("--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats"),
+            *(f"--num-cpus={cluster.cpus}", "--object-store-memory=80000000", "--disable-usage-stats"),
             *(where if head else [f"--address={cluster.address}"]),
         ]
         self.log = (cluster.folder / f"{self.mark}.log").open("wb")
@@ -194,9 +194,10 @@ class Node:
 
 
 class Cluster:
-    """A Ray cluster of two nodes with one CPU each. A driver that wants to join runs beside its head."""
+    """A Ray cluster of two nodes with ``cpus`` CPUs each. A driver that wants to join runs beside its head."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, cpus: int = 1) -> None:
+        self.cpus = cpus
         self.folder = Path(tempfile.mkdtemp(prefix="evof-"))  # short: Ray's sockets are in it
         self.wires = Wires() if Wires.possible() else None
         self.places = [self.wires.add() for _ in range(2)] if self.wires else [(None, "127.0.0.1")] * 2

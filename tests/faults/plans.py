@@ -38,4 +38,5 @@ def make_plan(seed: int, number: int, *, disk_is_real: bool) -> Plan:
     )
     jumps = tuple(rng.uniform(-FARTHEST_JUMP_SECONDS, FARTHEST_JUMP_SECONDS, len(kinds)).tolist())
     settings = (("kind", str(optimizer)), ("seed", int(rng.integers(4))))
-    return Plan(platform, settings, workers, EVALUATIONS[platform], faults, jumps)
+    elastic = platform == "cluster" and bool(rng.integers(2))
+    return Plan(platform, settings, workers, EVALUATIONS[platform], faults, jumps, elastic)

@@ -33,7 +33,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Plan:
-    """One trial: a platform (in_process, postgresql, ray or cluster), a search, and when what strikes it."""
+    """One trial: a platform (in_process, postgresql, ray or cluster), a search, and when what strikes it.
+
+    An `elastic` one has ``workers: auto``; `workers` is then how many fit.
+    """
 
     platform: str
     optimizer: tuple
@@ -41,6 +44,7 @@ class Plan:
     evaluations: int
     faults: tuple[Fault, ...]
     jumps: tuple[float, ...] = ()
+    elastic: bool = False
 
     @property
     def in_order(self) -> bool:
@@ -131,7 +135,11 @@ class Trial:
         file = {
             "optimizer": dict(plan.optimizer),
             "budget": {"evaluations": plan.evaluations, "finalists": 5},
-            "cluster": {"backend": backend, "workers": plan.workers, "cpus_per_worker": 0.5},
+            "cluster": {
+                "backend": backend,
+                "workers": "auto" if plan.elastic else plan.workers,
+                "cpus_per_worker": 0.5,
+            },
             "evaluation": {"timeout_seconds": TIMEOUT_SECONDS},
             "storage": self.storage,
         }

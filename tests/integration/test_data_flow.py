@@ -1,5 +1,7 @@
 """Searches of paths on trained experts: one as a user runs it, the other forms in this process."""
 
+from itertools import pairwise
+
 import pytest
 import yaml
 
@@ -79,8 +81,9 @@ def test_joint(tmp_path, driver, sketch, names):
     assert all(c.recipe.body.merged_slots for c in results.candidates if c.origin == "optimizer")
 
 
-def test_hybrid(tmp_path, driver, sketch, names):
+def test_hybrid_with_measured_scales(tmp_path, driver, sketch, names, monkeypatch):
     space = {"kind": "hybrid", "merge": {"operator": "task_arithmetic"}, "models": [names[0]]}
+    space |= {"scales": "none", "scale_start": "second_moments"}
     results = run(tmp_path, driver, sketch, space, "cat_cma")
     check(results)
     first = results.record.store.find("small.first")
@@ -88,5 +91,16 @@ def test_hybrid(tmp_path, driver, sketch, names):
     assert merges == [Results.of(first).winner.recipe.body.model_dump(mode="json")]
     paths = [c.recipe.body for c in results.candidates if c.recipe.body.kind == "path"]
     assert all(path.slots[0].model_dump(mode="json") == merges[0] for path in paths)
+    merge, expert = results.record.row.plan["moments"]
+    assert len(merge) == len(expert) == results.record.row.plan["layers"] + 1
+    assert merge != expert
+    switches = [
+        (hop.scale, expert[hop.layer] / merge[before.layer + 1])
+        for path in paths
+        for before, hop in pairwise(path.hops)
+        if (before.slot, hop.slot) == (0, 1)
+    ]
+    assert switches and all(scale == wanted for scale, wanted in switches)
+    monkeypatch.setattr("evomerge.path_spaces.stream_moments", None)  # a search goes on with what it began with
     again = run(tmp_path, driver, sketch, space, "cat_cma")
     assert len(again.candidates) == len(results.candidates), "a finished search is not run again"

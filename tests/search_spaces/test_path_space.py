@@ -1,11 +1,14 @@
 """Spaces of paths: every genome decodes to a path that can be walked, and the start is model A."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from search_spaces.courses import ModelSize
 from search_spaces.genes import Genome, without_layers
 from search_spaces.operators import TaskArithmetic
 from search_spaces.path_space import path_space
@@ -111,6 +114,55 @@ def test_what_exceeds_the_cap_is_left_out_last_insert_first():
     assert visits(made.decode(genome)) == [(0, 0), (1, 0), (0, 1), (0, 2), (0, 3)]
 
 
+SIZE = ModelSize(layers=(10, 10, 10, 10), outside=60)
+
+
+@given(seed=st.integers(0, 2**32 - 1), most=st.integers(100, 150), hops=st.integers(4, 8))
+@settings(max_examples=40, deadline=None)
+def test_no_path_exceeds_a_cap_and_only_inserts_give_way(seed, most, hops):
+    free, capped = (
+        space(PAIR | {"most_parameters": parameters, "most_hops": hops}, size=SIZE) for parameters in (1e9, most)
+    )
+    genome = Genome(free.genes.from_unit(np.random.default_rng(seed).random(len(free.genes))))
+    long, short = (visits(made.decode(genome)) for made in (free, capped))
+    assert SIZE.of(layer for _, layer in short) <= most
+    assert len(short) <= hops
+    assert [visit for visit in short if visit[0] == 0] == [visit for visit in long if visit[0] == 0]
+    if SIZE.of(layer for _, layer in long) <= most:
+        assert short == long
+
+
+def test_how_large_paths_are_is_said():
+    assert "at most 8 layers and 0.0 million" not in space(PAIR).in_words, "sizes are not known"
+    size = ModelSize(layers=(10**6,) * 4, outside=2 * 10**6)
+    assert "paths of at most 8 layers and 10.0 million parameters" in space(PAIR, size=size).in_words
+    assert "4 layers and 6.0 million" in space(PAIR | {"form": "swaps", "most_hops": 4}, size=size).in_words
+    assert "8 layers and 7.5 million" in space(PAIR | {"most_parameters": 7.5e6}, size=size).in_words
+
+
+MOMENTS = ((1.0, 2.0, 4.0, 8.0, 16.0), (3.0, 5.0, 7.0, 9.0, 11.0))
+
+
+@pytest.mark.parametrize("scales", ["none", "switch", "hop", "pair"])
+def test_scales_start_where_the_stream_is_what_the_layer_knows(scales):
+    made = replace(space(PAIR | {"scale_start": "second_moments", "scales": scales}), moments=MOMENTS)
+    genome = genome_of(made, **{"skip/one.2": 1, "insert/two.1": 1, "insert/two.2": 1})
+    recipe = made.decode(genome)
+    assert visits(recipe) == [(0, 0), (0, 1), (1, 1), (1, 2), (0, 3)]
+    assert [hop.scale for hop in recipe.body.hops] == [1.0, 1.0, 5.0 / 4.0, 1.0, 8.0 / 9.0]
+    assert not made.decode(made.start).body.scaled, "model A needs none"
+    if scales == "switch":
+        halved = genome_of(made, **{"insert/two.1": 1, "scale/one>two": np.log(0.5)})
+        assert [hop.scale for hop in made.decode(halved).body.hops] == pytest.approx([1, 1, 0.5 * 5 / 4, 4 / 7, 1])
+
+
+@pytest.mark.parametrize(("key", "value"), [("scale_start", "second_moments"), ("most_parameters", 200)])
+def test_what_a_setting_needs_must_be_known(key, value):
+    made = space(PAIR | {key: value})
+    with pytest.raises(ValueError, match=f"{key}: .* not known"):
+        made.decode(genome_of(made, **{"insert/two.1": 1}))
+
+
 def test_joint_genes_are_those_of_the_merges_and_the_path():
     made = space(SPACES["joint"])
     assert made.model_names == ("merge", "two", "merge-2")
@@ -164,6 +216,11 @@ def test_a_hybrid_begins_in_the_merge_that_was_found():
 def test_what_is_refused(settings, match):
     with pytest.raises((ValueError, ValidationError), match=match):
         space(settings)
+
+
+def test_a_cap_below_model_a():
+    with pytest.raises(ValueError, match="most_parameters is 99, but the first model alone has 100"):
+        space(PAIR | {"most_parameters": 99}, size=SIZE)
 
 
 def test_models_of_one_layer():

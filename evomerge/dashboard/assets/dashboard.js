@@ -27,6 +27,12 @@ document.addEventListener("click", async (event) => {
   setTimeout(() => { button.textContent = "Copy"; }, 2000);
 });
 
+// Sliders are named by the label around them, which their library does not say to screen readers.
+document.addEventListener("focusin", (event) => {
+  const label = event.target.getAttribute("role") === "slider" && event.target.closest("label");
+  if (label) { event.target.setAttribute("aria-label", label.firstChild.textContent); }
+});
+
 (() => {
   const plain = window.fetch;
   const say = (text) => {

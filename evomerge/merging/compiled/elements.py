@@ -11,6 +11,7 @@ from numba.extending import intrinsic, overload
 BLOCK = 2048  # elements; a dozen float32 rows of it stay in the first-level cache
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 MAGNITUDE = np.uint32(0x7FFFFFFF)
+FLOAT32, BFLOAT16, FLOAT16 = range(3)  # codes of dtypes
 _EXPONENT, _QUIET, _HALF = np.uint32(0x7F800000), np.uint32(0x00400000), np.uint32(0x7FFF)
 _U1, _U16 = np.uint32(1), np.uint32(16)
 
@@ -133,11 +134,23 @@ def widen(source: Any, row: Any) -> None:
 
 
 @kernel
-def write_deltas(address: Any, like: Any, start: Any, pivot: Any, row: Any) -> None:
-    """Write elements ``start`` and up of the source at ``address``, less ``pivot``, to ``row``."""
-    source = view_at(address, like, start, start + row.size)
+def write_values(source: Any, start: Any, row: Any) -> None:
+    """Write elements ``start`` and up of a source, uint64 (2,): its address and the code of its dtype, to ``row``."""
+    stop, pointer = start + row.size, pointer_to(source[0])
+    if source[1] == BFLOAT16:
+        widen(carray(pointer, stop, np.uint16)[start:], row)
+    elif source[1] == FLOAT16:
+        widen(carray(pointer, stop, np.int16)[start:], row)
+    else:
+        widen(carray(pointer, stop, np.float32)[start:], row)
+
+
+@kernel
+def write_deltas(source: Any, start: Any, pivot: Any, row: Any) -> None:
+    """Write the same, less ``pivot``."""
+    write_values(source, start, row)
     for i in range(row.size):
-        row[i] = load(source, i) - pivot[i]
+        row[i] -= pivot[i]
 
 
 @kernel
@@ -148,8 +161,21 @@ def times(row: Any, mask: Any) -> None:
 
 
 @kernel
-def finish(total: Any, pivot: Any, scale: Any, out: Any) -> Any:
-    """Write ``total + scale pivot``; return whether an element is NaN or infinite."""
+def finish(total: Any, pivot: Any, scale: Any, out: Any, start: Any) -> Any:
+    """Write ``total + scale pivot`` to elements ``start`` and up of ``out``, uint64 (2,), as sources are given.
+
+    Return whether an element is NaN or infinite.
+    """
+    stop, pointer = start + total.size, pointer_to(out[0])
+    if out[1] == BFLOAT16:
+        return _write_sum(total, pivot, scale, carray(pointer, stop, np.uint16)[start:])
+    if out[1] == FLOAT16:
+        return _write_sum(total, pivot, scale, carray(pointer, stop, np.int16)[start:])
+    return _write_sum(total, pivot, scale, carray(pointer, stop, np.float32)[start:])
+
+
+@kernel
+def _write_sum(total: Any, pivot: Any, scale: Any, out: Any) -> Any:
     for i in range(total.size):
         store(out, i, total[i] + scale * pivot[i])
     return not_finite(out)

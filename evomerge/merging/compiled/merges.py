@@ -17,20 +17,20 @@ from evomerge.merging.compiled.elements import (
     store,
     times,
     view_at,
-    widen,
     write_deltas,
+    write_values,
 )
 from evomerge.merging.compiled.rules import ALL, apply_rules, write_mask, write_variance
 
 
 @kernel
 def combine_few(base: Any, others: Any, out: Any, weights: Any, scale: Any, span: Any) -> Any:
-    """See `kernels.Combination`, for four terms (some may weigh nothing) without rules."""
+    """See `kernels.Combination`, for four terms (some may weigh nothing) of the base's dtype, without rules."""
     wrong = np.uint32(0)
     for start in range(span[0], span[1], BLOCK):
         stop = min(start + BLOCK, span[1])
-        a, b = view_at(others[0], base, start, stop), view_at(others[1], base, start, stop)
-        c, d = view_at(others[2], base, start, stop), view_at(others[3], base, start, stop)
+        a, b = view_at(others[0, 0], base, start, stop), view_at(others[1, 0], base, start, stop)
+        c, d = view_at(others[2, 0], base, start, stop), view_at(others[3, 0], base, start, stop)
         wrong |= _sum_up(base[start:stop], a, b, c, d, weights, scale, out[start:stop])
     return wrong
 
@@ -52,19 +52,19 @@ def _sum_up(p: Any, a: Any, b: Any, c: Any, d: Any, weights: Any, scale: Any, ou
 def combine(
     base: Any, others: Any, out: Any, weights: Any, scale: Any, kinds: Any, limits: Any, integers: Any, span: Any
 ) -> Any:
-    """See `kernels.Combination`: elements ``span[0]`` to ``span[1]``; ``others`` are addresses, uint64 (K,)."""
+    """See `kernels.Combination`: elements ``span[0]`` to ``span[1]``; sources and out are uint64 (2,)."""
     rows = np.empty((5, BLOCK), np.float32)
     wrong = np.uint32(0)
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
         pivot, total, row = rows[0, :size], rows[1, :size], rows[2, :size]
-        widen(base[start : start + size], pivot)
+        write_values(base, start, pivot)
         total[:] = ZERO
-        for k in range(others.size):
-            write_deltas(others[k], base, start, pivot, row)
+        for k in range(others.shape[0]):
+            write_deltas(others[k], start, pivot, row)
             apply_rules(kinds[k], limits[k], integers[k], start, row, rows[3, :size], rows[4, :size])
             _add(weights[k], row, total)
-        wrong |= finish(total, pivot, scale, out[start : start + size])
+        wrong |= finish(total, pivot, scale, out, start)
     return wrong
 
 
@@ -74,23 +74,23 @@ def elect(
     integers: Any, span: Any,
 ) -> Any:  # fmt: skip
     """See `kernels.Election`; ``shares`` are the magnitudes of the weights before rescaling, float32 (K,)."""
-    count = others.size
+    count = others.shape[0]
     rows = np.empty((6 + count, BLOCK), np.float32)
     wrong = np.uint32(0)
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
         pivot, total, sign, divisor = rows[0, :size], rows[1, :size], rows[2, :size], rows[3, :size]
-        _begin(base[start : start + size], pivot, total, sign, divisor)
+        _begin(base, start, pivot, total, sign, divisor)
         for k in range(count):
             row, weight = rows[6 + k, :size], weights[k]
-            write_deltas(others[k], base, start, pivot, row)
+            write_deltas(others[k], start, pivot, row)
             apply_rules(kinds[k], limits[k], integers[k], start, row, rows[4, :size], rows[5, :size])
             _weigh(weight, row, sign)
         _signs(sign)
         for k in range(count):
             _agree(rows[6 + k, :size], sign, ONE, shares[k], total, divisor)
         _settle(total, divisor, sign, scale, normalize)
-        wrong |= finish(total, pivot, ONE, out[start : start + size])
+        wrong |= finish(total, pivot, ONE, out, start)
     return wrong
 
 
@@ -99,15 +99,15 @@ def fuse(
     base: Any, others: Any, out: Any, shares: Any, scale: Any, kinds: Any, limits: Any, integers: Any, span: Any
 ) -> Any:
     """See `sce.Fusion`; the rule looks at the variance over the task vectors."""
-    count = others.size
+    count = others.shape[0]
     rows = np.empty((7 + count, BLOCK), np.float32)
     wrong = np.uint32(0)
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
         pivot, total, sign, divisor = rows[0, :size], rows[1, :size], rows[2, :size], rows[3, :size]
-        _begin(base[start : start + size], pivot, total, sign, divisor)
+        _begin(base, start, pivot, total, sign, divisor)
         for k in range(count):
-            write_deltas(others[k], base, start, pivot, rows[7 + k, :size])
+            write_deltas(others[k], start, pivot, rows[7 + k, :size])
         if kinds[0, 0] != ALL:
             mask = rows[4, :size]
             write_variance(rows, 7, rows[5, :size], rows[6, :size])
@@ -120,14 +120,14 @@ def fuse(
         for k in range(count):
             _agree(rows[7 + k, :size], sign, shares[k], shares[k], total, divisor)
         _settle(total, divisor, sign, scale, True)
-        wrong |= finish(total, pivot, ONE, out[start : start + size])
+        wrong |= finish(total, pivot, ONE, out, start)
     return wrong
 
 
 @kernel
-def _begin(base: Any, pivot: Any, total: Any, sign: Any, divisor: Any) -> None:
+def _begin(base: Any, start: Any, pivot: Any, total: Any, sign: Any, divisor: Any) -> None:
     """Read a block of the base, and set to zero what is added up over the task vectors."""
-    widen(base, pivot)
+    write_values(base, start, pivot)
     total[:] = ZERO
     sign[:] = ZERO
     divisor[:] = ZERO

@@ -9,40 +9,76 @@ from numba import carray
 
 from evomerge.merging.compiled.elements import ONE, ZERO, kernel, pointer_to, times
 
-ALL, LARGE, BELOW, DRAWN = range(4)  # kinds of rules
-LAST_TIE, LIMIT, LOW, HIGH, FIELD = range(5)  # a rule's integers
+ALL, LARGE, BELOW, DRAWN, RANKED, IMPORTANT = range(6)  # kinds of rules
+LAST_TIE, LIMIT, LOW, HIGH, FIELD, TABLE, WIDTH = range(7)  # a rule's integers
 _WEYL, _FIRST, _SECOND = np.uint32(0x9E3779B9), np.uint32(0x7FEB352D), np.uint32(0x846CA68B)  # as in `masks`
 _U15, _U16 = np.uint32(15), np.uint32(16)
 
 
 @kernel
+def draw(position: Any, low: Any, high: Any) -> Any:
+    """Return the draw, int32, of the element at ``position``, uint32: see `masks.draws`."""
+    v = np.uint32(position * _WEYL + low)
+    v = np.uint32(v ^ (v >> _U16))
+    v = np.uint32(np.uint32(v * _FIRST) ^ high)
+    v = np.uint32(v ^ (v >> _U15))
+    v = np.uint32(v * _SECOND)
+    return np.int32(np.uint32(v ^ (v >> _U16)))
+
+
+@kernel
 def write_mask(kind: Any, limit: Any, integers: Any, start: Any, delta: Any, mask: Any) -> None:
     """Write 1 or 0 to ``mask`` for elements ``start`` and up, whose task vector is ``delta``."""
-    size = delta.size
     if kind == LARGE:
-        ties = min(max(integers[LAST_TIE] + 1 - start, 0), size)
-        for i in range(ties):
-            mask[i] = ONE if abs(delta[i]) >= limit else ZERO
-        for i in range(ties, size):
-            mask[i] = ONE if abs(delta[i]) > limit else ZERO
+        _write_large(limit, integers, start, delta, mask)
     elif kind == BELOW:
-        field = carray(pointer_to(np.uint64(integers[FIELD])), start + size, np.int32)[start:]
+        field = carray(pointer_to(np.uint64(integers[FIELD])), start + delta.size, np.int32)[start:]
         below = np.int32(integers[LIMIT])
-        for i in range(size):
+        for i in range(delta.size):
             mask[i] = ONE if field[i] < below else ZERO
-    elif kind == DRAWN:
-        low, high, below = np.uint32(integers[LOW]), np.uint32(integers[HIGH]), np.int32(integers[LIMIT])
-        first = np.uint32(start)
-        for i in range(size):
-            v = np.uint32(np.uint32(first + np.uint32(i)) * _WEYL + low)
-            v = np.uint32(v ^ (v >> _U16))
-            v = np.uint32(np.uint32(v * _FIRST) ^ high)
-            v = np.uint32(v ^ (v >> _U15))
-            v = np.uint32(v * _SECOND)
-            v = np.uint32(v ^ (v >> _U16))
-            mask[i] = ONE if np.int32(v) < below else ZERO
+    elif kind in (DRAWN, RANKED):
+        _write_drawn(kind, integers, start, mask)
+    elif kind == IMPORTANT:
+        _write_important(limit, integers, start, delta, mask)
     else:
         mask[:] = ONE
+
+
+@kernel
+def _write_large(limit: Any, integers: Any, start: Any, delta: Any, mask: Any) -> None:
+    ties = min(max(integers[LAST_TIE] + 1 - start, 0), delta.size)
+    for i in range(ties):
+        mask[i] = ONE if abs(delta[i]) >= limit else ZERO
+    for i in range(ties, delta.size):
+        mask[i] = ONE if abs(delta[i]) > limit else ZERO
+
+
+@kernel
+def _write_drawn(kind: Any, integers: Any, start: Any, mask: Any) -> None:
+    """Compare draws with one limit, or with that of an element's rank in its row."""
+    low, high, first = np.uint32(integers[LOW]), np.uint32(integers[HIGH]), np.uint32(start)
+    if kind == DRAWN:
+        below = np.int32(integers[LIMIT])
+        for i in range(mask.size):
+            mask[i] = ONE if draw(np.uint32(first + np.uint32(i)), low, high) < below else ZERO
+        return
+    ranks = carray(pointer_to(np.uint64(integers[FIELD])), start + mask.size, np.uint16)[start:]
+    limits = carray(pointer_to(np.uint64(integers[TABLE])), integers[WIDTH], np.int64)
+    for i in range(mask.size):
+        mask[i] = ONE if draw(np.uint32(first + np.uint32(i)), low, high) < limits[ranks[i]] else ZERO
+
+
+@kernel
+def _write_important(limit: Any, integers: Any, start: Any, delta: Any, mask: Any) -> None:
+    width, place, size = integers[WIDTH], 0, delta.size
+    rows = carray(pointer_to(np.uint64(integers[FIELD])), (start + size - 1) // width + 1, np.float32)
+    while place < size:
+        row = (start + place) // width
+        end = min(size, (row + 1) * width - start)
+        factor = rows[row]
+        for i in range(place, end):
+            mask[i] = ONE if abs(delta[i]) * factor >= limit else ZERO
+        place = end
 
 
 @kernel
@@ -56,7 +92,7 @@ def apply_rules(kinds: Any, limits: Any, integers: Any, start: Any, delta: Any, 
         for i in range(delta.size):
             delta[i] *= ONE if abs(delta[i]) > limit else ZERO
         return
-    if plain and kinds[0] != BELOW and kinds[0] != DRAWN and kinds[1] == LARGE:
+    if plain and (kinds[0] == ALL or kinds[0] == LARGE) and kinds[1] == LARGE:
         least, most = limits[0] if kinds[0] == LARGE else -ONE, limits[1]
         for i in range(delta.size):
             size = abs(delta[i])

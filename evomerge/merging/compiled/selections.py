@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.merging.compiled.elements import BLOCK, MAGNITUDE, as_bits, kernel, times, widen, write_deltas
+from evomerge.merging.compiled.elements import BLOCK, MAGNITUDE, as_bits, kernel, times, write_deltas, write_values
 from evomerge.merging.compiled.rules import ALL, apply_rules, write_mask, write_variance
 
 
@@ -17,7 +17,7 @@ def count_magnitudes(base: Any, others: Any, shift: Any, first: Any, counts: Any
     The bits are those of ``|x|`` shifted right by ``shift``; what lies below or above is not counted. Neighbours go to
     different rows: two of them in one bin would wait for each other.
     """
-    rows, places = np.empty((others.size + 3, BLOCK), np.float32), np.zeros(BLOCK + 1, np.uint32)
+    rows, places = np.empty((others.shape[0] + 3, BLOCK), np.float32), np.zeros(BLOCK + 1, np.uint32)
     bins, lowest = np.uint32(counts.shape[1]), np.uint32(first)
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
@@ -36,7 +36,7 @@ def count_magnitudes(base: Any, others: Any, shift: Any, first: Any, counts: Any
 @kernel
 def position_of_tie(base: Any, others: Any, limit: Any, number: Any, span: Any) -> Any:
     """Return the position of the ``number``-th element (from 1) of exactly the magnitude ``limit``; -1 if none."""
-    rows = np.empty((others.size + 3, BLOCK), np.float32)
+    rows = np.empty((others.shape[0] + 3, BLOCK), np.float32)
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
         values = rows[2, :size]
@@ -62,12 +62,12 @@ def _subject(base: Any, others: Any, start: Any, rows: Any, out: Any) -> None:
     """
     size = out.size
     pivot = rows[0, :size]
-    widen(base[start : start + size], pivot)
-    if others.size == 1:
-        write_deltas(others[0], base, start, pivot, out)
+    write_values(base, start, pivot)
+    if others.shape[0] == 1:
+        write_deltas(others[0], start, pivot, out)
         return
-    for k in range(others.size):
-        write_deltas(others[k], base, start, pivot, rows[3 + k, :size])
+    for k in range(others.shape[0]):
+        write_deltas(others[k], start, pivot, rows[3 + k, :size])
     write_variance(rows, 3, rows[1, :size], out)
 
 
@@ -79,8 +79,8 @@ def kept_norms(base: Any, others: Any, kinds: Any, limits: Any, integers: Any, s
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
         pivot, row = rows[0, :size], rows[1, :size]
-        widen(base[start : start + size], pivot)
-        write_deltas(others[0], base, start, pivot, row)
+        write_values(base, start, pivot)
+        write_deltas(others[0], start, pivot, row)
         _lanes(row, lanes[0])
         apply_rules(kinds, limits, integers, start, row, rows[2, :size], rows[3, :size])
         _lanes(row, lanes[1])
@@ -92,21 +92,21 @@ def kept_norms(base: Any, others: Any, kinds: Any, limits: Any, integers: Any, s
 @kernel
 def energies(base: Any, others: Any, kind: Any, limit: Any, integers: Any, sums: Any, span: Any) -> None:
     """Add to ``sums``, float64 (K,), the squares of the elements whose variance over the task vectors a rule keeps."""
-    rows = np.empty((3 + others.size, BLOCK), np.float32)
-    mask, lanes = np.empty(BLOCK, np.float32), np.zeros((others.size, 8))
+    rows = np.empty((3 + others.shape[0], BLOCK), np.float32)
+    mask, lanes = np.empty(BLOCK, np.float32), np.zeros((others.shape[0], 8))
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
         pivot, kept = rows[0, :size], mask[:size]
-        widen(base[start : start + size], pivot)
-        for k in range(others.size):
-            write_deltas(others[k], base, start, pivot, rows[3 + k, :size])
+        write_values(base, start, pivot)
+        for k in range(others.shape[0]):
+            write_deltas(others[k], start, pivot, rows[3 + k, :size])
         if kind != ALL:
             write_variance(rows, 3, rows[1, :size], rows[2, :size])
         write_mask(kind, limit, integers, start, rows[2, :size], kept)
-        for k in range(others.size):
+        for k in range(others.shape[0]):
             times(rows[3 + k, :size], kept)
             _square_lanes(rows[3 + k, :size], lanes[k])
-    for k in range(others.size):
+    for k in range(others.shape[0]):
         for lane in range(8):
             sums[k] += lanes[k, lane]
 

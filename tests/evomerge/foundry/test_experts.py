@@ -34,14 +34,9 @@ def joint(foundry, weights, count=QUESTIONS):
     )
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    return build(cache=tmp_path_factory.mktemp("full"))
-
-
-@pytest.fixture(scope="module")
-def sketch(tmp_path_factory):
-    return build(FoundrySettings.sketch(), cache=tmp_path_factory.mktemp("sketch"))
+@pytest.fixture(scope="session")
+def full(foundry_cache):
+    return build(cache=foundry_cache)
 
 
 @pytest.mark.slow

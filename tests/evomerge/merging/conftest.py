@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
@@ -22,13 +22,18 @@ VOCABULARY = 48
 Maker = Callable[..., list[Path]]
 
 
-def save_tokenizer(folder: Path, *, words: int = VOCABULARY) -> None:
-    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3} | {f"w{i}": i for i in range(4, words)}
+def save_tokenizer(
+    folder: Path, *, words: int = VOCABULARY, order: Sequence[str] = (), added: Sequence[str] = ()
+) -> None:
+    """Write a tokenizer of so many words, or of ``order``, with special tokens ``added``."""
+    listed = order or [f"w{i}" for i in range(4, words)]
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *listed])}
     inner = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in added], special_tokens=True)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained(folder)
 
@@ -74,6 +79,24 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Maker:
         return folders
 
     return make
+
+
+@pytest.fixture(scope="session")
+def strangers(make_family: Maker) -> list[Path]:
+    """A base, an expert with two tokens more, and one with another order, one token more and padded embeddings."""
+    words = [f"w{i}" for i in range(4, VOCABULARY)]
+    tokenizers = [
+        {"order": words},
+        {"order": words, "added": ["<tool>", "both"]},
+        {"order": [*words[::-1], "both", "other"]},
+    ]
+    folders = []
+    for number, settings in enumerate(tokenizers):
+        rows = 4 + len(settings["order"]) + len(settings.get("added", ())) + (3 if number == 2 else 0)
+        folder = make_family(llama_config(vocab_size=rows), experts=number, noise=0.02)[number]
+        save_tokenizer(folder, **settings)
+        folders.append(folder)
+    return folders
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,15 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from evomerge.errors import BadRecipe, BadSource
-from evomerge.merging.adapter import Adapter, open_sources
+from evomerge.errors import BadRecipe, BadSource, UserMistake
+from evomerge.merging.adapter import Adapter
 from evomerge.merging.adapter_export import write_adapter
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.export import write_checkpoint
 from evomerge.merging.inspection import inspect
+from evomerge.merging.opening import open_sources
 from evomerge.merging.resident import ResidentModel
 from evomerge.merging.sources import pin
 from search_spaces.operators import ModelStock, TaskArithmetic, Ties
@@ -258,3 +259,10 @@ def test_merges_that_are_no_adapter(family: list[Path], adapter: Make, tmp_path:
     with pytest.raises((BadRecipe, BadSource), match=message.get(reason, "cannot be written as an adapter")):
         write_adapter(recipe_of(family[0], experts, operator), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_is_taken_is_refused_before_the_work(family: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("keep")
+    recipe = recipe_of(family[0], [tmp_path / "not-there"], TaskArithmetic(weights=(1.0,)))
+    with pytest.raises(UserMistake, match="exists already"):
+        write_adapter(recipe, tmp_path)

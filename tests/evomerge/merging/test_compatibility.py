@@ -68,7 +68,7 @@ def test_shapes_are_both_named(pair: tuple[Path, Path]) -> None:
 
 def test_rows_of_the_embeddings(pair: tuple[Path, Path]) -> None:
     rewrite(pair[1], **{"model.embed_tokens.weight": torch.zeros(50, 32)})
-    refused(pair, "50 rows.*48.*identical vocabularies")
+    refused(pair, "50 rows.*48.*sources.vocabulary in a search file")
 
 
 def test_tokens(pair: tuple[Path, Path]) -> None:

@@ -66,6 +66,11 @@ def test_merge_and_merge_tensor_write_the_same_bytes(
         for name in engine.order:
             assert torch.equal(out[name], engine.merge_tensor(recipe, name))
             assert torch.equal(out[name], alone[name])
+            merge, size = engine.tensor_merge(recipe, name), out[name].numel()
+            pieces = [out[name].new_empty(min(1000, size - first)) for first in range(0, size, 1000)]
+            for number, piece in enumerate(pieces):
+                merge.fill(piece, 1000 * number)
+            assert torch.equal(torch.cat(pieces), out[name].view(-1))
 
 
 @pytest.mark.parametrize("operator", EVERY, ids=lambda operator: operator.kind)

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from evomerge.merging import export
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.export import write_checkpoint
+from evomerge.merging.pieces import TensorMerge
 from evomerge.merging.sources import pin
 from search_spaces.operators import DareTies, TaskArithmetic
 from search_spaces.recipe import Recipe
@@ -87,15 +87,15 @@ def test_too_little_disk_is_said_first(recipe_of: RecipeOf, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def fail_on_last_tensor(engine: MergeEngine, error: BaseException) -> Callable[..., torch.Tensor]:
-    merge = MergeEngine.merge_tensor
+def fail_on_last_tensor(engine: MergeEngine, error: BaseException) -> Callable[..., TensorMerge]:
+    merge = MergeEngine.tensor_merge
 
-    def merge_tensor(self: MergeEngine, recipe: Recipe, name: str, **options: Any) -> torch.Tensor:
+    def tensor_merge(self: MergeEngine, recipe: Recipe, name: str) -> TensorMerge:
         if name == engine.order[-1]:
             raise error
-        return merge(self, recipe, name, **options)
+        return merge(self, recipe, name)
 
-    return merge_tensor
+    return tensor_merge
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_whatever_goes_wrong_leaves_nothing_behind(
     error: BaseException,
     shown: type[BaseException],
 ) -> None:
-    monkeypatch.setattr(MergeEngine, "merge_tensor", fail_on_last_tensor(engine, error))
+    monkeypatch.setattr(MergeEngine, "tensor_merge", fail_on_last_tensor(engine, error))
     with pytest.raises(shown):
         write_checkpoint(recipe_of(PLAIN), tmp_path / "out", max_shard_bytes=20_000)
     assert list(tmp_path.iterdir()) == []

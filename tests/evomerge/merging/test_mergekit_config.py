@@ -10,6 +10,7 @@ from evomerge.errors import BadRecipe
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
+from evomerge.merging.mergekit_settings import METHODS
 from search_spaces.operators import (
     ArceeFusion,
     Breadcrumbs,
@@ -151,6 +152,13 @@ def test_a_second_trip_changes_nothing(name: str, recipe_of: RecipeOf, family: l
     twice = from_mergekit(to_mergekit(once))
     assert twice.sources == once.sources
     assert operators(twice, family) == operators(once, family)
+
+
+def test_every_method_of_mergekit_is_among_them() -> None:
+    blocks = [
+        what if isinstance(what, list) else [Block(layers=(0, 4), operator=what)] for what in EXPRESSIBLE.values()
+    ]
+    assert {block.operator.kind for each in blocks for block in each} == set(METHODS)
 
 
 def test_uniform_recipe_is_written_as_models(recipe_of: RecipeOf) -> None:
@@ -351,7 +359,6 @@ slices:
     ("text", "old", "new", "match"),
     [
         (GOOD, "ties", "magic", "'magic' is not supported; linear, slerp"),
-        (GOOD, "dtype:", "chat_template: auto\ndtype:", "'chat_template' is not supported in the config"),
         (GOOD, "dtype:", "modules: {}\ndtype:", "'modules' is not supported"),
         (GOOD, "density", "gamma", "'gamma' is not supported in the parameters of ties"),
         (GOOD, "model: M1,", "model: M1, name: x,", "'name' is not supported in an entry of models"),
@@ -364,8 +371,20 @@ slices:
         (GOOD, "weight: 0.5", "weight: {filter: mlp, value: 1, t: 3}", "entries of value and filter"),
         (GOOD, "dtype:", "parameters: {rescale: true}\ndtype:", "rescale is not supported for ties"),
         (GOOD, "dtype:", "parameters: {normalize: maybe}\ndtype:", "normalize should be true or false"),
-        (GOOD, "dtype:", "tokenizer_source: union\ndtype:", "'union' is not supported"),
-        (GOOD, "dtype:", "tokenizer: {source: base, tokens: {}}\ndtype:", "'tokens' is not supported in tokenizer"),
+        (GOOD, "dtype:", "tokenizer: {source: base, rows: {}}\ndtype:", "'rows' is not supported in tokenizer"),
+        (GOOD, "dtype:", "tokenizer_source: union\ntokenizer: {source: base}\ndtype:", "not both"),
+        (GOOD, "dtype:", "tokenizer: {pad_to_multiple_of: 0}\ndtype:", "pad_to_multiple_of should be"),
+        (GOOD, "dtype:", "tokenizer: {tokens: [a]}\ndtype:", "tokens should be a mapping"),
+        (GOOD, "dtype:", "tokenizer: {tokens: {a: {}}}\ndtype:", "token 'a' has no source"),
+        (GOOD, "dtype:", "tokenizer: {tokens: {a: {source: M3}}}\ndtype:", "which is not merged"),
+        (
+            GOOD,
+            "dtype:",
+            "tokenizer: {tokens: {a: {source: {kind: model_token, model: M1}}}}\ndtype:",
+            "token or token_id",
+        ),
+        (GOOD, "dtype:", "tokenizer: {tokens: {a: {source: M1}}}\ndtype:", "which has no token 'a'"),
+        (GOOD, "dtype:", "chat_template: chatml\ndtype:", "names a file inside mergekit"),
         (GOOD, "base_model: M0", "base_model:", "ties needs a base_model"),
         (GOOD, "models:", "slices: []\nmodels:", "exactly one of models and slices"),
         (GOOD, "  - {", "  - {model: M1}\n  - {", "listed twice"),

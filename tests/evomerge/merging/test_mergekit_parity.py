@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
+from hypothesis import HealthCheck, Phase, given, note, seed, settings
+from hypothesis import strategies as st
 
+from evomerge.merging.aligned import by_token
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.engine import MergeEngine
+from evomerge.merging.export import write_checkpoint
 from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
 from search_spaces.operators import Karcher, Linear, Operator, Passthrough, Slerp, TaskArithmetic, Ties
 from search_spaces.recipe import Block, Recipe
@@ -457,3 +462,141 @@ def test_where_mergekit_loses_model_stock_ours_is_the_formula(
     assert share > 0.9
     assert abs(moved(engine.merge_tensor(from_mergekit(text), name)) - share) < 0.02
     assert moved(theirs.tensor(name)) < 0.1
+
+
+VOCABULARIES = {
+    "union": "tokenizer_source: union",
+    "base": "tokenizer_source: base",
+    "expert": "tokenizer_source: V2",
+    "padded": "tokenizer: {source: union, pad_to_multiple_of: 8}",
+    "rows": """tokenizer:
+  source: union
+  tokens:
+    <tool>: {source: {kind: model_token, model: V2, token: w9}}
+    w5: {source: V1, force: true}
+    other: {source: {kind: zero}}
+    new: {source: {kind: model_token, model: V1, token_id: 49}}
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def of_strangers(strangers: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
+    """Configs of models with different tokens, and what mergekit makes of them."""
+    texts = {}
+    for name, lines in VOCABULARIES.items():
+        text = f"""merge_method: task_arithmetic
+base_model: V0
+models: [{{model: V1, parameters: {{weight: 0.4}}}}, {{model: V2, parameters: {{weight: 0.7}}}}]
+dtype: float32
+{lines}
+"""
+        for number, folder in enumerate(strangers):
+            text = text.replace(f"V{number}", str(folder))
+        texts[name] = text
+    folders = run_mergekit(texts, tmp_path_factory.mktemp("mergekit"))
+    return {name: (texts[name], folders[name]) for name in texts}
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_vocabularies(
+    of_strangers: dict[str, tuple[str, Path]], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token by token: mergekit numbers new tokens in the order of a hash table."""
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+    text, folder = of_strangers[name]
+    to = write_checkpoint(from_mergekit(text), tmp_path / "ours")
+    ours, theirs = Checkpoint.open(to), Checkpoint.open(folder)
+    words, others = (transformers.AutoTokenizer.from_pretrained(place).get_vocab() for place in (to, folder))
+    assert set(words) == set(others)
+    assert set(ours.names) == set(theirs.names)
+    order = torch.tensor([others[token] for token in sorted(words, key=words.__getitem__)])
+    for tensor in ours.names:
+        mine, its = ours.tensor(tensor), theirs.tensor(tensor)
+        assert mine.shape == its.shape
+        if by_token(tensor):
+            its = torch.cat([its[order], its[len(order) :]])
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=2e-7)
+
+
+SHARES, FACTORS = st.integers(1, 20).map(lambda n: n / 20), st.integers(1, 24).map(lambda n: n / 20)
+PLACES = ("self_attn", "mlp", "norm", "q_proj", "down_proj.weight", "embed_tokens", "lm_head", "layers.2.")
+METHODS_OF = {  # of the parameters that all share, and of those that each model has
+    "linear": ({"normalize": st.booleans()}, {"weight": FACTORS}),
+    "slerp": ({"t": SHARES}, {}),
+    "task_arithmetic": ({"lambda": FACTORS, "normalize": st.booleans()}, {"weight": FACTORS}),
+    "ties": ({"lambda": FACTORS, "normalize": st.booleans()}, {"weight": FACTORS, "density": SHARES}),
+    "breadcrumbs": ({"rescale": st.booleans()}, {"weight": FACTORS, "density": SHARES, "gamma": st.just(0.1)}),
+    "breadcrumbs_ties": ({"lambda": FACTORS}, {"weight": FACTORS, "density": SHARES, "gamma": st.just(0.1)}),
+    "multislerp": ({"normalize_weights": st.booleans()}, {"weight": FACTORS}),
+    "ram": ({"epsilon": st.sampled_from([0.001, 0.01])}, {}),
+    "nearswap": ({"t": st.sampled_from([0.001, 0.004, 0.02])}, {}),
+    "karcher": ({}, {}),
+}
+MODELS_OF = {"slerp": 1, "nearswap": 1, "multislerp": 3, "karcher": 3}
+
+
+def anyhow(value: st.SearchStrategy) -> st.SearchStrategy:
+    """A parameter as mergekit takes it: a number, a gradient over the layers, or either by filters."""
+    plain = value | st.lists(value.filter(lambda v: not isinstance(v, bool)), min_size=2, max_size=4)
+    filtered = st.lists(st.fixed_dictionaries({"filter": st.sampled_from(PLACES), "value": plain}), max_size=2)
+    return plain | st.tuples(filtered, plain).map(lambda both: [*both[0], {"value": both[1]}])
+
+
+def parameters(known: dict[str, st.SearchStrategy], kind: Callable = anyhow) -> st.SearchStrategy:
+    return st.fixed_dictionaries({name: kind(value) for name, value in known.items()})
+
+
+@st.composite
+def random_configs(draw: st.DrawFn) -> dict:
+    method = draw(st.sampled_from(sorted(METHODS_OF)))
+    shared, each = METHODS_OF[method]
+    steady = {name: value for name, value in shared.items() if name.startswith(("normalize", "rescale"))}
+    moving = {name: value for name, value in shared.items() if name not in steady}
+    count = MODELS_OF.get(method) or draw(st.integers(1, 3))
+    models = [f"M{number}" for number in draw(st.permutations([1, 2, 3]))[:count]]
+    value = {"merge_method": method, "dtype": "float32", "out_dtype": draw(st.sampled_from(["float32", "bfloat16"]))}
+    if method != "karcher":
+        value["base_model"] = "M0"
+    if draw(st.booleans()):
+        value["models"] = [{"model": model, "parameters": draw(parameters(each))} for model in models]
+        if method == "linear":
+            value["models"].append({"model": "M0", "parameters": draw(parameters(each))})
+    else:
+        cuts = [0, *sorted(draw(st.sets(st.integers(1, 3), max_size=2))), 4]
+        inputs = models if method == "karcher" else [*models, "M0"]
+        value["slices"] = [
+            {
+                "sources": [
+                    {
+                        "model": model,
+                        "layer_range": [first, stop],
+                        **({"parameters": draw(parameters(each))} if model != "M0" or method == "linear" else {}),
+                    }
+                    for model in inputs
+                ]
+            }
+            for first, stop in zip(cuts, cuts[1:], strict=False)
+        ]
+    value["parameters"] = draw(parameters(moving)) | draw(parameters(steady, lambda kind: kind))
+    return value
+
+
+@given(values=st.lists(random_configs(), min_size=14, max_size=14))
+@settings(max_examples=1, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@seed(int(os.environ.get("EVOMERGE_PARITY_SEED", "1")))
+def test_random_configs(values: list[dict], places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Read and merged as mergekit does; written again, they say the same. EVOMERGE_PARITY_SEED draws others."""
+    texts = {}
+    for number, value in enumerate(values):
+        text = yaml.safe_dump(value, sort_keys=False)
+        for model in ("M0", "M1", "M2", "M3"):
+            text = text.replace(f"model: {model}\n", f"model: {places[model]}\n")
+        texts[f"{number}-{value['merge_method']}"] = text
+    folders = run_mergekit(texts, tmp_path_factory.mktemp("random"))
+    for name, text in texts.items():
+        recipe = from_mergekit(text)
+        note(text)
+        assert_same(recipe, folders[name])
+        again = from_mergekit(to_mergekit(recipe))
+        assert_same(again, folders[name])

@@ -34,6 +34,11 @@ ARCHITECTURES = {
     "gemma3": transformers.Gemma3TextConfig(**GROUPED, head_dim=8),
     "gpt2": transformers.GPT2Config(vocab_size=48, n_embd=32, n_layer=2, n_head=4, n_positions=64),
     "phi3": transformers.Phi3Config(**GROUPED),
+    "qwen3": transformers.Qwen3Config(**GROUPED, head_dim=8),
+    "qwen3-moe": transformers.Qwen3MoeConfig(
+        **GROUPED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+    "mixtral": transformers.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
 }
 MakeFamily = Callable[..., list[Path]]
 

@@ -1,5 +1,6 @@
-"""TSV-Merge, Iso-C and SWUDI against their definitions, and the virtual task vectors on disk."""
+"""Spectral operators against their definitions, and the virtual task vectors on disk."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,18 @@ from evomerge.errors import NotEnoughRoom
 from evomerge.merging import spectral
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
-from search_spaces.operators import IsoC, IsoCts, Operator, SubspaceBoosting, Swudi, TaskArithmetic, TsvM
+from search_spaces.operators import (
+    Doge,
+    IsoC,
+    IsoCts,
+    Knots,
+    Opcm,
+    Operator,
+    SubspaceBoosting,
+    Swudi,
+    TaskArithmetic,
+    TsvM,
+)
 from search_spaces.recipe import Recipe
 
 RecipeOf = Callable[..., Recipe]
@@ -149,8 +161,138 @@ def test_equal_experts_share_and_unmoved_ones_add_nothing(seed: int) -> None:
         *spectral.iso_cts(zeros, 0.8),
         *spectral.subspace_boosting(zeros, 0.2),
         *spectral.swudi(zeros, 1.0, 1.0),
+        *spectral.opcm(zeros, 0.5),
+        *spectral.doge(zeros, zeros, spectral.Descent(0.07, 6, 3, 1e-4)),
+        spectral.shared_basis(zeros),
     ):
         assert not found.any()
+
+
+@given(seed=SEEDS, shape=SHAPES, energy=st.floats(0.05, 1))
+@LIGHT
+def test_opcm(seed: int, shape: tuple[int, int], energy: float) -> None:
+    """As published: full singular vectors, and a scale between any two steps, which here is arbitrary."""
+    taus = matrices(seed, shape)
+    merged, before = taus[0], 1.0
+    for tau, scale in zip(taus[1:], (1.7, 0.4), strict=True):
+        left, values, right = torch.linalg.svd(merged, full_matrices=True)
+        held = int((values.cumsum(0) / values.sum() <= energy + 1e-12).sum())
+        inside = left.T @ tau @ right.T
+        inside.diagonal().zero_()
+        inside[:held, :held] = 0.0
+        merged, before = (before * merged + left @ inside @ right) / scale, scale
+    (found,) = spectral.opcm(taus, energy)
+    torch.testing.assert_close(found, merged * before, rtol=1e-9, atol=1e-15)
+
+
+def test_opcm_steps_as_far_as_the_mean_expert(
+    engine: MergeEngine, checkpoints: list[Checkpoint], recipe_of: RecipeOf
+) -> None:
+    recipe = recipe_of(Opcm(scale=0.5))
+    base, *experts = checkpoints
+    lengths = [
+        math.sqrt(sum(float((e.tensor(n) - base.tensor(n)).square().sum()) for n in base.names)) for e in experts
+    ]
+    moved = {name: engine.merge_tensor(recipe, name) - base.tensor(name) for name in engine.order}
+    assert math.sqrt(sum(float(m.square().sum()) for m in moved.values())) == pytest.approx(sum(lengths) / 6, rel=1e-4)
+    total = sum(expert.tensor("model.norm.weight") - base.tensor("model.norm.weight") for expert in experts)
+    assert float(torch.cosine_similarity(moved["model.norm.weight"], total, dim=0)) > 1 - 1e-5
+
+
+@given(seed=SEEDS, shape=SHAPES, subspace=st.integers(1, 6), keep=st.floats(0, 1))
+@settings(max_examples=8, deadline=None)
+def test_doge(seed: int, shape: tuple[int, int], subspace: int, keep: float) -> None:
+    """The published loss, differentiated by autograd; the projection by its whole matrix."""
+    taus = matrices(seed, shape)
+    masks = [(tau.abs() > keep * tau.abs().max()).double() for tau in taus]
+    shares = [0.07 / tau.norm() for tau in taus]
+    most = min(shape)
+    own = torch.cat([torch.linalg.svd(tau, full_matrices=False)[0][:, : most // 3] for tau in taus], 1)
+    basis = torch.linalg.svd(own, full_matrices=False)[0][:, : most // subspace]
+    added = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([added], lr=1e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        total = sum(share * (tau + added) for share, tau in zip(shares, taus, strict=True))
+        sum((tau * (tau - total)).sum(1).square().sum() for tau in taus).backward()
+        added.grad -= basis @ basis.T @ added.grad
+        optimizer.step()
+    found = spectral.doge(taus, masks, spectral.Descent(eta=0.07, subspace=subspace, iterations=20, rate=1e-3))
+    for one, share, mask, tau in zip(found, shares, masks, taus, strict=True):
+        torch.testing.assert_close(one, share * mask * (tau + added.detach()), rtol=1e-6, atol=1e-9)
+
+
+def test_doge_lowers_its_loss() -> None:
+    taus = [100 * tau for tau in matrices(3, (12, 12))]  # elements of 0.1: 400 steps of 1e-3 can move them
+
+    def loss(added: Tensor) -> float:
+        total = sum(0.07 / tau.norm() * (tau + added) for tau in taus)
+        return float(sum((tau * (tau - total)).sum(1).square().sum() for tau in taus))
+
+    ones = [torch.ones_like(tau) for tau in taus]
+    found = spectral.doge(taus, ones, spectral.Descent(eta=0.07, subspace=6, iterations=400, rate=1e-3))
+    assert loss(found[0] * taus[0].norm() / 0.07 - taus[0]) < 0.9 * loss(torch.zeros_like(taus[0]))
+
+
+@given(seed=SEEDS, shape=SHAPES, rank=st.integers(1, 3))
+@LIGHT
+def test_the_shared_basis_holds_every_task_vector(seed: int, shape: tuple[int, int], rank: int) -> None:
+    factors = zip(matrices(seed, (shape[0], rank)), matrices(seed + 1, (shape[1], rank)), strict=True)
+    taus = [left @ right.T for left, right in factors]
+    basis = spectral.shared_basis(taus)
+    left, values, _ = torch.linalg.svd(torch.cat(taus, 1), full_matrices=False)
+    used = int((values > 1e-6 * values[0]).sum())
+    assert basis.shape == (shape[0], used)
+    torch.testing.assert_close(
+        (basis.T @ left[:, :used]).abs(), torch.eye(used, dtype=torch.float64), rtol=0, atol=1e-4
+    )
+    for tau in taus:
+        torch.testing.assert_close(basis @ (basis.T @ tau), tau, rtol=0, atol=1e-9)
+
+
+@given(weights=st.tuples(*[st.floats(-1, 1.5)] * 3), densities=st.tuples(*[st.floats(0.05, 1)] * 3))
+@settings(max_examples=5, deadline=None)
+def test_knots_is_ties_in_the_shared_basis(
+    engine: MergeEngine,
+    checkpoints: list[Checkpoint],
+    recipe_of: RecipeOf,
+    weights: tuple[float, ...],
+    densities: tuple[float, ...],
+) -> None:
+    base, *experts = (checkpoint.tensor(MATRIX).double() for checkpoint in checkpoints)
+    left, values, right = torch.linalg.svd(torch.cat([expert - base for expert in experts], 1), full_matrices=False)
+    kept = []
+    for part, weight, density in zip(
+        (values[:, None] * right).split(base.shape[1], 1), weights, densities, strict=True
+    ):
+        order = part.flatten().abs().argsort(descending=True)[: max(1, int(density * part.numel()))]
+        mask = torch.zeros(part.numel(), dtype=torch.float64)
+        mask[order] = 1.0
+        kept.append(weight * mask.view_as(part) * part)
+    stack = torch.stack(kept)
+    agree = stack.sign() == torch.where(stack.sum(0) >= 0, 1.0, -1.0)
+    operator = Knots(weights=weights, densities=densities, normalize=False, scale=1.3)
+    found = engine.merge_tensor(recipe_of(operator), MATRIX).double()
+    error = (found - base - 1.3 * left @ (stack * agree).sum(0)).norm()
+    assert float(error) <= 0.02 * float(stack.norm()) + 1e-6  # elements next to a threshold or at a sum of 0
+
+
+def test_knots_of_everything_is_task_arithmetic(engine: MergeEngine, recipe_of: RecipeOf) -> None:
+    weights = (0.5, -0.2, 0.9)
+    knots = Knots(weights=weights, densities=(1, 1, 1), method="dare_linear", normalize=False, scale=0.8)
+    plain = TaskArithmetic(weights=weights, scale=0.8)
+    for name in (MATRIX, "model.norm.weight", "lm_head.weight"):
+        expected = engine.merge_tensor(recipe_of(plain), name)
+        torch.testing.assert_close(engine.merge_tensor(recipe_of(knots), name), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["dare_ties", "dare_linear"])
+def test_knots_draws_in_the_basis(engine: MergeEngine, recipe_of: RecipeOf, method: str) -> None:
+    """The same masks each time, and others with another seed."""
+    knots = Knots(weights=(0.5, 0.2, 0.9), densities=(0.5, 0.5, 0.5), method=method)
+    one, other = (engine.merge_tensor(recipe_of(knots, seed=seed), MATRIX) for seed in (0, 1))
+    assert not torch.equal(one, other)
+    assert torch.equal(one, engine.merge_tensor(recipe_of(knots), MATRIX))
 
 
 @pytest.mark.parametrize(
@@ -161,6 +303,12 @@ def test_equal_experts_share_and_unmoved_ones_add_nothing(seed: int) -> None:
         (IsoC(scale=1.2), spectral.iso_c),
         (IsoCts(common=0.5, scale=1.2), lambda taus: spectral.iso_cts(taus, 0.5)),
         (SubspaceBoosting(energy=0.3, scale=1.2), lambda taus: spectral.subspace_boosting(taus, 0.3)),
+        (
+            Doge(weights=(0.5, -0.2, 0.9), keep=1.0, iterations=5, scale=1.2),
+            lambda taus: spectral.doge(
+                taus, [torch.ones_like(tau) for tau in taus], spectral.Descent(0.07, 6, 5, 1e-4)
+            ),
+        ),
     ],
 )
 def test_recipes_add_virtual_task_vectors(

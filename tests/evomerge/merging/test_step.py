@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_settings import needed
 from pydantic import ValidationError
 
 from evomerge.errors import BadRecipe, CandidateFailed
@@ -122,11 +123,12 @@ def test_steps_are_genes_of_every_operator(kind: str) -> None:
     experts = OPERATORS[kind].most_experts or 2
     given = {"length": (0.2, 1.0), "lines_alpha": (0.0, 1.0), "lines_beta": (-0.5, 1.5)}
     space = ParameterSpace(
-        settings=ParameterSpaceSettings(operator=kind, layer_groups=2, **given),
+        settings=ParameterSpaceSettings(operator=kind, layer_groups=2, **given, **needed(kind, experts)),
         sources=tuple(Source(path=f"m{i}") for i in range(experts + 1)),
         expert_names=tuple(f"e{i}" for i in range(experts)),
         layers=4,
+        prompts="0" * 64,
     )
     genome = Genome(space.genes.start)
-    assert [name for name in space.genes.names if name.startswith("l")][-1] == "lines_beta/layers-2-3"
+    assert space.genes.names[-1] == "lines_beta/layers-2-3"
     assert all(block.length == 0.7 and block.lines == (1.0, 0.0) for block in space.decode(genome).body.blocks)

@@ -7,8 +7,8 @@ from fakes import problem, search_file
 from evaluators.evaluation import Cost, Evaluation
 from evomerge.estimate import _report
 from evomerge.optimizers.choice import Choice, choose, resolve
+from evomerge.optimizers.setting import Setting
 from evomerge.optimizers.settings import AutoSettings, GpSettings, Nsga2Settings, TpeSettings
-from evomerge.optimizers.suitability import Setting
 from evomerge.problem import check_unchanged
 from evomerge.results import Results
 from evomerge.runner import Machine, optimizer_settings, plan_to_record

@@ -75,8 +75,8 @@ def make(case_of_kind):
 
 @pytest.fixture
 def long(kind):
-    """How many steps to take of so many: models take long. The Gaussian process is in use after 13, MAP's after 25."""
-    most = {"gp": 18, "map": 45, "bayesian_map": 45, "nested_map": 120}.get(kind, 300)
+    """How many steps to take of so many: models take long. Optuna's are in use after 13, MAP's after 25."""
+    most = {"gp": 16, "tpe": 60, "map": 45, "bayesian_map": 45, "nested_map": 120}.get(kind, 300)
     return lambda count: min(count, most)
 
 

@@ -41,6 +41,11 @@ for (const trace of document.querySelector('#front-figure .js-plotly-plot').calc
 }
 return found;"""
 
+SHOWN_AXES = "return [...document.querySelectorAll('label.axis:not([hidden]) button')].map(axis => axis.id)"
+NICHES_COLOUR = """
+const plot = document.querySelector('#niches .js-plotly-plot');
+return plot && plot._fullLayout ? plot._fullLayout.paper_bgcolor : null;"""
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with chromedriver; on Debian: chromium-driver"),
@@ -138,11 +143,22 @@ def test_from_the_list_to_a_candidate_and_on_while_the_search_grows(browser, ser
     until(browser, lambda: f"{results.spent + 3:,} of" in text(browser, "#headline"))
     until(browser, lambda: str(len(results.candidates) + 2) in browser.execute_script(DRAWN))
 
-    # keyboard: the first tab stop skips to the content; the button switches the colours
+    # a view has as many axes to choose as it shows; a slider says to screen readers what it weighs
+    assert browser.execute_script(SHOWN_AXES) == ["axis-x", "axis-y"]
+    browser.execute_script("document.querySelectorAll('#view input')[2].click()")
+    until(browser, lambda: browser.execute_script(SHOWN_AXES) == [])
+    label = "const s = document.querySelector('[role=slider]'); s.focus(); return s.getAttribute('aria-label')"
+    assert browser.execute_script(label) == names[0]
+
+    # keyboard: the first tab stop skips to the content; the button switches the colours, of what was asked for too
+    browser.execute_script("document.querySelector('#niches-button').click()")
+    until(browser, lambda: browser.execute_script(NICHES_COLOUR))
+    colour = browser.execute_script(NICHES_COLOUR)
     toggle = browser.find_element(By.ID, "toggle")
     before = browser.execute_script("return document.documentElement.dataset.theme")
     toggle.send_keys("\n")
     until(browser, lambda: browser.execute_script("return document.documentElement.dataset.theme") != before)
+    until(browser, lambda: browser.execute_script(NICHES_COLOUR) not in (None, colour))
     assert errors(browser) == []
     assert hosts(browser) == {"127.0.0.1"}
 

@@ -341,4 +341,4 @@ def test_paths_are_drawn_hop_by_hop():
     assert first.marker.symbol != second.marker.symbol
     assert [scales.base + y for y in scales.y] == [1.0, 0.5, 1.0]
     plain = PathBody(slots=(merge, merge), hops=(Hop(slot=0, layer=0), Hop(slot=1, layer=0)))
-    assert [trace.name for trace in path_figure(plain, source_names=("base", "x")).data[1:]] == ["merge 1", "merge 2"]
+    assert [trace.name for trace in path_figure(plain, source_names=("base", "x")).data[1:]] == ["merge", "merge-2"]

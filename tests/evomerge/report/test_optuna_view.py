@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from evomerge import optuna_view
 from evomerge.errors import BadSearch
-from evomerge.optuna_view import MOST_PARAMETERS, journal_path, sync
+from evomerge.optuna_view import MOST_PARAMETERS, Live, export_study, journal_path, sync
 from evomerge.results import Results
+from evomerge.store import Store
 from search_spaces.genes import Genome
 
 
@@ -190,6 +193,73 @@ def test_journal_lies_beside_the_database(storage, name):
 def test_database_without_a_name_has_no_view(storage):
     with pytest.raises(BadSearch, match="needs a database with a name"):
         journal_path(storage)
+
+
+def test_a_live_view_follows_the_record(make_search, monkeypatch):
+    monkeypatch.setattr(optuna_view, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(optuna_view, "SHARE", 1e9)
+    search = make_search(space={})
+    search.add_seeds()
+    with closing(Live(search.record)) as live:
+        path = journal_path(search.record.store.storage)
+        seeds = len(study_of(path).trials)
+        assert seeds == search.count
+        search.add_candidates(6, fail_every=3)
+        live.evaluated(search.results.candidate(search.count - 1), "search")
+        while len(study_of(path).trials) < search.count:
+            assert live._thread.is_alive()
+            time.sleep(0.01)
+    assert not live._thread.is_alive()
+    before = path.read_bytes()
+    sync(search.results)
+    assert path.read_bytes() == before
+
+
+def test_a_live_view_that_fails_leaves_the_search_alone(make_search, monkeypatch, caplog):
+    monkeypatch.setattr(optuna_view, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(optuna_view, "SHARE", 1e9)
+    search = make_search(space={})
+    search.add_seeds()
+    with closing(Live(search.record)) as live:
+        monkeypatch.setattr(optuna_view, "_sync", lambda *_: 1 / 0)
+        live.evaluated(search.results.candidate(0), "search")
+        live._thread.join()
+    assert "the Optuna view is not live any more: division by zero" in caplog.text
+
+
+@pytest.mark.parametrize("to", ["elsewhere.journal", "sqlite:///{folder}/study.db"])
+def test_a_study_is_exported_anywhere_and_completed(small, make_search, tmp_path, monkeypatch, to):
+    monkeypatch.chdir(tmp_path)
+    to = to.format(folder=tmp_path)
+    journal = sync(small)
+    export_study(small, to)
+    export_study(small, to)
+    opened = JournalStorage(JournalFileBackend(to)) if "://" not in to else to
+    assert contents(optuna.load_study(study_name="ja-math", storage=opened)) == contents(study_of(journal))
+
+
+def test_a_place_that_cannot_be_written_is_said_on_one_line(small, tmp_path):
+    with pytest.raises(BadSearch, match="nowhere/x.journal: cannot be written: "):
+        export_study(small, str(tmp_path / "nowhere" / "x.journal"))
+    with pytest.raises(BadSearch, match=r"postgresql://ann:\*\*\*@127.0.0.1:9/x: cannot be written: ") as caught:
+        export_study(small, "postgresql://ann:secret@127.0.0.1:9/x")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_beside_a_record_in_postgresql(make_search, postgres, tmp_path, monkeypatch):
+    like = make_search(space={})
+    monkeypatch.chdir(tmp_path)
+    storage = postgres.new_database()
+    with closing(Store(storage, create=True)) as store:
+        search = type(like)(store, like.file)
+        search.add_seeds()
+        journal = sync(search.results)
+        assert journal.name.endswith(".optuna.journal") and journal.resolve().parent == tmp_path
+        study = postgres.new_database()
+        export_study(search.results, study)
+        url = study.replace("postgresql://", "postgresql+psycopg://")
+        assert contents(optuna.load_study(study_name="ja-math", storage=url)) == contents(study_of(journal))
 
 
 def test_optuna_draws_it(finished):

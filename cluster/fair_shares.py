@@ -1,0 +1,61 @@
+"""How pools share one cluster: equal shares of the scarcest resource that each needs (dominant resource fairness).
+
+Ghodsi et al., "Dominant Resource Fairness" (NSDI 2011), algorithm 1, with whole workers: again and again the pool with
+the smallest share gets one more worker, until nothing fits. Every pool computes the same shares from the same facts, so
+nobody has to decide for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+ROUNDING = 1e-9  # 0.1 CPU fits ten times into one, whatever binary floats say
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one pool asks for.
+
+    Attributes:
+        pool: its name, unlike any other's.
+        needs: what each of its workers reserves, by resource (``CPU``, ``GPU``); one is above 0.
+        held: workers that it has a place for now.
+        most: workers that it can use.
+    """
+
+    pool: str
+    needs: Mapping[str, float]
+    held: int = 0
+    most: float = math.inf
+
+
+def fair_shares(claims: Sequence[Claim], whole: Mapping[str, float]) -> dict[str, int]:
+    """Return how many workers each pool shall have of ``whole``, which all of them divide.
+
+    Between pools with equal shares the one that holds more comes first: a worker that would only change hands stays.
+    """
+    left = dict(whole)
+    shares = {claim.pool: 0 for claim in claims}
+    active = list(claims)
+
+    def order(claim: Claim) -> tuple[float, int, str]:
+        parts = (shares[claim.pool] * need / whole.get(kind, 0.0) for kind, need in claim.needs.items() if need > 0)
+        return (max(parts) if shares[claim.pool] else 0.0, -claim.held, claim.pool)
+
+    while active:
+        poorest = min(active, key=order)
+        fits = all(left.get(kind, 0.0) + ROUNDING >= need for kind, need in poorest.needs.items())
+        if not fits or shares[poorest.pool] >= poorest.most:
+            active.remove(poorest)
+            continue
+        shares[poorest.pool] += 1
+        for kind, need in poorest.needs.items():
+            left[kind] = left.get(kind, 0.0) - need
+    return shares
+
+
+def room(offers: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """Return how many workers with ``needs`` (one is above 0) fit where ``offers`` are."""
+    return min(int(offers.get(kind, 0.0) / need + ROUNDING) for kind, need in needs.items() if need > 0)

@@ -1,0 +1,53 @@
+"""What is wrong with a value that pydantic refuses, in the words of the file that holds it."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return the faults of ``error`` on one line, each with its place; for unknown keys the known ones."""
+    faults = []
+    for fault in error.errors(include_url=False):
+        place, section = _locate(model, [str(part) for part in fault["loc"]])
+        if fault["type"] == "extra_forbidden":
+            known = f" (known: {', '.join(section.model_fields)})" if section else ""
+            faults.append(f"unknown key {place!r}{known}")
+        else:
+            faults.append(f"{place or 'file'}: {fault['msg'].removeprefix('Value error, ')}")
+    return "; ".join(faults)
+
+
+def _locate(model: type[BaseModel], parts: list[str]) -> tuple[str, type[BaseModel] | None]:
+    """Return the place in the file that pydantic's ``parts`` mean, and the section that holds it.
+
+    Pydantic names the chosen class of a section with kinds between the section and the key; the file has no such
+    level.
+    """
+    place: list[str] = []
+    sections, holder = [model], None
+    for part in parts:
+        chosen = [section for section in sections if len(sections) > 1 and _kind_of(section) == part]
+        if chosen:
+            sections = chosen
+            continue
+        place.append(part)
+        if not part.isdigit():
+            holder = sections[0] if len(sections) == 1 else None
+            field = holder.model_fields.get(part) if holder else None
+            sections = _sections_in(field.annotation) if field else []
+    return ".".join(place), holder
+
+
+def _kind_of(section: type[BaseModel]) -> object:
+    field = section.model_fields.get("kind")
+    return next(iter(get_args(field.annotation)), None) if field else None
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """Pydantic classes in an annotation, through unions, tuples and `Annotated`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections_in(inner)]

@@ -1,0 +1,106 @@
+"""What operators ask about whole tensors, answered by the compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.merging.compiled import decisions, selections, vectors
+from evomerge.merging.cpu import PIECE, Span, read_by, rules_of, spread
+from evomerge.merging.keeps import Keep
+
+
+def count_magnitudes(base: Tensor, others: Sequence[Tensor], *, shift: int, first: int, bins: int) -> np.ndarray:
+    """Return how many magnitudes have the bits ``first + i`` after a right shift, int64 (bins,).
+
+    The magnitudes are those of one expert's task vector, or the variances over several.
+    """
+    array, addresses = read_by([base])[0], read_by(others)
+
+    def count(span: Span) -> np.ndarray:
+        counts = np.zeros((2, bins), np.int64)
+        selections.count_magnitudes(array, addresses, shift, first, counts, span)
+        return np.asarray(counts.sum(axis=0))
+
+    return np.asarray(sum(spread(base.numel(), count)))
+
+
+def position_of_tie(base: Tensor, others: Sequence[Tensor], limit: float, number: int) -> int:
+    """Return the position of the ``number``-th element (from 1) of exactly the magnitude ``limit``."""
+    span = np.array([0, base.numel()])
+    return int(selections.position_of_tie(read_by([base])[0], read_by(others), np.float32(limit), number, span))
+
+
+def kept_norms(base: Tensor, other: Tensor, keep: Keep) -> tuple[float, float] | None:
+    """Return the L1 norms of a task vector and of what ``keep`` keeps of it, None if it does not fit."""
+    rules = rules_of([keep], base.numel())
+    if rules is None:
+        return None
+    array, addresses = read_by([base])[0], read_by([other])
+
+    def norms(span: Span) -> np.ndarray:
+        sums = np.zeros(2)
+        selections.kept_norms(array, addresses, rules.kinds[0], rules.limits[0], rules.integers[0], sums, span)
+        return sums
+
+    total, kept = np.asarray(sum(spread(base.numel(), norms, piece=PIECE))).tolist()
+    return total, kept
+
+
+def energies(base: Tensor, others: Sequence[Tensor], keep: Keep | None) -> np.ndarray | None:
+    """Return each expert's sum of squares over the elements that ``keep``, told from the variance, keeps: (K,)."""
+    rules = rules_of([keep], base.numel())
+    if rules is None:
+        return None
+    array, addresses = read_by([base])[0], read_by(others)
+
+    def squares(span: Span) -> np.ndarray:
+        sums = np.zeros(len(others))
+        kind, limit = rules.kinds[0, 0], rules.limits[0, 0]
+        selections.energies(array, addresses, kind, limit, rules.integers[0, 0], sums, span)
+        return sums
+
+    return np.asarray(sum(spread(base.numel(), squares, piece=PIECE)))
+
+
+def count_moved(base: Tensor, others: Sequence[Tensor], epsilon: float) -> np.ndarray:
+    """Return how many elements an expert and others moved by more than ``epsilon``, and it alone: int64 (2, K)."""
+    array, sources = read_by([base])[0], read_by(others)
+
+    def count(span: Span) -> np.ndarray:
+        counts = np.zeros((2, len(others)), np.int64)
+        decisions.count_moved(array, sources, np.float32(epsilon), counts, span)
+        return counts
+
+    return np.asarray(sum(spread(base.numel(), count)))
+
+
+def count_scores(
+    base: Tensor, others: Sequence[Tensor], sizes: Sequence[tuple[float, float]], bins: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the counts, int64 (K, 65536), and the largest keys, uint32 (K,), of PCB's scores.
+
+    Counted are the upper halves of the keys, or in bins that are not negative the lower halves: see
+    `compiled.decisions.count_scores`.
+    """
+    array, sources, limits = read_by([base])[0], read_by(others), np.array(sizes, np.float32)
+
+    def count(span: Span) -> tuple[np.ndarray, np.ndarray]:
+        counts, most = np.zeros((len(others), 1 << 16), np.int64), np.zeros(len(others), np.uint32)
+        decisions.count_scores(array, sources, limits, np.array(bins, np.int64), counts, most, span)
+        return counts, most
+
+    parts = spread(base.numel(), count)
+    return np.asarray(sum(part[0] for part in parts)), np.max([part[1] for part in parts], axis=0)
+
+
+def rank_rows(base: Tensor, other: Tensor, width: int) -> Tensor:
+    """Return the rank of every element of a task vector within its row, by magnitude: uint16 (n,)."""
+    ranks = np.empty(base.numel(), np.uint16)
+    array, sources = read_by([base])[0], read_by([other])
+    rows = max(1, PIECE // width)
+    spread(base.numel(), lambda span: vectors.rank_rows(array, sources, width, ranks, span), piece=rows * width)
+    return torch.from_numpy(ranks)

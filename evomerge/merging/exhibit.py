@@ -1,0 +1,85 @@
+"""One model in memory that shows one source after another, or a merge of them, to be run on calibration prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import NotEnoughRoom
+from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.resident import ResidentModel, available_bytes
+from search_spaces.calibration import Sample
+from search_spaces.operators import Operator, TaskArithmetic
+from search_spaces.recipe import MOST_LAYERS, Block, Blocks, Recipe, alone
+
+
+class Exhibit:
+    """The model of ``recipe``'s sources, in bfloat16 if the files of the base are, else in float32.
+
+    Attributes:
+        recipe: whose sources are shown.
+        checkpoints: its sources, in order.
+    """
+
+    def __init__(self, recipe: Recipe, checkpoints: Sequence[Checkpoint], *, device: str) -> None:
+        """Build it on ``device``.
+
+        Raises:
+            BadSource: transformers cannot build the model.
+            NotEnoughRoom: it does not fit into memory.
+        """
+        first = checkpoints[0]
+        kept = all(first.info(name).dtype is torch.bfloat16 for name in first.names)
+        self.recipe = recipe.model_copy(update={"dtype": "bfloat16" if kept else "float32"})
+        self.checkpoints = tuple(checkpoints)
+        self._resident = ResidentModel(checkpoints, tokenizer=recipe.tokenizer, dtype=self.recipe.dtype, device=device)
+        self.model: Any = self._resident.model
+        self.device = torch.device(device)
+
+    @property
+    def tensors(self) -> Any:
+        """The weights by their names in the checkpoints; writing to them changes the model."""
+        return self._resident.tensors
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Names in the checkpoints by the address of the weights."""
+        return {tensor.data_ptr(): name for name, tensor in self.tensors.items()}
+
+    def show(self, source: int) -> None:
+        """Make the model source number ``source``."""
+        self._resident.apply(self.recipe.model_copy(update={"body": alone(source, len(self.checkpoints))}))
+
+    def show_average(self) -> None:
+        """Make the model the average of the experts."""
+        count = len(self.recipe.experts)
+        operator: Operator = TaskArithmetic(weights=(1.0 / count,) * count)
+        body = Blocks(blocks=(Block(layers=(0, MOST_LAYERS), operator=operator),))
+        self._resident.apply(self.recipe.model_copy(update={"body": body}))
+
+    def tokens(self, sample: Sample) -> Tensor:
+        """Return the tokens of ``sample``, int64 (1, n)."""
+        return torch.tensor([sample.tokens], device=self.device)
+
+    def room(self) -> int:
+        """Return the bytes that are left for statistics."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0])
+        return available_bytes()
+
+    def reserve(self, needed: int, what: str) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            NotEnoughRoom: ``needed`` bytes are not left.
+        """
+        free = self.room()
+        if needed > free:
+            raise NotEnoughRoom(
+                f"{what} need {needed / 2**30:.2f} GiB on {self.device} beside the model, {free / 2**30:.2f} GiB are "
+                "available"
+            )

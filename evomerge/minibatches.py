@@ -1,0 +1,100 @@
+"""Minibatches of search documents: which one a candidate sees, and what its scores there let expect of all documents.
+
+The search documents are cut into equal parts, and the points of one generation of the optimizer see one part, those of
+the next generation the next. Within a generation all are compared on common documents, and over the generations the
+search sees all documents, so it does not fit itself to few of them. Once a generation the middle of the optimizer's
+distribution is measured on all documents: where noise decides which point of a generation looks best, the middle,
+which is the average of many choices, is better than the best-looking points (Beyer and Sendhoff 2007). These full
+measurements are what the front, the finalists and the figures are made of.
+
+What is recorded of the others is an estimate: the mean of the best known (`best_known.py`) on all documents, plus the
+difference to it on the minibatch. So asynchronous workers may mix points of two generations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from evaluators.evaluation import Documents, Evaluation, Outcome, Stop
+from evaluators.objective import MinibatchSettings, Objective
+from evaluators.racing import cut, estimate
+from evomerge.best_known import BestKnown
+from evomerge.dispatch import Task
+from evomerge.errors import BadSearch
+from evomerge.optimizers.contract import HasGenerations, Optimizer
+from evomerge.records import CandidateRecord
+
+
+def with_generations(optimizer: Optimizer, kind: str) -> HasGenerations:
+    """Return ``optimizer``, of this ``kind``.
+
+    Raises:
+        BadSearch: it compares points of all times, which saw different documents.
+    """
+    if not isinstance(optimizer, HasGenerations):
+        raise BadSearch(
+            f"evaluation.minibatches: optimizer {kind} compares candidates of all times, so all must see the same "
+            "documents; use cma_es, or evaluation.racing"
+        )
+    return optimizer
+
+
+def refuse_few_documents(documents: Documents, count: int) -> None:
+    """Refuse search documents that are too few for ``count`` minibatches.
+
+    Raises:
+        BadSearch: a task has less than two for each.
+    """
+    fewest = min(documents.ids, key=lambda task: len(documents.ids[task]))
+    if len(documents.ids[fewest]) < 2 * count:
+        raise BadSearch(
+            f"evaluation.minibatches: {count} minibatches need {2 * count} search documents of each task, "
+            f"{fewest} has {len(documents.ids[fewest])}; use fewer minibatches or more documents"
+        )
+
+
+class Minibatches:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        documents: Documents,
+        settings: MinibatchSettings,
+        objectives: tuple[Objective, ...],
+        optimizer: HasGenerations,
+        best: BestKnown,
+    ) -> None:
+        """Cut ``documents``, all of the search, into parts; ``best`` is kept up to date by the search."""
+        self._parts = cut(documents, [number / settings.count for number in range(settings.count + 1)])
+        self._smooth = settings.measure != "metric"
+        self._all, self._objectives, self._optimizer, self._best = documents, objectives, optimizer, best
+
+    def task(self, candidate: CandidateRecord) -> Task:
+        """Return what is to be measured of ``candidate``."""
+        number = self._number(candidate)
+        if number is None:
+            return Task(candidate, "search", self._all)
+        return Task(candidate, "search", self._parts[number], smooth=self._smooth)
+
+    def estimated(self, candidate: CandidateRecord, outcome: Outcome) -> Outcome:
+        """Return what ``outcome`` on the candidate's documents lets expect of all documents."""
+        number = self._number(candidate)
+        if number is None or not isinstance(outcome, Evaluation):
+            return outcome
+        seen = self._parts[number]
+        par_of, par = self._best.par()
+        scores = {}
+        for objective in self._objectives:
+            first = self._all.ids[objective.task].index(seen.ids[objective.task][0])
+            scores[objective.name] = estimate(
+                par[objective.name], outcome.scores[objective.name].documents, first=first
+            )
+        stop = Stop(seen.count, self._all.count, rival=None, chance=None, par=par_of, minibatch=number)
+        return replace(outcome, scores=scores, stopped=stop)
+
+    def _number(self, candidate: CandidateRecord) -> int | None:
+        """Of the minibatch; None for what is measured on all documents."""
+        if candidate.origin == "seed" or candidate.genome is None:
+            return None
+        generation = self._optimizer.generation_of(candidate.genome)
+        return None if generation is None else generation % len(self._parts)
