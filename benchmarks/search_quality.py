@@ -260,8 +260,11 @@ def main() -> None:
     if chosen.only:
         searches = {search: searches[search] for search in chosen.only}
     rows = recorded(name) if chosen.draw else campaign(name, searches, numbers[: chosen.seeds], experts(trained))
-    print(search_quality_table.markdown(rows))
-    for path in search_quality_table.draw(rows, ROOT / "docs" / "figures", name):
+    sets = search_quality_table.by_experts(rows)
+    for models, found in sets.items():
+        print(f"\nexperts {models}:\n\n{search_quality_table.markdown(found)}")
+    most = max(sets.values(), key=len, default=[])  # the figures are of the experts with the most runs
+    for path in search_quality_table.draw(most, ROOT / "docs" / "figures", name):
         print(f"wrote {path.relative_to(ROOT)}")
 
 
