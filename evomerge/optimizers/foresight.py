@@ -33,7 +33,7 @@ class Foresight:
     @property
     def ready(self) -> bool:
         """Whether enough points succeeded for anything to be expected."""
-        return np.isfinite(self._values).sum() >= FEWEST
+        return int(np.isfinite(self._values).sum()) >= FEWEST
 
     def see(self, unit: Vector, observation: Observation) -> None:
         """Take in what became of (dim,) ``unit``, a point of the unit cube; of a seed after the preference has."""
