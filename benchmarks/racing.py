@@ -7,7 +7,7 @@ on the same experts, at equal numbers of evaluations. Documents are counted over
 validation and test documents are the same in all arms, and measured in full. Documents are counted, not timed, so a
 busy machine does no harm.
 
-Run: `.venv/bin/python benchmarks/racing.py [--experts FOLDER] [--arms without probability] [--evaluations N]` (two to
+Run: `.venv/bin/python benchmarks/racing.py [--experts FOLDER] [--arms without token] [--evaluations N]` (two to
 three minutes a seed on one idle core with 300 evaluations and all arms). Writes results/racing.json after every search,
 and goes on from there when it is run again.
 """
@@ -38,7 +38,8 @@ FINALISTS = 12
 MINIBATCHES = 4
 ARMS: dict[str, dict[str, Any]] = {
     "without": {},
-    "probability": {"minibatches": {"count": MINIBATCHES, "measure": "probability"}},
+    "token": {"minibatches": {"count": MINIBATCHES, "measure": "probability_per_token"}},
+    "answer": {"minibatches": {"count": MINIBATCHES, "measure": "probability"}},
     "metric": {"minibatches": MINIBATCHES},
     "racing": {"racing": True},
     "fewer": {"search_documents": round(DOCUMENTS / 3.2)},

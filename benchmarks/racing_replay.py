@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from common import experts, save
 
 from evaluators.blockwise import BlockwiseEvaluator
 from evaluators.evaluation import Cost, Documents, Evaluation, Floats, Score
-from evaluators.objective import Objective, RacingSettings
+from evaluators.objective import MinibatchSettings, Objective, RacingSettings
 from evaluators.statistics import mean_interval
 from evomerge import demo
 from evomerge.best_known import BestKnown
 from evomerge.config import parse
 from evomerge.foundry import Foundry
+from evomerge.minibatches import Minibatches
 from evomerge.optimizers.cma_es import CmaEs
 from evomerge.optimizers.contract import Observation
 from evomerge.racing import Referee
@@ -50,13 +51,16 @@ SEEDS = range(32)
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to search: how many candidates (or documents), how many documents of each task, and how they race."""
+    """A way to search: how many candidates (or documents), how many documents of each task, how they race, on how many
+    minibatches, and whether the middle of the distribution is asked for, too."""
 
     name: str
     candidates: float = 400
     documents: int = PART
     spent: float = np.inf
     racing: RacingSettings | None = None
+    minibatches: int | None = None
+    centres: bool = False
 
 
 FULL = 400 * TASKS * PART
@@ -68,6 +72,8 @@ ARMS = (
     Arm("32 documents a task", documents=32),
     Arm("24 documents a task", documents=24),
     Arm("200 candidates", candidates=200),
+    Arm("four minibatches", minibatches=4, centres=True),
+    Arm("middles", centres=True),
     Arm("racing, as many documents as without", candidates=np.inf, spent=FULL, racing=RacingSettings()),
     Arm("24 documents a task, as many documents as without", candidates=FULL / 24 / TASKS, documents=24),
 )
@@ -169,8 +175,13 @@ def search(arm: Arm, world: World, seeds: Floats) -> dict[str, float]:
     def read(evaluation: EvaluationRecord, name: str) -> Floats:
         return world.look(genomes[evaluation.id])[0][int(name.split("/")[0]), : arm.documents]
 
-    optimizer = CmaEs(genes(seeds.shape[1]), weights=np.ones(TASKS), seed=world.seed)
+    noisy = arm.minibatches is not None
+    optimizer = CmaEs(genes(seeds.shape[1]), weights=np.ones(TASKS), seed=world.seed, centres=arm.centres, noisy=noisy)
     best = BestKnown(objectives, read)
+    minibatches = None
+    if arm.minibatches:
+        settings = MinibatchSettings(count=arm.minibatches)
+        minibatches = Minibatches(documents, settings, objectives, optimizer, best)
     referee = Referee(best, arm.racing, single_number=True) if arm.racing else None
     blockwise = BlockwiseEvaluator(world, objectives)
     spent, full = 0, []
@@ -179,12 +190,17 @@ def search(arm: Arm, world: World, seeds: Floats) -> dict[str, float]:
         genome = Genome(seeds[number]) if seed else optimizer.ask(1)[0]
         genomes.append(genome)
         race = referee.race() if referee and not seed else None
-        outcome = blockwise.evaluate(genome, documents, race) if race else world.evaluate(genome, documents)
+        if minibatches:
+            candidate = _record(number, None, seed=seed, genome=genome)
+            part = minibatches.task(candidate).documents
+            outcome = minibatches.estimated(candidate, world.evaluate(genome, part))
+        else:
+            outcome = blockwise.evaluate(genome, documents, race) if race else world.evaluate(genome, documents)
         assert isinstance(outcome, Evaluation)
         spent += outcome.cost.documents
         full += [genome] if outcome.stopped is None else []
-        if referee:
-            best.see(_record(number, outcome, seed=seed))
+        if referee or minibatches:
+            best.see(_record(number, outcome, seed=seed, genome=genome))
         values = np.array([outcome.scores[o.name].value for o in objectives])
         optimizer.tell([Observation(genome, values, seed=seed, estimated=outcome.stopped is not None)])
     joint = np.array([world.look(genome)[0][:, : arm.documents].mean() for genome in full])
@@ -199,13 +215,16 @@ def genes(count: int) -> Genes:
     return Genes(tuple(Gene(f"g{i}", 0.0, HIGH, 0.25) for i in range(count)))
 
 
-def _record(number: int, outcome: Evaluation, *, seed: bool) -> CandidateRecord:
+def _record(number: int, outcome: Evaluation | None, *, seed: bool, genome: Genome) -> CandidateRecord:
+    origin: Any = "seed" if seed else "optimizer"
+    candidate = CandidateRecord(number, number, origin, None, genome, "", "", (), None, 0.0)
+    if outcome is None:
+        return candidate
     measured = {name: Measured(score.value, None, None) for name, score in outcome.scores.items()}
     evaluation = EvaluationRecord(
         number, "search", "", measured, None, outcome.cost, number, None, 0.0, stopped=outcome.stopped
     )
-    origin: Any = "seed" if seed else "optimizer"
-    return CandidateRecord(number, number, origin, None, None, "", "", (), None, 0.0, {"search": evaluation})
+    return replace(candidate, evaluations={"search": evaluation})
 
 
 def summary(rows: list[dict[str, float]], without: list[dict[str, float]]) -> dict[str, Any]:

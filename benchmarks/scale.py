@@ -84,6 +84,9 @@ class AtOnce:
         out, self._out = self._out, []
         return out
 
+    def need(self, calls: int | None) -> None:
+        """It has one worker."""
+
     def close(self) -> None:
         """Nothing to close."""
 

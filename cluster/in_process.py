@@ -176,6 +176,9 @@ class InProcessPool:
             raise self._failure
         return finished
 
+    def need(self, calls: int | None) -> None:
+        """Nobody else could use the workers."""
+
     def crew(self) -> Sequence[WorkerNow]:
         """Return what each worker does now, in no order; one that was never needed waits."""
         now, place = time.monotonic(), Place("", socket.gethostname(), os.getpid())

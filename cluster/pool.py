@@ -124,6 +124,12 @@ class Pool(Protocol):
             WorkersFailed: workers cannot be made any more.
         """
 
+    def need(self, calls: int | None) -> None:
+        """Say that from now on at most so many calls will be out; None for as many as there are workers.
+
+        A pool that shares its machines may give the other workers back.
+        """
+
     def crew(self) -> Sequence[WorkerNow]:
         """Return what each worker does now, in no order."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.calls import factory_failed
@@ -35,7 +35,7 @@ class Actor:
     hoped: bool = False
     proven: bool = False
     place: Place | None = None
-    since: float = field(default_factory=time.monotonic)
+    since: float = 0.0
 
 
 class Crew:
@@ -222,7 +222,7 @@ class Crew:
 
     def _start(self, *, deaths: int, hoped: bool = False) -> None:
         handle = self._actor_class.remote(self._threads)
-        actor = Actor(handle, deaths, hoped)
+        actor = Actor(handle, deaths, hoped, since=time.monotonic())
         self.actors.add(actor)
         self.placing[handle.place.remote()] = actor
         self.starting[handle.start.remote(self._factory)] = actor

@@ -164,6 +164,13 @@ class RayPool:
             raise self._crew.failure
         return finished
 
+    def need(self, calls: int | None) -> None:
+        """Say that from now on at most so many calls will be out; None for as many as there are workers.
+
+        With ``workers="auto"`` the pools that share the cluster get the workers that this one does not need.
+        """
+        self._watch.needed = math.inf if calls is None else max(1, calls)
+
     def crew(self) -> Sequence[WorkerNow]:
         """Return what each worker does now, in no order."""
         return self._crew.now({run.actor: run.ticket for run in self._running.values()})

@@ -59,7 +59,8 @@ class Watch:
     """
 
     def __init__(self, session: RaySession, needs: Mapping[str, float], most: int | None) -> None:
-        self.held = 0  # the pool keeps it up to date
+        self.held = 0  # the pool keeps both up to date
+        self.needed = math.inf
         self._session = session
         self._needs = dict(needs)
         self._most = math.inf if most is None else most
@@ -95,10 +96,16 @@ class Watch:
 
     def _look(self) -> View:
         self._beats += 1
-        most = None if self._most == math.inf else self._most
-        told = {"needs": self._needs, "held": self.held, "most": most, "beat": self._beats}
+        others = list(self._others())
+        most = min(self._most, self.needed) if others else self._most  # alone it keeps workers that it may need again
+        told = {
+            "needs": self._needs,
+            "held": self.held,
+            "most": None if most == math.inf else most,
+            "beat": self._beats,
+        }
         self._board.put(self._key, json.dumps(told).encode())
-        claims = [Claim(self._pool, self._needs, self.held, self._most), *self._others()]
+        claims = [Claim(self._pool, self._needs, self.held, most), *others]
         room = self._session.room(self._needs)
         # All that pools hold, and what is left as far as this pool can use it: a rest on a node that no worker fits
         # into is nobody's, and what others run on the cluster is theirs.

@@ -53,9 +53,13 @@ def refuse_unsafe(entry: Entry, trusted_paths: Sequence[str], *, allow_code_exec
         )
     for path in _with_includes(Path(entry.yaml_path)):
         if not _inside(path, trusted_paths):
-            for what in _code_in(path):
+            try:
+                found = list(_code_in(path))
+            except RecursionError:
+                raise TaskError(f"task {entry.name}: {path} is nested too deeply") from None
+            if found:
                 raise TaskError(
-                    f"task {entry.name}: {path} uses {what}, which runs code; "
+                    f"task {entry.name}: {path} uses {found[0]}, which runs code; "
                     f"if you trust it add {str(path.parent)!r} to trusted_paths"
                 )
 

@@ -87,6 +87,10 @@ class Dispatcher:
             reason = self._losses.quarantined(task.candidate.number, task.split)
             yield task, Failure(FailureKind.WORKER_LOST, str(reason))
 
+    def need(self, tasks: int | None) -> None:
+        """Say that at most so many tasks will be in flight from now on; None for as many as there are workers."""
+        self._pool.need(tasks)
+
     def every_few_seconds(self, beat: Callable[[], None]) -> None:
         """Call ``beat`` every `BEAT_SECONDS` while tasks are collected."""
         self._beats.append(beat)

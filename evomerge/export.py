@@ -21,7 +21,7 @@ from evomerge.shares import Progress
 from evomerge.targets import Place, local
 from search_spaces.recipe import Dtype, Recipe
 
-FORMATS = ("checkpoint", "adapter", "mergekit", "recipe")  # of one candidate
+FORMATS = ("checkpoint", "adapter", "reversible", "mergekit", "recipe")  # of one candidate
 TABLES = ("csv", "parquet")  # of all of them (evomerge.tabular)
 OPTUNA = "optuna"  # of all of them, as a study (evomerge.optuna_view)
 
@@ -75,7 +75,7 @@ def export(
     memory_limit: str | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Write ``candidate`` to ``to``, a path or an fsspec URL, in one of `FORMATS`; an adapter has at most ``rank``.
+    """Write ``candidate`` to ``to``, a path or an fsspec URL, in one of `FORMATS`; an adapter or a basis has ``rank``.
 
     ``dtype`` is that of the weights; by default that of the recipe, in which it was measured. ``memory_limit``, as
     2GiB, is of checkpoints: see `write_checkpoint`.
@@ -90,8 +90,7 @@ def export(
         raise BadSearch(f"--format {kind!r}: expected one of {', '.join((*FORMATS, *TABLES, OPTUNA))}")
     recipe = in_dtype(candidate.recipe, dtype)
     restore(results.record.row.plan)
-    if rank is not None and kind != "adapter":
-        raise BadSearch(f"--rank is of adapters (--format adapter), and a {kind} is asked for")
+    _check_rank(kind, rank)
     if memory_limit is not None and kind != "checkpoint":
         raise BadSearch(f"--memory-limit is of checkpoints (--format checkpoint), and a {kind} is asked for")
     with local(to) as place:
@@ -101,6 +100,8 @@ def export(
         if kind == "checkpoint":
             card = search_card(results, candidate)
             return _checkpoint(recipe, place, card=card, memory_limit=memory_limit, progress=progress)
+        if kind == "reversible":
+            return _reversible(recipe, place, to, rank=rank, progress=progress)
         if kind == "mergekit":
             from evomerge.merging.mergekit_config import to_mergekit
 
@@ -134,11 +135,14 @@ def merge_file(
     file: Path,
     to: Place,
     *,
+    kind: str = "checkpoint",
+    rank: int | None = None,
     dtype: str | None = None,
     memory_limit: str | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Write the merge that a recipe (JSON) or a mergekit config (YAML) describes as a checkpoint.
+    """Write the merge that a recipe (JSON) or a mergekit config (YAML) describes as a checkpoint, or its experts in one
+    basis (``kind`` reversible, of at most ``rank``).
 
     ``dtype`` is that of the weights; by default that of the recipe. ``memory_limit``, as 2GiB, see `write_checkpoint`.
 
@@ -148,8 +152,13 @@ def merge_file(
     Raises:
         UserMistake: the file is neither, or cannot be merged.
     """
+    if kind not in ("checkpoint", "reversible"):
+        raise BadSearch(f"--format {kind!r}: expected checkpoint or reversible")
+    _check_rank(kind, rank)
     recipe = in_dtype(read_recipe(file), dtype)
     with local(to) as place:
+        if kind == "reversible":
+            return _reversible(recipe, place, to, rank=rank, progress=progress)
         card = plain_card(recipe, place.name)
         return _checkpoint(recipe, place, card=card, memory_limit=memory_limit, progress=progress)
 
@@ -183,6 +192,24 @@ def _adapter(recipe: Recipe, to: Path, *, rank: int | None, card: str, progress:
 
     lost = write_adapter(_pinned(recipe), to, rank=rank, progress=progress, card=card)
     return [f"rank {rank} leaves out {lost:.3g} of the length of the step from the base"] if lost else []
+
+
+def _check_rank(kind: str, rank: int | None) -> None:
+    if rank is not None and kind not in ("adapter", "reversible"):
+        raise BadSearch(f"--rank is of adapters and bases (--format adapter, reversible), and a {kind} is asked for")
+
+
+def _reversible(recipe: Recipe, place: Path, to: Place, *, rank: int | None, progress: Progress | None) -> list[str]:
+    from evomerge.merging.reversible import write_reversible
+
+    if place != Path(to):
+        raise BadSearch(f"--to {to}: the recipes that restore the experts name their folder; name one here")
+    errors = write_reversible(_pinned(recipe), place, rank=rank, progress=progress)
+    experts = zip(recipe.experts, errors, strict=True)
+    return [
+        f"{recipe.sources[position].path}: restored to within {error:.3g} of its step from the base"
+        for position, error in experts
+    ]
 
 
 def _checkpoint(

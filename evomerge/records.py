@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic cannot read typing's before Python 3.12
 
 from evaluators.evaluation import Cost, Failure, Floats, Stop
 from evomerge import plugins  # noqa: F401  recipes may name operators of other packages
@@ -101,6 +103,29 @@ class CandidateRecord:
         """
         evaluation = self.evaluations.get(split)
         return None if evaluation is None or evaluation.stopped else evaluation.values(objectives)
+
+
+class _Plan(TypedDict):
+    """What every plan has; more is allowed."""
+
+    sources: list[dict[str, Any]]
+    expert_names: list[str]
+    layers: int
+    genes: list[str]
+    suite: str
+    documents: dict[Split, dict[str, list[int]]]
+
+
+_PLAN: TypeAdapter[_Plan] = TypeAdapter(_Plan)
+
+
+def check_plan(plan: dict[str, Any]) -> None:
+    """Refuse a plan that evomerge did not write.
+
+    Raises:
+        ValueError: something is missing, or of another type.
+    """
+    _PLAN.validate_python(plan)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from evomerge.errors import BadSearch
 from evomerge.foreign import a_row
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.plugins import PLUGINS
-from evomerge.records import CandidateRecord, Split
+from evomerge.records import CandidateRecord, Split, check_plan
 from evomerge.selection import Chooser, Finalist, best_single_coefficient, finalists, references
 from evomerge.stopping import Stopping
 from evomerge.store import SearchRecord
@@ -62,9 +62,10 @@ class Results:
     @classmethod
     def of(cls, record: SearchRecord) -> Results:
         """Read the record of one search."""
-        if needed := plugins.missing(record.row.plan.get(PLUGINS, ())):
-            raise BadSearch(f"search {record.name!r} uses {needed}")
         with a_row():
+            check_plan(record.row.plan)
+            if needed := plugins.missing(record.row.plan.get(PLUGINS, ())):
+                raise BadSearch(f"search {record.name!r} uses {needed}")
             file = SearchFile.model_validate(record.row.file)
         return cls(record, file, Columns.read(record, tuple(objective.name for objective in file.objectives)))
 

@@ -331,12 +331,14 @@ class Search:
         while missing or self._dispatcher.in_flight:
             while missing and self._dispatcher.free > 0:
                 self._dispatcher.send(Task(self._with_recipe(missing.popleft()), split, documents))
+            self._dispatcher.need(len(missing) + self._dispatcher.in_flight)
             for task, outcome in self._dispatcher.collect(POLL_SECONDS):
                 done = self.record.add_evaluation(
                     self.candidates[task.candidate.number], split, outcome, documents_digest=documents.digest
                 )
                 self._keep(done)
                 self._listener.evaluated(done, split)
+        self._dispatcher.need(None)
         return [self.candidates[number] for number in wanted]
 
     def _with_recipe(self, number: int) -> CandidateRecord:

@@ -112,7 +112,9 @@ class OwnOptions(Frozen):
     keep: float | None = Field(default=None, gt=0.0, le=1.0, description="doge: share of the largest elements kept")
     iterations: int | None = Field(default=None, ge=0, description="doge: of Adam")
     rate: float | None = Field(default=None, gt=0.0, description="doge: Adam's learning rate")
-    exponent: float | None = Field(default=None, gt=0.0, le=1.0, description="fisher: of the Fisher information")
+    exponent: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="fisher: of the Fisher information; ota: of v"
+    )
     off_diagonal: float | None = Field(
         default=None, ge=0.0, le=1.0, description="regmean, regmean_plus: factor on the Gram matrices off the diagonal"
     )

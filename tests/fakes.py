@@ -199,6 +199,9 @@ class UnequalWorkers:
         self.order.append(ticket)
         return [Finished(ticket, Returned(getattr(self.worker, call.method)(*call.arguments)))]
 
+    def need(self, calls):
+        self.needed = calls
+
     def close(self):
         self.out.clear()
 

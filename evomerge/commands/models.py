@@ -35,10 +35,11 @@ def export(
         str | None, typer.Option(help="choose from the front: task=weight,... or task>=least,... or chebyshev")
     ] = None,
     kind: Annotated[
-        str, typer.Option("--format", help="checkpoint, adapter, mergekit, recipe; csv, parquet, optuna: all")
+        str,
+        typer.Option("--format", help="checkpoint, adapter, reversible, mergekit, recipe; all: csv, parquet, optuna"),
     ] = "checkpoint",
     rank: Annotated[
-        int | None, typer.Option(help="most rank of an adapter; the ranks add up by default", min=1)
+        int | None, typer.Option(help="most rank of an adapter or a basis; the ranks add up by default", min=1)
     ] = None,
     dtype: WeightsDtype = None,
     memory_limit: MemoryLimit = None,
@@ -86,6 +87,10 @@ def _export_all(results: Results, to: str, kind: str) -> None:
 def merge(
     file: Annotated[Path, typer.Argument(help="recipe (JSON) or mergekit config (YAML)")],
     to: To,
+    kind: Annotated[
+        str, typer.Option("--format", help="checkpoint, or reversible: the experts in one basis")
+    ] = "checkpoint",
+    rank: Annotated[int | None, typer.Option(help="most rank of a basis; all directions by default", min=1)] = None,
     dtype: WeightsDtype = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
@@ -94,8 +99,27 @@ def merge(
 
     with progress_bar("merging") as progress:
         remarks = exporting.merge_file(
-            file, to, dtype=dtype, memory_limit=memory_limit, progress=shares(progress, "merging")
+            file,
+            to,
+            kind=kind,
+            rank=rank,
+            dtype=dtype,
+            memory_limit=memory_limit,
+            progress=shares(progress, "merging"),
         )
+    _wrote("", to, remarks)
+
+
+def align(
+    model: Annotated[str, typer.Argument(help="folder, Hub id or URL of the model whose order changes")],
+    like: Annotated[str, typer.Option(help="folder, Hub id or URL of the model whose order it gets")],
+    to: To,
+) -> None:
+    """Write a model with its hidden units and heads in another one's order, to merge models without a common base."""
+    from evomerge.align import align as write
+
+    with progress_bar("matching") as progress:
+        remarks = write(model, like, to, progress=shares(progress, "matching"))
     _wrote("", to, remarks)
 
 

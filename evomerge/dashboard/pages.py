@@ -147,7 +147,8 @@ def _front(results: Results) -> html.Section:
             html.Figcaption(
                 "Each dot or line is a merged model; click one to open it. Filled symbols are scores on search "
                 "documents, crosses with 95 % intervals scores on test documents, open circles (in the legend) on "
-                "validation documents. The best of many search scores is partly luck: only test scores count as results."
+                "validation documents. The best of many search scores is partly luck: "
+                "only test scores count as results."
             ),
         ]
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from evomerge.errors import BadSource
 from evomerge.foreign import read_json
 from evomerge.merging.checkpoint import Checkpoint, TensorInfo
 from evomerge.merging.prepared import prepared
-from evomerge.merging.sources import fingerprint
+from evomerge.merging.sources import BASIS, COEFFICIENTS, fingerprint
 from search_spaces.canonical import digest
 from search_spaces.tensors import agree
 
@@ -66,8 +66,9 @@ class Factors:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether ``folder`` holds an adapter and no model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+    """Whether ``folder`` holds an adapter, or coefficients in a basis, and no model."""
+    found = any((folder / name).is_file() for name in (CONFIG, COEFFICIENTS))
+    return found and not (folder / "config.json").is_file()
 
 
 class Adapter(Checkpoint):
@@ -89,6 +90,8 @@ class Adapter(Checkpoint):
         Raises:
             BadSource: it is no LoRA adapter, of a kind that is no sum, damaged, or made for another base.
         """
+        if (folder / COEFFICIENTS).is_file():
+            return cls(folder, base, *_in_basis(folder, base))
         config = _read_config(folder)
         factors, whole = _sort(_read_weights(folder), config, base, folder)
         _check_base(config, base, folder, list(factors))
@@ -186,12 +189,45 @@ def _same(one: Tensor, two: Tensor) -> bool:
     return one.shape == two.shape and torch.equal(one.to(coarse), two.to(coarse))
 
 
+def _in_basis(folder: Path, base: Checkpoint) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    """Return the deltas and the replaced tensors of an expert that lies in ``folder`` as coefficients in a basis.
+
+    Raises:
+        BadSource: the basis is missing, damaged, or of another base.
+    """
+    file = folder.parent / BASIS
+    if not file.is_file():
+        raise BadSource(f"{folder}: coefficients without their basis; there is no {file}")
+    with safe_open(file, framework="pt") as opened:
+        of = (opened.metadata() or {}).get("base")
+    if of != fingerprint(base.path):
+        raise BadSource(f"{folder}: coefficients for another base than {base.path}, whose content differs")
+    bases, coefficients = _read_file(file), _read_file(folder / COEFFICIENTS)
+    factors, whole = {}, {}
+    for name, tensor in coefficients.items():
+        if name not in base.names:
+            raise BadSource(f"{folder}: {base.path} has no tensor {name!r}: these are coefficients for another base")
+        if tensor.ndim != 2:
+            whole[name] = tensor
+        elif name in bases and tensor.shape[1] == bases[name].shape[0]:
+            factors[name] = Factors(bases[name], tensor, 1.0, False)
+        else:
+            raise BadSource(f"{folder}: {file} has no basis that fits the coefficients of {name!r}")
+        shape = (tensor.shape[0], *bases[name].shape[1:]) if name in factors else tuple(tensor.shape)
+        _check_shape(shape, name, base, folder)
+    return factors, whole
+
+
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     file = folder / WEIGHTS
     if not file.is_file():
         pickle = (folder / "adapter_model.bin").is_file()
         hint = ": it has a pickle, which can run code when read; save it with safetensors" if pickle else ""
         raise BadSource(f"{folder}: there is no {WEIGHTS}{hint}")
+    return _read_file(file)
+
+
+def _read_file(file: Path) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(file)
     except (SafetensorError, OSError) as error:

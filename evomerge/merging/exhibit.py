@@ -50,6 +50,19 @@ class Exhibit:
         """Names in the checkpoints by the address of the weights."""
         return {tensor.data_ptr(): name for name, tensor in self.tensors.items()}
 
+    def parts(self, parameter: Tensor) -> list[tuple[str, slice]]:
+        """Return the tensors that a parameter holds, one after another in its memory, and where.
+
+        It is one, unless transformers stacks the matrices of experts.
+        """
+        start, stop = parameter.data_ptr(), parameter.data_ptr() + parameter.numel() * parameter.element_size()
+        found = []
+        for address, name in self.names.items():
+            if start <= address < stop:
+                first = (address - start) // parameter.element_size()
+                found.append((name, slice(first, first + self.tensors[name].numel())))
+        return found
+
     def show(self, source: int) -> None:
         """Make the model source number ``source``."""
         self._resident.apply(self.recipe.model_copy(update={"body": alone(source, len(self.checkpoints))}))

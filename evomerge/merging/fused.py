@@ -33,7 +33,7 @@ def fused_parameters(folder: Path, names: Iterable[str]) -> dict[str, tuple[str,
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     steps = get_model_conversion_mapping(model)
     renamed = {_renamed(name, steps): name for name in ours}
     found = {}

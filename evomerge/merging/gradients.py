@@ -86,7 +86,7 @@ def votes(
         costs[name] = protection * information.tensor(name).to(tensor.device).float() * step_away.square()
 
     def take(name: str, weights: Tensor, gradient: Tensor) -> None:
-        score = torch.addcmul(costs[name], gradient.float(), weights.detach().float())
+        score = torch.addcmul(costs[name], gradient.float(), weights.float())
         _check_finite(exhibit, source, name, score)
         counts[name] += 1 - 2 * (score > 0.0).to(torch.int16)
 
@@ -103,14 +103,17 @@ def votes(
 def taking_gradients(exhibit: Exhibit, take: Take) -> Iterator[None]:
     """Inside, the gradient of every tensor goes to ``take`` during the backward pass, and nowhere else."""
 
-    def took(name: str, parameter: Any) -> None:
-        take(name, parameter, parameter.grad)
+    def took(parts: list[tuple[str, slice]], parameter: Any) -> None:
+        weights, gradient = parameter.detach().view(-1), parameter.grad.reshape(-1)
+        for name, place in parts:
+            shape = exhibit.tensors[name].shape
+            take(name, weights[place].view(shape), gradient[place].view(shape))
         parameter.grad = None
 
     model = exhibit.model
     model.requires_grad_(True)
     hooks = [
-        parameter.register_post_accumulate_grad_hook(partial(took, exhibit.names[parameter.data_ptr()]))
+        parameter.register_post_accumulate_grad_hook(partial(took, exhibit.parts(parameter)))
         for parameter in model.parameters()
     ]
     try:

@@ -19,6 +19,7 @@ from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.kernels import Scratch
 from evomerge.merging.safetensors_writer import BUFFERS, PIECE, tensor_bytes
 from evomerge.merging.selection import CACHE_BYTES
+from evomerge.merging.statistics import Statistical
 from evomerge.merging.virtual import Spectral
 from search_spaces.operators import Della, DellaLinear, Knots, Operator, OperatorPlugIn
 from search_spaces.recipe import Blocks, PathBody, Recipe
@@ -73,7 +74,10 @@ def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[s
     if isinstance(recipe.body, PathBody):  # what is written is loaded and compared with the path
         copies = 2 + len(recipe.body.merged_slots)
         needed += copies * sum(tensor_bytes(shape, dtype) for shape in shapes.values())
-    if any(isinstance(operator, Spectral | Knots) for operator in _operators(recipe)):
+    if any(isinstance(operator, Statistical) for operator in _operators(recipe)):  # whole tensors in float64
+        largest = max(math.prod(shape) for shape in shapes.values())
+        needed += (4 + 5 * len(recipe.experts)) * largest * 8
+    if any(isinstance(operator, Spectral | Knots | Statistical) for operator in _operators(recipe)):
         side = max((max(shape) for name, shape in shapes.items() if len(shape) == 2 and in_stack(name)), default=0)
         needed += (_DECOMPOSED + _PER_EXPERT * len(recipe.experts)) * side * side * 8
     ranked = any(isinstance(operator, Della | DellaLinear) for operator in _operators(recipe))

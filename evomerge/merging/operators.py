@@ -31,6 +31,7 @@ from evomerge.merging import (
     importance,
     interpolation,
     lowrank,
+    ota,
     plugged,
     virtual,
     widen,
@@ -279,4 +280,5 @@ _MAKERS: dict[type[MergeOperator], Maker] = {
     **widen.MAKERS,
     **calibrated.MAKERS,
     **lowrank.MAKERS,
+    **ota.MAKERS,
 }

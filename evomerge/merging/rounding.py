@@ -15,7 +15,7 @@ from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.pieces import Fill
 
 WARN_BELOW = 0.99
-_RUNS, _RUN = 4, 1 << 14  # of larger tensors so many runs of so many elements, evenly spread, stand for the whole
+_RUNS, _RUN = 4, 1 << 12  # of larger tensors so many runs of so many elements, evenly spread, stand for the whole
 
 
 class Rounding:

@@ -14,6 +14,7 @@ from evomerge.merging.staging import is_url, staged
 from search_spaces.recipe import Source
 
 CACHE_VARIABLE = "EVOMERGE_CACHE"
+BASIS, COEFFICIENTS = "basis.safetensors", "coefficients.safetensors"  # of experts in one basis: see `reversible`
 _HUB_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -76,6 +77,8 @@ def _download(path: str, revision: str | None) -> Path:
 def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
     """Return the SHA-256 (hexadecimal) over the names and contents of the config and every safetensors file.
 
+    To coefficients belongs their basis, which lies beside the folder.
+
     Digests of single files are remembered under ``cache`` (default: the folder that EVOMERGE_CACHE names, else the
     user's cache folder) by path, size and time of modification.
 
@@ -84,6 +87,8 @@ def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
     """
     folder = Path(folder)
     files = sorted([*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")])
+    if (folder / COEFFICIENTS).is_file():
+        files.append(folder.parent / BASIS)
     if not files:
         raise BadSource(f"{folder}: there is nothing to fingerprint (no config.json, no safetensors)")
     total = hashlib.sha256()

@@ -5,8 +5,8 @@ Points come back one at a time, in whatever order, and the distribution moves wh
 come back; a point that was out for longer than a few of these moves tells it nothing. It starts at the best seed that
 the space can express. When pycma's own criteria say that a run has converged, a new one starts from a fresh point with
 twice the population (Auger and Hansen 2005); points that an earlier run proposed are not told to it. Where points see
-few documents (`centres`), the middle of the distribution is asked for after each move: an average of many noisy choices
-is better than what looks best among them.
+few documents (`centres`), the middle of the distribution is asked for now and then, when it has moved: an average of
+many noisy choices is better than what looks best among them.
 
 On request, genes of one group begin correlated (`correlated.py`), and of the points that are drawn only the most
 promising are proposed, as a Gaussian process of what came back sees them (`foresight.py`): pre-selection (Ulmer,
@@ -35,6 +35,7 @@ with warnings.catch_warnings():
 DIAGONAL_FROM = 100  # genes; see docs/optimizers.md: below genes^2 evaluations a full matrix is not learnt
 MOST_MOVES = 4  # of the distribution while a point was out; an older one is not learnt from, see docs/optimizers.md
 NOISY = 1.5  # a larger population averages over more of the noise of few documents
+SMOOTH = 0.7  # without noise a smaller one moves more often
 EDGE = 0.02  # share of the range that a start keeps from the bounds, where half of the first samples would be lost
 
 
@@ -63,12 +64,13 @@ class CmaEs:
         Args:
             aim: which number of the objectives is climbed.
             sigma: first step size as a share of each gene's range.
-            population: if None 4 + 1.5 ln(genes) with preselection, without it pycma's 4 + 3 ln(genes); half as many
-                again if ``noisy``.
+            population: pycma's 4 + 3 ln(genes) if None, half as many again if ``noisy``, else fewer with ``centres``;
+                4 + 1.5 ln(genes) with preselection.
             separable: learn a scale for each gene but no correlations; from 100 genes on if None.
             correlation: between the genes of one group at the start.
             preselect: points drawn for each one that is proposed; 1: all that are drawn are.
-            centres: ask for the middle of the distribution, too, once after each move. Nothing is learnt from it.
+            centres: ask for the middle of the distribution, too, at the first move after each of pycma's default
+                populations. Nothing is learnt from it.
             noisy: points are compared on few documents.
         """
         self._low, self._high = genes.low, genes.high
@@ -78,8 +80,9 @@ class CmaEs:
         self._preference = Preference(weights, aim)
         self._rng = np.random.default_rng(seed)
         self._sigma = sigma
-        default = 4 + int((1.5 if preselect > 1 else 3.0) * np.log(len(genes)))
-        self._population = population or int(default * (NOISY if noisy else 1.0))
+        self._usual = 4 + int(3 * np.log(len(genes)))
+        default = int(self._usual * (NOISY if noisy else SMOOTH if centres else 1.0))
+        self._population = population or (4 + int(1.5 * np.log(len(genes))) if preselect > 1 else default)
         self._separable = len(genes) >= DIAGONAL_FROM if separable is None else separable
         self._best_seed: tuple[float, Vector] | None = None
         self._run: Any = None
@@ -88,7 +91,9 @@ class CmaEs:
         self._foresight = Foresight(genes.groups, self._preference) if preselect > 1 else None
         self._out: dict[Genome, int] = {}  # points that are not back, and how many moves came before each
         self._moves = self._run_began = 0
-        self._centred_at = 0 if centres else None  # moves before the last middle; the first is a seed, known already
+        self._centres = centres
+        self._centred_at = 0  # moves before the last middle; the first is a seed, known already
+        self._asked = 0  # points since the last middle
         self._returned: list[Observation] = []
 
     def ask(self, count: int) -> list[Genome]:
@@ -96,10 +101,11 @@ class CmaEs:
         if self._run is None:
             self._run = self._new_run(self._best_seed[1] if self._best_seed else self._start)
         middle = []
-        if count and self._centred_at not in (None, self._moves):
-            self._centred_at = self._moves
+        if count and self._centres and self._centred_at < self._moves and self._asked >= self._usual:
+            self._centred_at, self._asked = self._moves, 0
             middle = [self._genome(self._run.mean)]
         drawn = count - len(middle)
+        self._asked += drawn
         while len(self._drawn) < drawn:
             self._draw()
         asked, self._drawn = self._drawn[:drawn], self._drawn[drawn:]

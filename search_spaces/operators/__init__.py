@@ -27,7 +27,7 @@ from search_spaces.operators.elementwise import (
 from search_spaces.operators.lora import EvoLora, LoraLego
 from search_spaces.operators.plugged import OperatorPlugIn, ask_elsewhere, plug_in
 from search_spaces.operators.spectral import Doge, IsoC, IsoCts, Knots, Opcm, SubspaceBoosting, Swudi, TsvM
-from search_spaces.operators.statistical import Fisher, Rcp, RegMean, RegMeanPlus
+from search_spaces.operators.statistical import Fisher, Ota, Rcp, RegMean, RegMeanPlus
 from search_spaces.operators.task_vectors import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -48,7 +48,7 @@ _Sparse = Ties | DareLinear | DareTies | Breadcrumbs | BreadcrumbsTies | Della |
 _Elementwise = NearSwap | ArceeFusion | Ram | RamPlus
 _Competing = MagMax | Consensus | LocalizeStitch | ComPeft | Pcb | Widen
 _Spectral = TsvM | IsoC | IsoCts | SubspaceBoosting | Swudi | Opcm | Doge | Knots
-_Statistical = Fisher | RegMean | RegMeanPlus | Rcp
+_Statistical = Fisher | RegMean | RegMeanPlus | Rcp | Ota
 _Lora = LoraLego | EvoLora
 _Any = _Plain | _Sparse | _Elementwise | _Competing | _Spectral | _Statistical | _Lora
 OPERATORS: dict[str, type[_Any]] = {kind.model_fields["kind"].default: kind for kind in get_args(_Any)}
@@ -102,6 +102,7 @@ __all__ = [
     "Opcm",
     "Operator",
     "OperatorPlugIn",
+    "Ota",
     "Passthrough",
     "Pcb",
     "Ram",

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from search_spaces.calibration import Digest
-from search_spaces.operators.base import WEIGHT, KnobSpec, MergeOperator, Weights
+from search_spaces.operators.base import DENSITY, WEIGHT, Densities, KnobSpec, MergeOperator, Weights
 
 _PROMPTS = Field(description="digest of the calibration prompts")
 
@@ -90,4 +90,22 @@ class Rcp(MergeOperator):
     protection: float = Field(
         default=1000.0, ge=0.0, description="the paper's lambda: larger values keep more of expert r"
     )
+    scale: float = 1.0
+
+
+class Ota(MergeOperator):
+    """OTA merging with Fast Fisher Grafting: ``theta_0 + scale sum_i w_i K P_i m_i tau_i / sum_j P_j``, elementwise.
+
+    v_i are the second moments of Adam's gradients at the end of expert i's training, which its folder must hold
+    (`second_moments.safetensors`: a tensor for every one of the model, of the same name and shape). m_i is 1 for the
+    `densities` share of each tensor with the largest ``v_i tau_i^2``, 0 elsewhere; ``P_i = v_i^exponent``. Weights of
+    ``1 / K`` give the paper's merge. Densities are told apart to 1 / 16384; v_i below 1e-6 of their mean count as that.
+    """
+
+    knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY)
+
+    kind: Literal["ota"] = "ota"
+    weights: Weights
+    densities: Densities
+    exponent: float = Field(default=0.5, gt=0.0, le=1.0, description="less than 1 evens the experts' shares out")
     scale: float = 1.0

@@ -37,7 +37,8 @@ OPTIONS = {
     "export": {
         "--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--memory-limit", "--storage"
     },
-    "merge": {"--to", "--dtype", "--memory-limit"},
+    "align": {"--like", "--to"},
+    "merge": {"--to", "--format", "--rank", "--dtype", "--memory-limit"},
     "evaluate": {
         "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
         "--allow-code-execution", "--limit", "--num-fewshot", "--apply-chat-template", "--dtype", "--json"
@@ -190,10 +191,10 @@ def test_prefer_picks_along_the_front(run, storage, tmp_path):
         (("show", "fake", "worst"), "expected a number or 'best'"),
         (("export", "fake", "--to", "x", "--best", "--candidate", "1"), "give one of"),
         (("export", "fake", "--to", "x", "--dtype", "int8"), "expected one of float32, bfloat16, float16"),
-        (("export", "fake", "--to", "x", "--rank", "4"), "--rank is of adapters"),
+        (("export", "fake", "--to", "x", "--rank", "4"), "--rank is of adapters and bases"),
         (
             ("export", "fake", "--to", "x", "--format", "gguf"),
-            "expected one of checkpoint, adapter, mergekit, recipe, csv, parquet",
+            "expected one of checkpoint, adapter, reversible, mergekit, recipe, csv, parquet",
         ),
         (("export", "fake", "--to", "x", "--format", "csv", "--best"), "--format csv writes all candidates"),
         (("export", "fake", "--to", "x", "--prefer", "third=1"), "no objective 'third'"),

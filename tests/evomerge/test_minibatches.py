@@ -192,7 +192,7 @@ def cma(**options):
     return CmaEs(Genes(tuple(Gene(f"x{i}", 0.0, 1.0, 0.3) for i in range(5))), weights=np.ones(1), seed=1, **options)
 
 
-def test_the_middle_is_asked_for_after_each_move_and_teaches_nothing():
+def test_the_middle_is_asked_for_now_and_then_and_teaches_nothing():
     def run(told_of_middles):
         optimizer, middles, asked = cma(centres=True), [], []
         for _ in range(60):
@@ -206,15 +206,19 @@ def test_the_middle_is_asked_for_after_each_move_and_teaches_nothing():
 
     optimizer, middles, asked = run(1000.0)
     assert isinstance(optimizer, HasGenerations)
-    assert len(middles) == optimizer._moves == 60 // (optimizer._population + 1)
+    usual = cma()._population
+    assert optimizer._population < usual
+    assert 60 // (2 * usual) <= len(middles) <= 60 // usual
     distances = [np.abs(middle.values - 0.7).sum() for middle in middles]
     assert distances[-1] < distances[0]
     assert run(-1000.0)[2] == asked
 
 
-def test_a_population_on_minibatches_is_half_as_large_again():
+def test_a_noisy_population_is_half_as_large_again_and_a_smooth_one_smaller():
     assert cma(noisy=True)._population == int(1.5 * cma()._population)
     assert cma(noisy=True, population=7)._population == 7
+    assert cma(centres=True)._population == int(0.7 * cma()._population)
+    assert cma(centres=True, noisy=True)._population == cma(noisy=True)._population
 
 
 # ------------------------------------------------------------------------- refusals

@@ -160,6 +160,43 @@ def test_code_in_a_task_file_is_found_however_it_is_wrapped(tmp_path, text):
     )
 
 
+TASK = "task: t\ndataset_path: json\noutput_type: generate_until\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ((TASK + "x: " + DEEP_YAML).encode(), "nested too deeply"),
+        (TASK.encode() + b"description: \xff\xfe\n", "cannot be read"),
+        ((TASK + "include: ../../../../../../etc/passwd\n").encode(), "cannot be read"),
+        ((TASK + "include: t.yaml\n").encode(), "cannot be read: Include cycle"),
+        (b"- 1\n- 2\n", "cannot be read"),
+        (b"task: t\0", "cannot be read"),
+    ],
+    ids=["deep", "no text", "elsewhere", "circle", "list", "nul"],
+)
+def test_a_task_file_that_is_none(tmp_path, content, expected):
+    (tmp_path / "t.yaml").write_bytes(content)
+    assert expected in refused_task(tmp_path)
+
+
+def test_task_files_that_are_links(tmp_path):
+    (tmp_path / "t.yaml").symlink_to("/etc/passwd")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "self").symlink_to(tmp_path)
+    assert "cannot be read" in refused_task(tmp_path)
+
+
+def refused_task(folder):
+    from evaluators.errors import TaskError
+    from evaluators.objective import EvaluationSettings, Objective
+    from evaluators.tasks import TaskSuite
+
+    with pytest.raises(TaskError) as error:
+        TaskSuite.load([Objective(task="t")], EvaluationSettings(include_path=(str(folder),)))
+    return one_line(error)
+
+
 # ---------------------------------------------------------------- rows of a database
 
 
@@ -203,16 +240,23 @@ def test_names_with_markup_are_text_in_the_report(record, tmp_path):
         ("update evaluations set stopped = ?", '{"a": 1}'),
         ("update searches set file = ?", "[]"),
         ("update searches set plan = ?", DEEP_JSON),
+        ("update searches set plan = json_set(plan, '$.plugins', ?)", SCRIPT),
+        ("update searches set plan = json_set(plan, '$.documents', ?)", SCRIPT),
+        ("update evaluations set failure_message = cast(? as text)", b"\xff\xfe"),
         ("update scores set documents = ?", b"f\x01"),
     ],
 )
-def test_rows_that_nobody_wrote(record, statement, value):
+def test_rows_that_nobody_wrote(record, tmp_path, statement, value):
     from evomerge import tables
+    from evomerge.optuna_view import export_study
+    from evomerge.tabular import write_tables
 
     storage, change = record
     change(statement, value)
     try:
         results = read(storage)
+        write_tables(results, tmp_path / "tables", "csv")
+        export_study(results, str(tmp_path / "x.journal"))
         lines = [*tables.status_lines(results), *(json.dumps(tables.candidate_json(results, c)) for c in results.front)]
         assert all(SCRIPT not in line for line in lines)
     except UserMistake as error:

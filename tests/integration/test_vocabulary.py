@@ -7,6 +7,10 @@ import torch
 from integration_driver import Driver
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import evomerge
+from evomerge.estimate import estimate
+from evomerge.export import export
+
 pytestmark = pytest.mark.slow
 
 
@@ -26,35 +30,37 @@ def with_a_token(expert, to):
 
 
 def searched(sketch, folder, experts, **sources):
+    """Write a search file in ``folder`` and return it, loaded."""
     folder.mkdir()
-    driver = Driver(folder)
     value = {"base": str(sketch.base), "experts": list(map(str, experts)), "dtype": "float32", **sources}
     small = {"search_documents": 16, "validation_documents": 16, "test_documents": 32}
-    driver.write(
+    Driver(folder).write(
         sketch,
         sources=value,
         evaluation={**small, "include_path": [str(sketch.tasks)]},
         baselines={"single_coefficient": 0},
         budget={"evaluations": 6, "finalists": 2},
+        storage=f"sqlite:///{folder}/evomerge.db",
     )
-    return driver
+    return evomerge.load_file(folder / "search.yaml")
+
+
+def values(results):
+    found = [c.values("search", results.chooser.names) for c in results.candidates]
+    assert sum(each is not None for each in found) >= 6
+    return [None if each is None else each.tolist() for each in found]
 
 
 def test_an_expert_with_a_token_more_is_merged_as_if_it_had_none(sketch, tmp_path):
     plain = list(sketch.experts.values())
     more = [plain[0], with_a_token(plain[1], tmp_path / plain[1].name)]
-    driver = searched(sketch, tmp_path / "union", more, vocabulary="union")
-    checked = driver.run("check", "search.yaml").stdout
-    assert f"vocabulary {sketch.base.name} gets 1 rows of {plain[1].name}" in checked
-    driver.run("run", "search.yaml")
-    usual = searched(sketch, tmp_path / "usual", plain)
-    usual.run("run", "search.yaml")
-    found, expected = (
-        [c.values("search", d.results().chooser.names).tolist() for c in d.results().candidates]
-        for d in (driver, usual)
-    )
-    assert found == expected
-    driver.run("export", "small", "--best", "--to", "merged")
-    tokenizer = AutoTokenizer.from_pretrained(driver.folder / "merged")
-    model = AutoModelForCausalLM.from_pretrained(driver.folder / "merged")
+    file = searched(sketch, tmp_path / "union", more, vocabulary="union")
+    lines = estimate(file, say=lambda _: None).lines()
+    assert any(line.startswith(f"vocabulary {sketch.base.name} gets 1 rows of {plain[1].name}") for line in lines)
+    results = evomerge.run(file)
+    usual = evomerge.run(searched(sketch, tmp_path / "usual", plain))
+    assert values(results) == values(usual)
+    export(results, results.pick("best"), tmp_path / "merged", kind="checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert len(tokenizer) == len(AutoTokenizer.from_pretrained(sketch.base)) + 1 == model.config.vocab_size

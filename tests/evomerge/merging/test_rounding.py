@@ -107,4 +107,4 @@ def test_runs_of_a_large_tensor_stand_for_all_of_it(step: float, size: int) -> N
     rounding.look("all", lambda out, first: out.copy_((base.weights + asked)[first : first + len(out)]))
     exact = (base.weights + asked).bfloat16().double() - base.weights.double()
     asked = (base.weights + asked).double() - base.weights.double()
-    assert rounding.cosine == pytest.approx(float(torch.cosine_similarity(exact, asked, dim=0)), abs=0.01)
+    assert rounding.cosine == pytest.approx(float(torch.cosine_similarity(exact, asked, dim=0)), abs=0.03)

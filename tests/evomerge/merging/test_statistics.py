@@ -52,6 +52,9 @@ def config(kind: str) -> Any:
         return transformers.GPT2Config(**common, n_embd=16, n_layer=LAYERS, n_head=2, n_positions=32)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": LAYERS, "max_position_embeddings": 32}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}
+    if kind == "qwen3_moe":
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 8}
+        return transformers.Qwen3MoeConfig(**common, **sizes, **heads, **experts)
     if kind == "gemma3":
         kinds = {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
         return transformers.Gemma3TextConfig(**common, **sizes, **heads, **kinds)
@@ -136,6 +139,31 @@ def test_fisher_information_is_the_mean_squared_gradient(families: Callable[[str
             torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-7 * float(expected.max()))
         rms = torch.cat([value.flatten() for value in total.values()]).square().mean().sqrt()
         assert statistic.numbers["rms"] == pytest.approx(float(rms), rel=1e-4)
+
+
+def test_stacked_experts_have_information_tensor_by_tensor(families: Callable[[str], list[Path]]) -> None:
+    prompts = calibration()
+    operator = Fisher(weights=WEIGHTS, prompts=prompts.digest)
+    (first, _), folders = observed(families("qwen3_moe"), operator, prompts), families("qwen3_moe")
+    model = double(folders[1]).float()  # grouped products know no float64
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for sample in prompts.of_expert(0):
+        likelihoods = torch.log_softmax(model(torch.tensor([sample.tokens])).logits[0, sample.answer - 1 : -1], -1)
+        labels = gradients._drawn(sample, likelihoods.detach())
+        model.zero_grad()
+        likelihoods[range(len(labels)), labels].mean().backward()
+        for name, parameter in model.named_parameters():
+            total[name] += parameter.grad**2 / 3
+    up = torch.cat(
+        [
+            first.tensor(f"model.layers.1.mlp.experts.{i}.{part}_proj.weight")
+            for i in range(4)
+            for part in ("gate", "up")
+        ]
+    )
+    stacked = total["model.layers.1.mlp.experts.gate_up_proj"].reshape(-1, 16)
+    torch.testing.assert_close(up, stacked, rtol=1e-3, atol=1e-7 * float(stacked.max()))
+    assert first.files.keys() == set(open_merge(recipe_of(folders, operator))[1].order)
 
 
 def test_labels_are_drawn_from_the_models_distribution() -> None:
