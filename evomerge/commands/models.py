@@ -110,6 +110,19 @@ def merge(
     _wrote("", to, remarks)
 
 
+def align(
+    model: Annotated[str, typer.Argument(help="folder, Hub id or URL of the model whose order changes")],
+    like: Annotated[str, typer.Option(help="folder, Hub id or URL of the model whose order it gets")],
+    to: To,
+) -> None:
+    """Write a model with its hidden units and heads in another one's order, to merge models without a common base."""
+    from evomerge.align import align as write
+
+    with progress_bar("matching") as progress:
+        remarks = write(model, like, to, progress=shares(progress, "matching"))
+    _wrote("", to, remarks)
+
+
 def _wrote(what: str, to: str, remarks: Sequence[str]) -> None:
     from evomerge.targets import shown
 

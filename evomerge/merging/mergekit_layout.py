@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def parse(text_or_path: str | Path) -> MergekitConfig:
     if method not in WITHOUT_BASE and any(piece.base is None for piece in slices):
         raise BadRecipe(f"mergekit config: {method} needs a base_model")
     inputs = [entry.model for piece in slices for entry in piece.inputs]
-    tokenizer = read_tokenizer(value, base, _model)
+    tokenizer = read_tokenizer(value, base, partial(_model, base=base))
     merged = tuple(dict.fromkeys([*([base] if base else []), *inputs]))
     models = tuple(dict.fromkeys([*merged, *([tokenizer.model] if tokenizer.model else [])]))
     return MergekitConfig(
@@ -106,7 +107,7 @@ def _models(entries: Any, base: Source | None, method: str) -> Slice:
     inputs = []
     for entry in _list(entries, "models"):
         _known(entry, ("model", "parameters"), "an entry of models")
-        inputs.append(SliceInput(_model(entry.get("model")), _parameters(entry, method)))
+        inputs.append(SliceInput(_model(entry.get("model"), base), _parameters(entry, method)))
     if base is not None and base not in [entry.model for entry in inputs]:
         inputs.append(SliceInput(base, {}))
     return _slice(0, None, inputs, base, {}, method)
@@ -119,7 +120,7 @@ def _slices(entries: Any, base: Source | None, method: str) -> tuple[Slice, ...]
         inputs, ranges = [], []
         for source in _list(entry.get("sources"), "sources"):
             _known(source, ("model", "layer_range", "parameters"), "a source of a slice")
-            inputs.append(SliceInput(_model(source.get("model")), _parameters(source, method)))
+            inputs.append(SliceInput(_model(source.get("model"), base), _parameters(source, method)))
             ranges.append(tuple(source.get("layer_range") or ()))
         first = slices[-1].stop if slices else 0
         whole = len(set(ranges)) == 1 and len(ranges[0]) == 2 and 0 <= ranges[0][0] < ranges[0][1]
@@ -156,24 +157,38 @@ def _parameters(scope: Mapping[str, Any], method: str) -> Settings:
     return dict(parameters)
 
 
-def _model(value: Any) -> Source:
-    """Read mergekit's model references: "path", "path@revision", or {model: {path, revision}}."""
+def _model(value: Any, base: Source | None = None) -> Source:
+    """Read mergekit's model references: "path", "path@revision", "path+adapter", or {model: {path, revision}, lora}.
+
+    An adapter stands for ``base`` with itself added.
+    """
+    model, lora = _parts(value)
+    if lora is None:
+        return model
+    if model != base:
+        raise BadRecipe(
+            f"mergekit config: the LoRA adapter {lora.path!r} is one of {model.path!r}; only adapters of the "
+            "base_model can be merged with it"
+        )
+    return lora
+
+
+def _parts(value: Any) -> tuple[Source, Source | None]:
+    """Return a model and its adapter."""
     if isinstance(value, Mapping):
-        _known(value, ("model", "path", "revision"), "a model")
-        inner = value.get("model", value)
+        _known(value, ("model", "path", "revision", "lora"), "a model")
+        lora = _parts(value["lora"])[0] if value.get("lora") is not None else None
+        inner = value.get("model", {key: value[key] for key in value if key != "lora"})
         if isinstance(inner, Mapping):
             _known(inner, ("path", "revision"), "a model")
-            return Source(path=str(inner.get("path")), revision=inner.get("revision"))
-        value = inner
+            return Source(path=str(inner.get("path")), revision=inner.get("revision")), lora
+        model, own = _parts(inner)
+        return model, lora or own
     if not isinstance(value, str) or not value:
         raise BadRecipe(f"mergekit config: expected a model's folder or Hub id, got {value!r}")
-    if "+" in value:
-        raise BadRecipe(
-            f"mergekit config: LoRA adapters ({value!r}) are not supported; name the adapter as an expert "
-            "of a recipe or of a search file"
-        )
-    path, _, revision = value.partition("@")
-    return Source(path=path, revision=revision or None)
+    whole, plus, adapter = value.partition("+")
+    path, _, revision = whole.partition("@")
+    return Source(path=path, revision=revision or None), _parts(adapter)[0] if plus else None
 
 
 def _dtype(value: Mapping[str, Any]) -> str | None:
