@@ -34,15 +34,16 @@ class Claim:
 def fair_shares(claims: Sequence[Claim], whole: Mapping[str, float]) -> dict[str, int]:
     """Return how many workers each pool shall have of ``whole``, which all of them divide.
 
-    Between pools with equal shares the one that holds more comes first: a worker that would only change hands stays.
+    Between pools with equal shares one that holds more than its share so far comes first: a worker that would only
+    change hands stays, and what was shared so stays so.
     """
     left = dict(whole)
     shares = {claim.pool: 0 for claim in claims}
     active = list(claims)
 
-    def order(claim: Claim) -> tuple[float, int, str]:
+    def order(claim: Claim) -> tuple[float, bool, str]:
         parts = (shares[claim.pool] * need / whole.get(kind, 0.0) for kind, need in claim.needs.items() if need > 0)
-        return (max(parts) if shares[claim.pool] else 0.0, -claim.held, claim.pool)
+        return (max(parts) if shares[claim.pool] else 0.0, shares[claim.pool] >= claim.held, claim.pool)
 
     while active:
         poorest = min(active, key=order)

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.fair_shares import Claim, fair_shares, room
@@ -36,15 +36,21 @@ def test_shares_fit_and_leave_nothing_that_somebody_could_use(cluster):
 
 
 @given(whole=st.integers(0, 60), held=st.lists(st.integers(0, 20), min_size=1, max_size=6))
-def test_equal_needs_get_equal_shares_and_the_odd_ones_stay_where_they_are(whole, held):
+def test_equal_needs_get_equal_shares(whole, held):
     claims = [Claim(str(number), CPU, count) for number, count in enumerate(held)]
     shares = fair_shares(claims, {"CPU": float(whole)})
     assert sum(shares.values()) == whole
     assert max(shares.values()) - min(shares.values()) <= 1
-    richest = sorted(claims, key=lambda claim: -claim.held)[: whole % len(held)]
-    assert sum(shares[claim.pool] for claim in richest) == len(richest) * (whole // len(held) + 1)
 
 
+@given(pools=st.permutations(range(5)), each=st.integers(0, 9), odd=st.integers(0, 4))
+def test_the_odd_ones_stay_where_they_are(pools, each, odd):
+    held = {str(pool): each + (place < odd) for place, pool in enumerate(pools)}
+    claims = [Claim(pool, CPU, count) for pool, count in sorted(held.items())]
+    assert fair_shares(claims, {"CPU": float(5 * each + odd)}) == held
+
+
+@settings(max_examples=500)
 @given(clusters())
 def test_what_is_shared_so_stays_so(cluster):
     claims, whole = cluster
