@@ -8,7 +8,7 @@ moments, left at second moments, or none. And how much of a path the last candid
 the hidden states of prefixes could save.
 
 Run: `.venv/bin/python benchmarks/depth.py`. Saves results/depth.json after every search and goes on where it stopped;
-`--fresh` starts anew. About 5 CPU minutes for the experts, cached, and 10 for the searches.
+`--fresh` starts anew. About 2 CPU minutes for the experts, cached, and 10 for the searches.
 """
 
 from __future__ import annotations

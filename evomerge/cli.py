@@ -28,6 +28,7 @@ COMMANDS = (  # in the order of `evomerge --help`
     reading.dashboard,
     models.export,
     models.merge,
+    models.align,
     models.evaluate,
 )
 

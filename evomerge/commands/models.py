@@ -50,7 +50,7 @@ def export(
 
     results = open_search(search, storage)
     if kind in (*exporting.TABLES, exporting.OPTUNA):
-        if candidate is not None or best or prefer or rank or dtype:
+        if candidate is not None or best or prefer or rank or dtype or memory_limit:
             raise typer.BadParameter(f"--format {kind} writes all candidates; leave out what chooses or changes one")
         _export_all(results, to, kind)
         return
@@ -107,6 +107,19 @@ def merge(
             memory_limit=memory_limit,
             progress=shares(progress, "merging"),
         )
+    _wrote("", to, remarks)
+
+
+def align(
+    model: Annotated[str, typer.Argument(help="folder, Hub id or URL of the model whose order changes")],
+    like: Annotated[str, typer.Option(help="folder, Hub id or URL of the model whose order it gets")],
+    to: To,
+) -> None:
+    """Write a model with its hidden units and heads in another one's order, to merge models without a common base."""
+    from evomerge.align import align as write
+
+    with progress_bar("matching") as progress:
+        remarks = write(model, like, to, progress=shares(progress, "matching"))
     _wrote("", to, remarks)
 
 

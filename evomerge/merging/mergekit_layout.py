@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import BadRecipe
 from evomerge.foreign import parse_yaml
-from evomerge.merging.mergekit_settings import METHODS, WITHOUT_BASE, Settings, parameters_of
+from evomerge.merging.mergekit_settings import METHODS, WITHOUT_BASE, Settings, known, parameters_of
 from evomerge.merging.mergekit_tokenizer import Tokenizer, read_tokenizer
 from search_spaces.recipe import Source
 
@@ -59,7 +60,7 @@ def parse(text_or_path: str | Path) -> MergekitConfig:
         BadRecipe: not YAML, or something that evomerge does not support; the text names it.
     """
     value = _load(text_or_path)
-    _known(value, _TOP, "the config")
+    known(value, _TOP, "the config")
     method = value.get("merge_method")
     if method not in METHODS:
         raise BadRecipe(f"mergekit config: merge_method {method!r} is not supported; {', '.join(METHODS)} are")
@@ -73,7 +74,7 @@ def parse(text_or_path: str | Path) -> MergekitConfig:
     if method not in WITHOUT_BASE and any(piece.base is None for piece in slices):
         raise BadRecipe(f"mergekit config: {method} needs a base_model")
     inputs = [entry.model for piece in slices for entry in piece.inputs]
-    tokenizer = read_tokenizer(value, base, _model)
+    tokenizer = read_tokenizer(value, base, partial(_model, base=base))
     merged = tuple(dict.fromkeys([*([base] if base else []), *inputs]))
     models = tuple(dict.fromkeys([*merged, *([tokenizer.model] if tokenizer.model else [])]))
     return MergekitConfig(
@@ -105,8 +106,8 @@ def _load(text_or_path: str | Path) -> Mapping[str, Any]:
 def _models(entries: Any, base: Source | None, method: str) -> Slice:
     inputs = []
     for entry in _list(entries, "models"):
-        _known(entry, ("model", "parameters"), "an entry of models")
-        inputs.append(SliceInput(_model(entry.get("model")), _parameters(entry, method)))
+        known(entry, ("model", "parameters"), "an entry of models")
+        inputs.append(SliceInput(_model(entry.get("model"), base), _parameters(entry, method)))
     if base is not None and base not in [entry.model for entry in inputs]:
         inputs.append(SliceInput(base, {}))
     return _slice(0, None, inputs, base, {}, method)
@@ -115,11 +116,11 @@ def _models(entries: Any, base: Source | None, method: str) -> Slice:
 def _slices(entries: Any, base: Source | None, method: str) -> tuple[Slice, ...]:
     slices: list[Slice] = []
     for entry in _list(entries, "slices"):
-        _known(entry, ("sources", "base_model", "parameters"), "an entry of slices")
+        known(entry, ("sources", "base_model", "parameters"), "an entry of slices")
         inputs, ranges = [], []
         for source in _list(entry.get("sources"), "sources"):
-            _known(source, ("model", "layer_range", "parameters"), "a source of a slice")
-            inputs.append(SliceInput(_model(source.get("model")), _parameters(source, method)))
+            known(source, ("model", "layer_range", "parameters"), "a source of a slice")
+            inputs.append(SliceInput(_model(source.get("model"), base), _parameters(source, method)))
             ranges.append(tuple(source.get("layer_range") or ()))
         first = slices[-1].stop if slices else 0
         whole = len(set(ranges)) == 1 and len(ranges[0]) == 2 and 0 <= ranges[0][0] < ranges[0][1]
@@ -152,28 +153,42 @@ def _slice(
 
 def _parameters(scope: Mapping[str, Any], method: str) -> Settings:
     parameters = scope.get("parameters") or {}
-    _known(parameters, tuple(parameters_of(method)), f"the parameters of {method}")
+    known(parameters, tuple(parameters_of(method)), f"the parameters of {method}")
     return dict(parameters)
 
 
-def _model(value: Any) -> Source:
-    """Read mergekit's model references: "path", "path@revision", or {model: {path, revision}}."""
+def _model(value: Any, base: Source | None = None) -> Source:
+    """Read mergekit's model references: "path", "path@revision", "path+adapter", or {model: {path, revision}, lora}.
+
+    An adapter stands for ``base`` with itself added.
+    """
+    model, lora = _parts(value)
+    if lora is None:
+        return model
+    if model != base:
+        raise BadRecipe(
+            f"mergekit config: the LoRA adapter {lora.path!r} is one of {model.path!r}; only adapters of the "
+            "base_model can be merged with it"
+        )
+    return lora
+
+
+def _parts(value: Any) -> tuple[Source, Source | None]:
+    """Return a model and its adapter."""
     if isinstance(value, Mapping):
-        _known(value, ("model", "path", "revision"), "a model")
-        inner = value.get("model", value)
+        known(value, ("model", "path", "revision", "lora"), "a model")
+        lora = _parts(value["lora"])[0] if value.get("lora") is not None else None
+        inner = value.get("model", {key: value[key] for key in value if key != "lora"})
         if isinstance(inner, Mapping):
-            _known(inner, ("path", "revision"), "a model")
-            return Source(path=str(inner.get("path")), revision=inner.get("revision"))
-        value = inner
+            known(inner, ("path", "revision"), "a model")
+            return Source(path=str(inner.get("path")), revision=inner.get("revision")), lora
+        model, own = _parts(inner)
+        return model, lora or own
     if not isinstance(value, str) or not value:
         raise BadRecipe(f"mergekit config: expected a model's folder or Hub id, got {value!r}")
-    if "+" in value:
-        raise BadRecipe(
-            f"mergekit config: LoRA adapters ({value!r}) are not supported; name the adapter as an expert "
-            "of a recipe or of a search file"
-        )
-    path, _, revision = value.partition("@")
-    return Source(path=path, revision=revision or None)
+    whole, plus, adapter = value.partition("+")
+    path, _, revision = whole.partition("@")
+    return Source(path=path, revision=revision or None), _parts(adapter)[0] if plus else None
 
 
 def _dtype(value: Mapping[str, Any]) -> str | None:
@@ -189,13 +204,3 @@ def _list(value: Any, what: str) -> Sequence[Any]:
     if not isinstance(value, list) or not value:
         raise BadRecipe(f"mergekit config: {what} should be a list that is not empty, got {value!r}")
     return value
-
-
-def _known(value: Any, known: Sequence[str], where: str) -> None:
-    if not isinstance(value, Mapping):
-        raise BadRecipe(f"mergekit config: {where} should be a mapping, got {value!r}")
-    unknown = sorted(str(key) for key in value if key not in known)
-    if unknown:
-        raise BadRecipe(
-            f"mergekit config: {', '.join(map(repr, unknown))} is not supported in {where}; known: {', '.join(known)}"
-        )

@@ -39,10 +39,22 @@ def to_mergekit(recipe: Recipe) -> str:
             "mergekit cannot express a mosaic, whose coefficients change inside tensors; export it as a checkpoint, or "
             "as a recipe for `evomerge merge`"
         )
-    for each in recipe.sources:
-        if is_adapter(resolve(each.path, each.revision)):
-            raise BadRecipe(f"{each.path} is an adapter: export the merge as a checkpoint, an adapter or a recipe")
+    adapted = tuple(_adapted(recipe, each) for each in recipe.sources)
+    recipe = recipe.model_copy(update={"sources": adapted})
     return _path(recipe, recipe.body) if isinstance(recipe.body, PathBody) else _blocks(recipe, _known(recipe))
+
+
+class _Adapter(Source):
+    """An adapter, which mergekit names after the model that it is of."""
+
+    of: Source
+
+
+def _adapted(recipe: Recipe, source: Source) -> Source:
+    if not is_adapter(resolve(source.path, source.revision)):
+        return source
+    assert recipe.base is not None  # adapters need one: `opening.open_sources`
+    return _Adapter(path=source.path, revision=source.revision, of=recipe.sources[recipe.base])
 
 
 def _known(recipe: Recipe) -> Blocks:
@@ -180,6 +192,12 @@ def _entry(recipe: Recipe, position: int, parameters: Mapping[str, Any]) -> dict
 
 def _reference(source: Source) -> Any:
     """Write a model as mergekit reads it; in its short form ``@`` and ``+`` have a meaning."""
+    if isinstance(source, _Adapter):
+        pair = {"model": source.of, "lora": source}
+        return {
+            key: {"path": each.path, **({"revision": each.revision} if each.revision else {})}
+            for key, each in pair.items()
+        }
     if "@" in source.path or "+" in source.path:
         inner = {"path": source.path, **({"revision": source.revision} if source.revision else {})}
         return {"model": inner}

@@ -37,6 +37,7 @@ OPTIONS = {
     "export": {
         "--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--memory-limit", "--storage"
     },
+    "align": {"--like", "--to"},
     "merge": {"--to", "--format", "--rank", "--dtype", "--memory-limit"},
     "evaluate": {
         "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",

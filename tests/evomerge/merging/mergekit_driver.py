@@ -11,4 +11,5 @@ from mergekit.options import MergeOptions
 
 for file, folder in json.loads(Path(sys.argv[1]).read_text()):
     config = MergeConfiguration.model_validate(yaml.safe_load(Path(file).read_text()))
-    run_merge(config, folder, options=MergeOptions(quiet=True, write_model_card=False))
+    adapted = f"{folder}-adapted"
+    run_merge(config, folder, options=MergeOptions(quiet=True, write_model_card=False, lora_merge_cache=adapted))

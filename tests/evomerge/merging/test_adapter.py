@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import BadRecipe, BadSource, UserMistake
@@ -21,6 +22,7 @@ from evomerge.merging.compatibility import mergeable_names
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.export import write_checkpoint
 from evomerge.merging.inspection import inspect
+from evomerge.merging.mergekit_config import from_mergekit, to_mergekit
 from evomerge.merging.opening import open_sources
 from evomerge.merging.resident import ResidentModel
 from evomerge.merging.sources import pin
@@ -266,3 +268,17 @@ def test_a_place_that_is_taken_is_refused_before_the_work(family: list[Path], tm
     recipe = recipe_of(family[0], [tmp_path / "not-there"], TaskArithmetic(weights=(1.0,)))
     with pytest.raises(UserMistake, match="exists already"):
         write_adapter(recipe, tmp_path)
+
+
+def test_mergekit_configs_name_adapters_after_their_base(family: list[Path], adapter: Make) -> None:
+    adapters = [adapter("one"), adapter("two", r=4)]
+    recipe = recipe_of(family[0], adapters, TaskArithmetic(weights=(0.9, -0.3)))
+    text = to_mergekit(recipe)
+    assert yaml.safe_load(text)["models"][1]["model"] == {
+        "model": {"path": str(family[0])}, "lora": {"path": str(adapters[0])}
+    }  # fmt: skip
+    again = from_mergekit(text)
+    assert (again.sources, again.base) == (recipe.sources, 0)
+    assert again.body.blocks[0].operator == recipe.body.blocks[0].operator
+    short = f"merge_method: ties\nbase_model: {family[0]}\nmodels: [{{model: {family[0]}+{adapters[0]}, parameters: "
+    assert from_mergekit(short + "{weight: 1}}]").sources == recipe.sources[:2]

@@ -362,7 +362,7 @@ slices:
         (GOOD, "dtype:", "modules: {}\ndtype:", "'modules' is not supported"),
         (GOOD, "density", "gamma", "'gamma' is not supported in the parameters of ties"),
         (GOOD, "model: M1,", "model: M1, name: x,", "'name' is not supported in an entry of models"),
-        (GOOD, "M1", "M1+adapter", "LoRA"),
+        (GOOD, "M1", "M1+adapter", "only adapters of the base_model"),
         (GOOD, "float32", "float64", "dtype should be"),
         (GOOD, "weight: 0.5", "weight: much", "weight should be a number, got 'much'"),
         (GOOD, "weight: 0.5, ", "", "'weight' is required and missing"),

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -600,3 +601,23 @@ def test_random_configs(values: list[dict], places: dict[str, Path], tmp_path_fa
         assert_same(recipe, folders[name])
         again = from_mergekit(to_mergekit(recipe))
         assert_same(again, folders[name])
+
+
+def test_adapters(family: list[Path], tmp_path: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(family[0])
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    text = f"""merge_method: task_arithmetic
+base_model: {family[0]}
+models:
+  - {{model: {family[0]}+{tmp_path / "adapter"}, parameters: {{weight: 0.7}}}}
+  - {{model: {family[1]}, parameters: {{weight: 0.2}}}}
+dtype: float32
+"""
+    recipe = from_mergekit(text)
+    places = run_mergekit({"short": text, "written": to_mergekit(recipe)}, tmp_path)
+    ours = Checkpoint.open(write_checkpoint(recipe, tmp_path / "ours"))
+    for place in places.values():
+        theirs = Checkpoint.open(place)
+        for name in ours.names:
+            torch.testing.assert_close(ours.tensor(name), theirs.tensor(name), rtol=1e-6, atol=1e-7)
