@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from evaluators.statistics import mean_interval
 from evomerge import demo
 from evomerge.best_known import BestKnown
 from evomerge.config import parse
+from evomerge.foundry import Foundry
 from evomerge.minibatches import Minibatches
 from evomerge.optimizers.cma_es import CmaEs
 from evomerge.optimizers.contract import Observation
@@ -78,14 +79,17 @@ ARMS = (
 )
 
 
-def record(path: Path) -> None:
-    """Search the demo with 192 documents a task; keep genomes and (candidates, tasks, documents) scores."""
-    foundry, genomes, scores = experts(), [], []
-    for kind, seed, evaluations in RECORDED:
+Searches = Sequence[tuple[str, int, int]]  # algorithm, seed, evaluations
+
+
+def record(path: Path, foundry: Foundry, searches: Searches, documents: int) -> None:
+    """Search the demo with ``documents`` a task; keep genomes and (candidates, tasks, documents) scores."""
+    genomes, scores = [], []
+    for kind, seed, evaluations in searches:
         with tempfile.TemporaryDirectory() as folder:
             value: dict[str, Any] = demo.search_file(foundry, Path(folder), budget=evaluations, seed=seed)
             value["optimizer"] = {"kind": kind, "seed": seed}
-            value["evaluation"] |= {"search_documents": 3 * PART, "validation_documents": 8, "test_documents": 8}
+            value["evaluation"] |= {"search_documents": documents, "validation_documents": 8, "test_documents": 8}
             value["baselines"] = {"single_coefficient": 0, "random_search": False}
             value["cluster"] = {"backend": "in_process", "workers": 1}
             results = run(parse(value, folder=Path(folder), where="benchmark"))
@@ -239,20 +243,27 @@ def summary(rows: list[dict[str, float]], without: list[dict[str, float]]) -> di
     }
 
 
-def main() -> None:
-    """Replay all arms, printing each."""
+def landscape_of(trained: int, searches: Searches, documents: int) -> tuple[Landscape, Floats, dict[str, Any]]:
+    """Return the landscape of the table that the command line names, recorded if it is not there, on the experts of
+    the foundry's seed ``trained``; the (candidates, dim) genomes that were recorded; how good the fit is."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--table", type=Path, help="recorded scores; recorded there if the file is missing")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = options.table or Path(folder) / "table.npz"
         if not path.exists():
-            record(path)
+            record(path, experts(trained), searches, documents)
         table = np.load(path)
         genomes, scores = table["genomes"], table["scores"].astype(float)
     landscape = Landscape(genomes, scores)
     print(f"held-out joint score: correlation {landscape.correlation:.3f}, error {landscape.error:.3f}", flush=True)
     fit = {"candidates": len(genomes), "correlation": landscape.correlation, "error": landscape.error}
+    return landscape, genomes, fit
+
+
+def main() -> None:
+    """Replay all arms, printing each."""
+    landscape, genomes, fit = landscape_of(0, RECORDED, 3 * PART)
     found: dict[str, Any] = {}
     rows: Mapping[str, list[dict[str, float]]] = {arm.name: [] for arm in ARMS}
     for arm in ARMS:

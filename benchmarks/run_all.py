@@ -22,6 +22,7 @@ NAMES = (
     "map_pareto",
     "racing",
     "racing_replay",
+    "preselection",
     "item_response",
     "natural_niches_digits",
     "natural_niches_experts",

@@ -10,6 +10,7 @@ import numpy as np
 from chart import Line, draw_chart
 
 MERGEKIT, DEFAULT = "mergekit-evolve", "cma_es"
+ANCHORS, MOST_LINES = (MERGEKIT, DEFAULT, "random"), 8
 FIGURES = (  # measure, against what, title
     ("test", "evaluations", "joint score on test documents"),
     ("hypervolume", "evaluations", "hypervolume on search documents"),
@@ -24,6 +25,12 @@ def series(rows: Sequence[dict[str, Any]], name: str, measure: str) -> np.ndarra
     return np.array([[point[measure] for point in run] for run in runs])
 
 
+def by_experts(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows that may be compared, by their experts' name."""
+    names = dict.fromkeys(row["experts"] for row in rows)
+    return {name: [row for row in rows if row["experts"] == name] for name in names}
+
+
 def names_in(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Algorithms that have a finished run, in the order of the rows."""
     return list(dict.fromkeys(row["algorithm"] for row in rows))
@@ -33,14 +40,15 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Medians and quartiles of the test score at each checkpoint, the last hypervolume, and the answer."""
     if not rows:
         return "no run is finished yet"
-    checkpoints = [point["evaluations"] for point in rows[0]["checkpoints"]]
+    checkpoints = [point["evaluations"] for point in max((row["checkpoints"] for row in rows), key=len)]
     lines = [
         "| search | runs | " + " | ".join(map(str, checkpoints)) + " | hypervolume at the end |",
         "|---|---|" + "---|" * (len(checkpoints) + 1),
     ]
     for name in names_in(rows):
         test, volume = series(rows, name, "test"), series(rows, name, "hypervolume")
-        cells = [cell(column) for column in test.T] + [cell(volume[:, -1])]
+        unspent = ["-"] * (len(checkpoints) - test.shape[1])
+        cells = [cell(column) for column in test.T] + unspent + [cell(volume[:, -1])]
         lines.append(f"| `{name}` | {len(test)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", answer(rows, checkpoints)])
 
@@ -69,16 +77,29 @@ def answer(rows: Sequence[dict[str, Any]], checkpoints: list[int]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], folder: Path, prefix: str) -> list[Path]:
-    """Draw medians and quartiles of every algorithm into ``folder``; return the files."""
+    """Draw medians and quartiles of every algorithm into ``folder``, eight in a figure at most; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
+    names = names_in(rows)
+    anchors = [name for name in ANCHORS if name in names]
+    others, size = [name for name in names if name not in anchors], MOST_LINES - len(anchors)
+    paths = []
+    for part in range(0, max(len(others), 1), size):
+        suffix = f"_{part // size + 1}" if part else ""
+        paths += _draw_part(rows, [*anchors, *others[part : part + size]], folder, prefix, suffix)
+    return paths
+
+
+def _draw_part(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], folder: Path, prefix: str, suffix: str
+) -> list[Path]:
     paths = []
     for measure, against, title in FIGURES if rows else ():
         lines = []
-        for name in names_in(rows):
+        for name in names:
             low, median, high = np.quantile(series(rows, name, measure), [0.25, 0.5, 0.75], axis=0)
             x = np.median(series(rows, name, against), axis=0)
             lines.append(Line(name, x, low, median, high))
-        paths.append(folder / f"{prefix}_{measure}_{against.removeprefix('cpu_')}.svg")
+        paths.append(folder / f"{prefix}_{measure}_{against.removeprefix('cpu_')}{suffix}.svg")
         axis = "CPU seconds" if against == "cpu_seconds" else against
         paths[-1].write_text(draw_chart(lines, title=title, x_label=axis), encoding="utf-8")
     return paths

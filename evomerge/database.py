@@ -179,9 +179,11 @@ def explain(text: str) -> str:
 
 
 def _is_lost(error: sa.exc.DBAPIError | LockLost) -> bool:
-    """Return whether the server, or the connection to it, is away; it may come back."""
+    """Return whether the server, or the connection to it, is away, or the file cannot be locked; that may pass."""
     if isinstance(error, LockLost) or error.connection_invalidated:
         return True
+    if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_PROTOCOL:
+        return True  # many processes opened the file at the same moment
     # No statement: it could not be connected to. SQLite is then missing for good.
     return isinstance(error, sa.exc.OperationalError) and error.statement is None and not _is_sqlite_error(error)
 

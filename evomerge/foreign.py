@@ -17,6 +17,7 @@ from evomerge.errors import BadSearch
 
 MOST_YAML_NODES = 100_000  # with every alias written out
 TOO_DEEP = "nested too deeply"
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # what a record changed by hand raises
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def a_row() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except BROKEN as error:
         text = (str(error).splitlines() or [""])[0]
         raise BadSearch(
             f"a row of the record is damaged ({type(error).__name__}: {text}); was it changed by hand?"

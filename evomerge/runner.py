@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
@@ -31,8 +31,6 @@ from search_spaces.recipe import Blocks, Merge
 
 if TYPE_CHECKING:
     from cluster.ray_session import RaySession
-
-T = TypeVar("T")
 
 WORKER_OVERHEAD_BYTES = 256 * 2**20  # above one copy of the model
 IMPORTS_BYTES = 600 * 2**20  # torch, transformers and lm-eval in one process
@@ -163,17 +161,13 @@ def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) 
         metrics = SearchMetrics(meters, record, problem.file, dispatcher)
         dispatcher.every_few_seconds(metrics.send)
         listeners.append(metrics)
-    with closing(_writing_view(lambda: optuna_view.Live(record))) as view:
+    with closing(optuna_view.Live(record)) as view:
         search = Search(problem, record, optimizer, dispatcher, Several([*listeners, view]))
         watcher.say(f"the search stops: {search.run()}")
         conclude(search)
     watcher.say("writing the Optuna view")
-    _writing_view(lambda: optuna_view.sync(Results.of(record)))
-
-
-def _writing_view(write: Callable[[], T]) -> T:
     try:
-        return write()
+        optuna_view.sync(Results.of(record))
     except OSError as error:  # the record is whole, and the same command tries again
         raise NotEnoughRoom(f"the Optuna view cannot be written: {error}; make room and run it again") from None
 

@@ -10,6 +10,8 @@ import evomerge
 from evomerge.config import parse
 from evomerge.export import export
 from evomerge.foundry import FoundrySettings, build
+from evomerge.report import write_report
+from evomerge.tabular import write_tables
 
 
 def main(folder: Path) -> None:
@@ -45,6 +47,8 @@ def main(folder: Path) -> None:
         print(f"{row.label:28} {joint.value:.3f} [{joint.low:.3f}, {joint.high:.3f}]")
     print(f"{len(results.front)} recipes on the front; the winner is candidate {results.winner.number}")
     export(results, results.winner, folder / "merged", kind="checkpoint")
+    write_tables(results, folder / "tables", "parquet")  # every candidate, every document's score
+    write_report(results, folder / "report.html")
 
 
 if __name__ == "__main__":

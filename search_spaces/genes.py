@@ -144,6 +144,13 @@ class Genes:
         """(dim,) whether a gene is categorical."""
         return np.array([gene.kind == "categorical" for gene in self.genes])
 
+    @cached_property
+    def groups(self) -> npt.NDArray[np.intp]:
+        """(dim,) number of the group that a gene belongs to: of those that differ only in where they apply, as the
+        weights of one expert in all layers do."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(without_layers(gene.name), len(numbers)) for gene in self.genes])
+
     def from_unit(self, unit: Vector) -> Vector:
         """Return (..., dim) values inside the bounds for (..., dim) ``unit`` in [0, 1].
 

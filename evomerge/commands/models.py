@@ -50,7 +50,7 @@ def export(
 
     results = open_search(search, storage)
     if kind in (*exporting.TABLES, exporting.OPTUNA):
-        if candidate is not None or best or prefer or rank or dtype:
+        if candidate is not None or best or prefer or rank or dtype or memory_limit:
             raise typer.BadParameter(f"--format {kind} writes all candidates; leave out what chooses or changes one")
         _export_all(results, to, kind)
         return

@@ -13,9 +13,10 @@ from evomerge.dashboard import pages, parts, sections
 from evomerge.dashboard.links import chosen, query, search_name
 from evomerge.dashboard.live import Live, version
 from evomerge.dashboard.parts import Children, drawn
-from evomerge.dashboard.sections import BROKEN, explained
+from evomerge.dashboard.sections import explained
 from evomerge.errors import BadSearch, EvomergeError
 from evomerge.export import preferred
+from evomerge.foreign import BROKEN
 from evomerge.preferences import UNNAMED_WEIGHT, WeightedSettings
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results

@@ -14,12 +14,12 @@ from evomerge.compared import compare
 from evomerge.dashboard import pages, parts
 from evomerge.dashboard.parts import Children, clipped, drawn, graph
 from evomerge.errors import EvomergeError
+from evomerge.foreign import BROKEN
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 
 P = ParamSpec("P")
 MOST_IDS = 60  # documents listed of each kind
-BROKEN = (ValueError, TypeError, LookupError, RecursionError)  # what a record changed by hand raises
 _log = logging.getLogger(__name__)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -12,11 +11,12 @@ from torch import Tensor
 
 from evomerge.merging import spectral
 from evomerge.merging.coefficients import Kernel, base_of, check_size
-from evomerge.merging.kernels import Combination, Scratch, chunks, finish, float32, part
+from evomerge.merging.kernels import Combination, Scratch
 from evomerge.merging.masks import MaskKey
 from evomerge.merging.prepared import prepared
 from evomerge.merging.selection import Selector
 from evomerge.merging.virtual import as_kept, key_of, task_matrices
+from evomerge.merging.whole import MadeWhole
 from search_spaces.operators import DareLinear, DareTies, Knots, Operator, Ties
 from search_spaces.recipe import Recipe
 from search_spaces.tensors import in_stack
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class InBasis:
+class InBasis(MadeWhole):
     """``theta_p + scale * U merged``, ``merged`` what a kernel makes of coordinates in the basis U.
 
     Attributes:
@@ -42,21 +42,8 @@ class InBasis:
     inner: Kernel
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
-        """Write elements ``first`` and on of the merge to ``out``; of ``sources`` only the base is read.
-
-        Needs two float32 copies of it.
-        """
-        for start, stop, target in chunks(out, scratch, first):
-            size = stop - start
-            pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
-            total = scratch.row(1, size).copy_(part(self._added, start, stop)).mul_(self.scale)
-            finish(total, pivot, 1.0, target)
-            scratch.watch(target)
-
-    @cached_property
-    def _added(self) -> Tensor:
-        """What comes to the base, before the scale: float32 (n,)."""
+    def make(self) -> Tensor:
+        """See `MadeWhole`; one float32 copy of the tensor, two while it is made."""
         merged = torch.empty(self.coordinates.shape[1])
         self.inner.run([torch.zeros_like(self.coordinates[0]), *self.coordinates], merged, Scratch(merged.device))
         return (self.basis @ merged.view(self.basis.shape[1], -1)).view(-1)

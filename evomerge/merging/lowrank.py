@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,9 +13,10 @@ from torch import Tensor
 from evomerge.errors import CandidateFailed
 from evomerge.merging.adapter import Factors
 from evomerge.merging.coefficients import Kernel, base_of, check_size
-from evomerge.merging.kernels import Combination, Scratch, chunks, finish, float32, part
+from evomerge.merging.kernels import Combination
 from evomerge.merging.maker import Maker
 from evomerge.merging.selection import Selector
+from evomerge.merging.whole import MadeWhole
 from search_spaces.operators import EvoLora, LoraLego, MergeOperator
 from search_spaces.recipe import Recipe
 
@@ -24,7 +24,7 @@ _STARTS = 8  # of k-means; the best counts
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(MadeWhole):
     """``theta_p + scale * up down``.
 
     Attributes:
@@ -38,20 +38,8 @@ class LowRank:
     down: Tensor
     scale: float = 1.0
 
-    def run(self, sources: Sequence[Tensor], out: Tensor, scratch: Scratch, first: int = 0) -> None:
-        """Write elements ``first`` and on of the merge to ``out``; of ``sources`` only the base is read.
-
-        Needs one float32 copy of the tensor.
-        """
-        for start, stop, target in chunks(out, scratch, first):
-            size = stop - start
-            pivot = float32(part(sources[self.pivot], start, stop), scratch.row(0, size))
-            total = scratch.row(1, size).copy_(part(self._added, start, stop)).mul_(self.scale)
-            finish(total, pivot, 1.0, target)
-            scratch.watch(target)
-
-    @cached_property
-    def _added(self) -> Tensor:
+    def make(self) -> Tensor:
+        """See `MadeWhole`; one float32 copy of the tensor."""
         return (self.up @ self.down).view(-1)
 
 

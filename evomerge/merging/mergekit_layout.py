@@ -10,7 +10,7 @@ from typing import Any
 
 from evomerge.errors import BadRecipe
 from evomerge.foreign import parse_yaml
-from evomerge.merging.mergekit_settings import METHODS, WITHOUT_BASE, Settings, parameters_of
+from evomerge.merging.mergekit_settings import METHODS, WITHOUT_BASE, Settings, known, parameters_of
 from evomerge.merging.mergekit_tokenizer import Tokenizer, read_tokenizer
 from search_spaces.recipe import Source
 
@@ -60,7 +60,7 @@ def parse(text_or_path: str | Path) -> MergekitConfig:
         BadRecipe: not YAML, or something that evomerge does not support; the text names it.
     """
     value = _load(text_or_path)
-    _known(value, _TOP, "the config")
+    known(value, _TOP, "the config")
     method = value.get("merge_method")
     if method not in METHODS:
         raise BadRecipe(f"mergekit config: merge_method {method!r} is not supported; {', '.join(METHODS)} are")
@@ -106,7 +106,7 @@ def _load(text_or_path: str | Path) -> Mapping[str, Any]:
 def _models(entries: Any, base: Source | None, method: str) -> Slice:
     inputs = []
     for entry in _list(entries, "models"):
-        _known(entry, ("model", "parameters"), "an entry of models")
+        known(entry, ("model", "parameters"), "an entry of models")
         inputs.append(SliceInput(_model(entry.get("model"), base), _parameters(entry, method)))
     if base is not None and base not in [entry.model for entry in inputs]:
         inputs.append(SliceInput(base, {}))
@@ -116,10 +116,10 @@ def _models(entries: Any, base: Source | None, method: str) -> Slice:
 def _slices(entries: Any, base: Source | None, method: str) -> tuple[Slice, ...]:
     slices: list[Slice] = []
     for entry in _list(entries, "slices"):
-        _known(entry, ("sources", "base_model", "parameters"), "an entry of slices")
+        known(entry, ("sources", "base_model", "parameters"), "an entry of slices")
         inputs, ranges = [], []
         for source in _list(entry.get("sources"), "sources"):
-            _known(source, ("model", "layer_range", "parameters"), "a source of a slice")
+            known(source, ("model", "layer_range", "parameters"), "a source of a slice")
             inputs.append(SliceInput(_model(source.get("model"), base), _parameters(source, method)))
             ranges.append(tuple(source.get("layer_range") or ()))
         first = slices[-1].stop if slices else 0
@@ -153,7 +153,7 @@ def _slice(
 
 def _parameters(scope: Mapping[str, Any], method: str) -> Settings:
     parameters = scope.get("parameters") or {}
-    _known(parameters, tuple(parameters_of(method)), f"the parameters of {method}")
+    known(parameters, tuple(parameters_of(method)), f"the parameters of {method}")
     return dict(parameters)
 
 
@@ -176,11 +176,11 @@ def _model(value: Any, base: Source | None = None) -> Source:
 def _parts(value: Any) -> tuple[Source, Source | None]:
     """Return a model and its adapter."""
     if isinstance(value, Mapping):
-        _known(value, ("model", "path", "revision", "lora"), "a model")
+        known(value, ("model", "path", "revision", "lora"), "a model")
         lora = _parts(value["lora"])[0] if value.get("lora") is not None else None
         inner = value.get("model", {key: value[key] for key in value if key != "lora"})
         if isinstance(inner, Mapping):
-            _known(inner, ("path", "revision"), "a model")
+            known(inner, ("path", "revision"), "a model")
             return Source(path=str(inner.get("path")), revision=inner.get("revision")), lora
         model, own = _parts(inner)
         return model, lora or own
@@ -204,13 +204,3 @@ def _list(value: Any, what: str) -> Sequence[Any]:
     if not isinstance(value, list) or not value:
         raise BadRecipe(f"mergekit config: {what} should be a list that is not empty, got {value!r}")
     return value
-
-
-def _known(value: Any, known: Sequence[str], where: str) -> None:
-    if not isinstance(value, Mapping):
-        raise BadRecipe(f"mergekit config: {where} should be a mapping, got {value!r}")
-    unknown = sorted(str(key) for key in value if key not in known)
-    if unknown:
-        raise BadRecipe(
-            f"mergekit config: {', '.join(map(repr, unknown))} is not supported in {where}; known: {', '.join(known)}"
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,3 +138,17 @@ def _scalar(name: str, parameter: Parameter, value: Any) -> Any:
         return float(value)  # YAML reads 1e-3 as text, and mergekit takes it as a number
     except (TypeError, ValueError):
         raise BadRecipe(f"mergekit config: {name} should be a number, got {value!r}") from None
+
+
+def known(value: Any, keys: Sequence[str], where: str) -> None:
+    """Check that ``value``, the content of ``where``, is a mapping with some of ``keys``.
+
+    Raises:
+        BadRecipe: it is not; what is unknown is named.
+    """
+    if not isinstance(value, Mapping):
+        raise BadRecipe(f"mergekit config: {where} should be a mapping, got {value!r}")
+    if unknown := sorted(str(key) for key in value if key not in keys):
+        raise BadRecipe(
+            f"mergekit config: {', '.join(map(repr, unknown))} is not supported in {where}; known: {', '.join(keys)}"
+        )

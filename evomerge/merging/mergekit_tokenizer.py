@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evomerge.errors import BadRecipe
+from evomerge.merging.mergekit_settings import known
 from evomerge.merging.sources import resolve
 from search_spaces.recipe import Recipe, Source
 from search_spaces.vocabulary import TokenRow, Vocabulary
@@ -63,7 +64,7 @@ def read_tokenizer(value: Mapping[str, Any], base: Source | None, read_model: Re
     if section is not None and value.get("tokenizer_source") is not None:
         raise BadRecipe("mergekit config: give tokenizer_source or tokenizer, not both")
     section = section if section is not None else {"source": value.get("tokenizer_source")}
-    _known(section, _SECTION, "tokenizer")
+    known(section, _SECTION, "tokenizer")
     wanted = section.get("source", "union")
     if wanted == "base" and base is None:
         raise BadRecipe("mergekit config: the tokenizer of 'base' is asked for, but there is no base_model")
@@ -82,10 +83,10 @@ def read_tokenizer(value: Mapping[str, Any], base: Source | None, read_model: Re
 
 
 def _token(token: str, entry: Any, read_model: ReadModel) -> dict[str, Any]:
-    _known(entry, ("source", "force"), f"token {token!r}")
+    known(entry, ("source", "force"), f"token {token!r}")
     source = entry.get("source")
     if isinstance(source, Mapping) and "kind" in source:
-        _known(source, ("kind", "model", "token", "token_id"), f"the source of token {token!r}")
+        known(source, ("kind", "model", "token", "token_id"), f"the source of token {token!r}")
         if source["kind"] == "zero":
             return {"source": "zero", "force": bool(entry.get("force"))}
         if source["kind"] != "model_token" or ("token" in source) == ("token_id" in source):
@@ -155,12 +156,3 @@ def _written_row(recipe: Recipe, row: TokenRow, reference: Callable[[Source], An
     model = reference(recipe.sources[row.source])
     other = {key: value for key in ("token", "token_id") if (value := getattr(row, key)) is not None}
     return {"source": {"kind": "model_token", "model": model, **other} if other else model, **force}
-
-
-def _known(value: Any, known: Sequence[str], where: str) -> None:
-    if not isinstance(value, Mapping):
-        raise BadRecipe(f"mergekit config: {where} should be a mapping, got {value!r}")
-    if unknown := sorted(str(key) for key in value if key not in known):
-        raise BadRecipe(
-            f"mergekit config: {', '.join(map(repr, unknown))} is not supported in {where}; known: {', '.join(known)}"
-        )

@@ -7,6 +7,10 @@ the space can express. When pycma's own criteria say that a run has converged, a
 twice the population (Auger and Hansen 2005); points that an earlier run proposed are not told to it. Where points see
 few documents (`centres`), the middle of the distribution is asked for now and then, when it has moved: an average of
 many noisy choices is better than what looks best among them.
+
+On request, genes of one group begin correlated (`correlated.py`), and of the points that are drawn only the most
+promising are proposed, as a Gaussian process of what came back sees them (`foresight.py`): pre-selection (Ulmer,
+Streichert and Zell 2003).
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ import numpy as np
 
 from evomerge.optimizers.bounds import from_unit_cube, to_unit_cube
 from evomerge.optimizers.contract import Observation
+from evomerge.optimizers.correlated import Correlated
+from evomerge.optimizers.foresight import Foresight
 from evomerge.optimizers.preference import WEIGHTED_MEAN, Aim, Preference, ranked_values
 from search_spaces.genes import Genes, Genome, Vector
 
@@ -48,6 +54,8 @@ class CmaEs:
         sigma: float = 0.1,
         population: int | None = None,
         separable: bool | None = None,
+        correlation: float = 0.0,
+        preselect: int = 1,
         centres: bool = False,
         noisy: bool = False,
     ) -> None:
@@ -56,24 +64,31 @@ class CmaEs:
         Args:
             aim: which number of the objectives is climbed.
             sigma: first step size as a share of each gene's range.
-            population: pycma's default if None, half as many again if ``noisy``, else fewer with ``centres``.
+            population: pycma's 4 + 3 ln(genes) if None, half as many again if ``noisy``, else fewer with ``centres``;
+                4 + 1.5 ln(genes) with preselection.
             separable: learn a scale for each gene but no correlations; from 100 genes on if None.
+            correlation: between the genes of one group at the start.
+            preselect: points drawn for each one that is proposed; 1: all that are drawn are.
             centres: ask for the middle of the distribution, too, once for as many points as pycma's default population
                 has, if it has moved. Nothing is learnt from it.
             noisy: points are compared on few documents.
         """
         self._low, self._high = genes.low, genes.high
         self._range = self._high - self._low
+        self._correlated = Correlated(genes.groups, correlation)
         self._start = self._unit(genes.start)
         self._preference = Preference(weights, aim)
         self._rng = np.random.default_rng(seed)
         self._sigma = sigma
         self._usual = 4 + int(3 * np.log(len(genes)))
-        self._population = population or int(self._usual * (NOISY if noisy else SMOOTH if centres else 1.0))
+        default = int(self._usual * (NOISY if noisy else SMOOTH if centres else 1.0))
+        self._population = population or (4 + int(1.5 * np.log(len(genes))) if preselect > 1 else default)
         self._separable = len(genes) >= DIAGONAL_FROM if separable is None else separable
         self._best_seed: tuple[float, Vector] | None = None
         self._run: Any = None
         self._drawn: list[Genome] = []  # nobody has asked for them yet
+        self._drawn_for_one = preselect
+        self._foresight = Foresight(genes.groups, self._preference) if preselect > 1 else None
         self._out: dict[Genome, int] = {}  # points that are not back, and how many moves came before each
         self._moves = self._run_began = 0
         self._centres = centres
@@ -110,6 +125,8 @@ class CmaEs:
                 asked_at = self._out.pop(observation.genome, -np.inf)
                 if asked_at >= self._run_began and self._moves - asked_at <= MOST_MOVES:
                     self._returned.append(observation)
+            if self._foresight and observation.genome is not None:
+                self._foresight.see(self._unit(observation.genome.values), observation)
         self._move()
 
     def _see_seed(self, observation: Observation) -> None:
@@ -145,7 +162,13 @@ class CmaEs:
     def _draw(self) -> None:
         # Whole populations at a time: pycma puts its injected directions into the first points of each call,
         # and refuses to go on when calls for single points leave some of them over.
-        self._drawn += [self._genome(point) for point in self._run.ask()]
+        run = self._run
+        if self._foresight is None or not self._foresight.ready:
+            self._drawn += [self._genome(place) for place in run.ask()]
+            return
+        places = run.ask(self._drawn_for_one * run.popsize)
+        found = self._foresight.expected(np.stack([self._unit_of(place) for place in places]))
+        self._drawn += [self._genome(places[i]) for i in np.argsort(-found, kind="stable")[: run.popsize]]
 
     def _new_run(self, start: Vector) -> Any:
         # An own generator instead of pycma's, which seeds NumPy's global one. The flat-fitness criteria are off:
@@ -162,7 +185,7 @@ class CmaEs:
             "verb_log": 0,
             "verb_disp": 0,
         }
-        first = self._carry(from_unit_cube(np.clip(start, EDGE, 1.0 - EDGE)))
+        first = self._place(np.clip(start, EDGE, 1.0 - EDGE))
         return cma.CMAEvolutionStrategy(first, self._sigma, options)
 
     def _standard_normal(self, *shape: int) -> Any:
@@ -174,12 +197,17 @@ class CmaEs:
     def _point(self, genome: Genome) -> Vector:
         """The point of R^n to learn from: the one next to the cube, not the mirror image that was drawn. Learning from
         mirror images left 1.6 and 2.8 times the gap after 200 and 500 evaluations (docs/optimizers.md)."""
-        return self._carry(from_unit_cube(self._unit(genome.values)))
+        return self._place(self._unit(genome.values))
 
-    @staticmethod
-    def _carry(point: Vector) -> Vector:
-        return np.append(point, 0.5) if len(point) == 1 else point  # pycma refuses one dimension: a second is carried
+    def _place(self, unit: Vector) -> Vector:
+        """The coordinates that stand for a point of the unit cube."""
+        place = self._correlated.to_coordinates(from_unit_cube(unit))
+        return np.append(place, 0.5) if len(place) == 1 else place  # pycma refuses one dimension: a second is carried
 
-    def _genome(self, point: Vector) -> Genome:
-        values = self._low + to_unit_cube(point[: len(self._low)]) * self._range
+    def _unit_of(self, place: Vector) -> Vector:
+        """The point of the unit cube that coordinates stand for."""
+        return to_unit_cube(self._correlated.from_coordinates(place[: len(self._low)]))
+
+    def _genome(self, place: Vector) -> Genome:
+        values = self._low + self._unit_of(place) * self._range
         return Genome(np.clip(values, self._low, self._high))  # rounding may step over a bound by one unit

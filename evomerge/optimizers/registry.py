@@ -56,6 +56,8 @@ def make_optimizer(algorithm: Algorithm, setting: Setting) -> Optimizer:  # noqa
                 sigma=algorithm.sigma,
                 population=algorithm.population,
                 separable=algorithm.separable,
+                correlation=algorithm.correlation,
+                preselect=algorithm.preselect,
                 centres=setting.centres,
                 noisy=setting.noisy,
             )

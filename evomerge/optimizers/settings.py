@@ -42,8 +42,16 @@ class CmaEsSettings(_Settings):
 
     kind: Literal["cma_es"] = "cma_es"
     sigma: float = Field(default=0.1, gt=0.0, le=1.0, description="first step, as a share of each gene's range")
-    population: int | None = Field(default=None, ge=4, description="4 + 3 ln(genes) by default")
+    population: int | None = Field(
+        default=None, ge=4, description="4 + 3 ln(genes) by default, 4 + 1.5 ln(genes) with preselection"
+    )
     separable: bool | None = Field(default=None, description="no correlations of genes; from 100 genes on by default")
+    correlation: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="at the start, between genes that differ only in where they apply"
+    )
+    preselect: int = Field(
+        default=1, ge=1, le=1000, description="points drawn for each that is evaluated; a Gaussian process chooses"
+    )
 
 
 class Nsga2Settings(_Settings):

@@ -156,6 +156,21 @@ def test_a_locked_database_is_waited_for_and_then_refused(sqlite, monkeypatch):
     record.add_candidate(0, next(seeds(this.space)).recipe, origin="seed")
 
 
+def test_a_file_that_cannot_be_locked_at_once_is_tried_again(sqlite):
+    opened, calls = database.Database(sqlite, create=True), []
+
+    def work(connection):
+        calls.append(connection)
+        if len(calls) == 1:
+            race = sqlite3.OperationalError("locking protocol")
+            race.sqlite_errorcode = sqlite3.SQLITE_PROTOCOL
+            raise sa.exc.OperationalError("SELECT 1", None, race)
+        return connection.execute(sa.text("SELECT 1")).scalar_one()
+
+    assert opened.read(work) == 1
+    assert len(calls) == 2
+
+
 def test_a_read_only_database_is_refused(sqlite):
     new_search(sqlite)
     path = sqlite.removeprefix("sqlite:///")

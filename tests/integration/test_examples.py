@@ -27,7 +27,8 @@ def test_python_api(tmp_path, sketch):
     winner = next(score for label, score in scores.items() if label.startswith("winner"))
     untuned = [score for label, score in scores.items() if not label.startswith(("winner", "single"))]
     assert winner > max(untuned) + 0.1
-    assert (tmp_path / "merged" / "model.safetensors").exists()
+    for made in ("merged/model.safetensors", "tables/candidates.parquet", "report.html"):
+        assert (tmp_path / made).exists()
 
 
 def test_natural_niches(driver, sketch):

@@ -50,3 +50,15 @@ def test_choices():
 def test_impossible_genes_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_genes_that_differ_only_in_where_they_apply_are_a_group():
+    names = (
+        "weight/a/layers-0-1/mlp",
+        "weight/b/layers-0-1/mlp",
+        "density/a/layers-0-1",
+        "weight/a/layers-2-3/rest",
+        "x",
+    )
+    genes = Genes(tuple(Gene(name, 0.0, 1.0, 0.5) for name in names))
+    assert genes.groups.tolist() == [0, 1, 2, 0, 3]

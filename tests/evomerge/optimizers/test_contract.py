@@ -44,10 +44,14 @@ class MosaicCase:
         return isinstance(genome, Mosaic) and ends == [6, 9] and read_genome(genome.to_bytes()) == genome
 
 
-CASES = [*((kind, GeneCase()) for kind in KINDS), *((kind, MosaicCase()) for kind in BREEDERS)]
+CASES = [
+    *((kind, GeneCase(), {}) for kind in KINDS),
+    *((kind, MosaicCase(), {}) for kind in BREEDERS),
+    ("cma_es", GeneCase(), {"preselect": 5, "correlation": 0.5}),
+]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{type(case[1]).__name__}")
+@pytest.fixture(params=CASES, ids=lambda case: "-".join([case[0], type(case[1]).__name__, *case[2]]))
 def case_of_kind(request):
     return request.param
 
@@ -63,9 +67,10 @@ def case(case_of_kind):
 
 
 @pytest.fixture
-def make(kind, case):
+def make(case_of_kind):
+    kind, case, settings = case_of_kind
     setting = Setting(case.genes, WEIGHTS, 300, mosaics=case.mosaics)
-    return lambda seed=0: make_optimizer(algorithm(kind, seed=seed), setting)
+    return lambda seed=0: make_optimizer(algorithm(kind, seed=seed, **settings), setting)
 
 
 @pytest.fixture
