@@ -90,9 +90,7 @@ def export(
         raise BadSearch(f"--format {kind!r}: expected one of {', '.join((*FORMATS, *TABLES, OPTUNA))}")
     recipe = in_dtype(candidate.recipe, dtype)
     restore(results.record.row.plan)
-    _check_rank(kind, rank)
-    if memory_limit is not None and kind != "checkpoint":
-        raise BadSearch(f"--memory-limit is of checkpoints (--format checkpoint), and a {kind} is asked for")
+    _check_options(kind, rank, memory_limit)
     with local(to) as place:
         if kind == "adapter":
             card = search_card(results, candidate)
@@ -154,7 +152,7 @@ def merge_file(
     """
     if kind not in ("checkpoint", "reversible"):
         raise BadSearch(f"--format {kind!r}: expected checkpoint or reversible")
-    _check_rank(kind, rank)
+    _check_options(kind, rank, memory_limit)
     recipe = in_dtype(read_recipe(file), dtype)
     with local(to) as place:
         if kind == "reversible":
@@ -194,9 +192,11 @@ def _adapter(recipe: Recipe, to: Path, *, rank: int | None, card: str, progress:
     return [f"rank {rank} leaves out {lost:.3g} of the length of the step from the base"] if lost else []
 
 
-def _check_rank(kind: str, rank: int | None) -> None:
+def _check_options(kind: str, rank: int | None, memory_limit: str | None) -> None:
     if rank is not None and kind not in ("adapter", "reversible"):
         raise BadSearch(f"--rank is of adapters and bases (--format adapter, reversible), and a {kind} is asked for")
+    if memory_limit is not None and kind != "checkpoint":
+        raise BadSearch(f"--memory-limit is of checkpoints (--format checkpoint), and a {kind} is asked for")
 
 
 def _reversible(recipe: Recipe, place: Path, to: Place, *, rank: int | None, progress: Progress | None) -> list[str]:

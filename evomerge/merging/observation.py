@@ -34,6 +34,16 @@ def statistical_operators(recipe: Recipe) -> list[Statistical]:
     return list(found.values())
 
 
+def any_missing(recipe: Recipe) -> bool:
+    """Whether statistics that ``recipe`` needs are not in the cache.
+
+    Raises:
+        BadRecipe: the calibration prompts are not here, or for other experts.
+    """
+    wanted = (needs(each, recipe, recall(each.prompts)) for each in statistical_operators(recipe))
+    return not all(need.complete() for own in wanted for need in own)
+
+
 def ensure(
     recipe: Recipe, checkpoints: Sequence[Checkpoint], *, device: str = "cpu", progress: Progress | None = None
 ) -> None:
