@@ -92,10 +92,22 @@ def _sources(recipe: Recipe) -> list[str]:
 
 def _rebuild(recipe: Recipe) -> list[str]:
     text = recipe.to_json()
-    lines = ["`recipe.json` beside this file rebuilds it bit for bit: `evomerge merge recipe.json --to FOLDER`.", ""]
+    how = f"rebuilds it{_exactness(recipe)}: `evomerge merge recipe.json --to FOLDER`."
+    lines = [f"`recipe.json` beside this file {how}", ""]
     if len(text) > MOST_RECIPE_CHARACTERS:
         return lines
     return [*lines, "<details><summary>The recipe</summary>", "", "```json", text, "```", "", "</details>", ""]
+
+
+def _exactness(recipe: Recipe) -> str:
+    from evomerge.merging.calibrations import named_in
+
+    if named_in(recipe):
+        return (
+            ", from statistics of its sources on the prompts in `calibration-*.json` (bit for bit on an equal machine "
+            "with as many threads; others round the statistics differently)"
+        )
+    return " bit for bit"
 
 
 def _plain(text: str) -> str:
