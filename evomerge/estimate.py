@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from evaluators.evaluation import Evaluation, Failure
+from evomerge.calibration import undecided
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.inspection import Inspection
@@ -42,6 +43,7 @@ class CheckReport:
     inspection: Inspection
     over_limits: dict[str, int]
     vocabulary: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -121,4 +123,5 @@ def _report(problem: Problem, measured: Evaluation, machine: Machine) -> CheckRe
         inspection=problem.inspection,
         over_limits=dict(measured.over_limits),
         vocabulary=problem.vocabulary_notes,
+        warnings=(*problem.inspection.warnings, *undecided(problem.file, problem.splits.search.ids)),
     )
