@@ -70,18 +70,17 @@ class Minibatches:
         self._all, self._objectives, self._optimizer, self._best = documents, objectives, optimizer, best
 
     def task(self, candidate: CandidateRecord) -> Task:
-        """Return what is to be measured of ``candidate``."""
+        """Return what is to be measured of ``candidate``; all while nothing is known to hold an estimate to."""
         number = self._number(candidate)
-        if number is None:
+        if number is None or not len(self._best):
             return Task(candidate, "search", self._all)
         return Task(candidate, "search", self._parts[number], smooth=self._smooth)
 
-    def estimated(self, candidate: CandidateRecord, outcome: Outcome) -> Outcome:
-        """Return what ``outcome`` on the candidate's documents lets expect of all documents."""
-        number = self._number(candidate)
-        if number is None or not isinstance(outcome, Evaluation):
+    def estimated(self, task: Task, outcome: Outcome) -> Outcome:
+        """Return what ``outcome`` on the documents of ``task`` lets expect of all documents."""
+        seen = task.documents
+        if seen is self._all or not isinstance(outcome, Evaluation):
             return outcome
-        seen = self._parts[number]
         par_of, par = self._best.par()
         scores = {}
         for objective in self._objectives:
@@ -89,6 +88,7 @@ class Minibatches:
             scores[objective.name] = estimate(
                 par[objective.name], outcome.scores[objective.name].documents, first=first
             )
+        number = self._parts.index(seen)
         stop = Stop(seen.count, self._all.count, rival=None, chance=None, par=par_of, minibatch=number)
         return replace(outcome, scores=scores, stopped=stop)
 

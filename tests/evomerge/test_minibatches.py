@@ -129,6 +129,15 @@ def test_asynchronous_workers_mix_generations_without_harm(tmp_path):
     assert set(numbers) == {0, 1, 2, 3}
 
 
+def test_points_that_are_faster_than_every_seed_are_measured_in_full(tmp_path):
+    pool = UnequalWorkers(FakeSpec()(), workers=12)
+    pool.idle.reverse()  # the seeds go to the slowest
+    with started(searched(tmp_path), pool=pool) as search:
+        search.run()
+        first = min(search.candidates.values(), key=lambda c: c.evaluations["search"].told_at)
+    assert (first.origin, first.evaluations["search"].stopped) == ("optimizer", None)
+
+
 # ------------------------------------------------------------------------- estimates
 
 
@@ -166,11 +175,12 @@ def test_an_easy_minibatch_makes_nobody_better():
     candidate = CandidateRecord(1, 1, "optimizer", None, Genome([0.5]), "", "", (), 0, 0.0)
     for generation in (0, 1, 2, 3):
         made = Minibatches(documents, TWO, (Objective(task="t"),), Numbered(generation), best_known(levels))
-        seen = made.task(candidate).documents
+        task = made.task(candidate)
+        seen = task.documents
         assert seen.ids["t"] == tuple(range(10, 14) if generation % 2 == 0 else range(14, 18))
         own = np.array([levels[number - 10] for number in seen.ids["t"]], dtype=float)
         measured = Evaluation("d", {"t/acc": Score(float(own.mean()), None, own)})
-        estimate = made.estimated(candidate, measured)
+        estimate = made.estimated(task, measured)
         assert estimate.scores["t/acc"].value == pytest.approx(np.mean(levels))
         assert estimate.scores["t/acc"].standard_error > 0.0
         assert estimate.stopped.minibatch == generation % 2
@@ -181,8 +191,9 @@ def test_what_belongs_to_no_generation_sees_all():
     made = Minibatches(documents, TWO, (Objective(task="t"),), Numbered(None), best_known([1] * 8))
     middle = CandidateRecord(1, 1, "optimizer", None, Genome([0.5]), "", "", (), 0, 0.0)
     outcome = Evaluation("d", {"t/acc": Score(1.0, None, np.ones(8))})
-    assert made.task(middle).documents == documents
-    assert made.estimated(middle, outcome) is outcome
+    task = made.task(middle)
+    assert task.documents == documents
+    assert made.estimated(task, outcome) is outcome
 
 
 # ------------------------------------------------------------------------- CMA-ES
