@@ -15,14 +15,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from evaluators.evaluation import Documents, Evaluation, Outcome, Stop
 from evaluators.objective import MinibatchSettings, Objective
 from evaluators.racing import cut, estimate
 from evomerge.best_known import BestKnown
 from evomerge.dispatch import Task
 from evomerge.errors import BadSearch
-from evomerge.optimizers.contract import HasGenerations, Optimizer
+from evomerge.optimizers.contract import HasGenerations, Observation, Optimizer
 from evomerge.records import CandidateRecord
+
+REHEARSED = 300  # points of an optimizer, of which `check` counts those that see all documents
 
 
 def with_generations(optimizer: Optimizer, kind: str) -> HasGenerations:
@@ -53,6 +57,30 @@ def refuse_few_documents(documents: Documents, count: int) -> None:
         )
 
 
+def minibatches(documents: Documents, settings: MinibatchSettings) -> list[Documents]:
+    """Return ``documents``, all of the search, cut into the parts that generations see."""
+    return cut(documents, [number / settings.count for number in range(settings.count + 1)])
+
+
+def share_in_full(optimizer: Optimizer, kind: str, *, objectives: int, points: int) -> float:
+    """Return which share of an optimizer's points is measured on all documents: a rehearsal with random values.
+
+    Args:
+        optimizer: a new one of this ``kind``; the rehearsal uses it up.
+        points: that it will be asked for; at most `REHEARSED` of them are rehearsed.
+
+    Raises:
+        BadSearch: it has no generations.
+    """
+    generations, rng = with_generations(optimizer, kind), np.random.default_rng(0)
+    full, rehearsed = 0, max(1, min(points, REHEARSED))
+    for _ in range(rehearsed):
+        genome = optimizer.ask(1)[0]
+        full += generations.generation_of(genome) is None
+        optimizer.tell([Observation(genome, rng.random(objectives))])
+    return full / rehearsed
+
+
 class Minibatches:
     """See the module's text."""
 
@@ -65,7 +93,7 @@ class Minibatches:
         best: BestKnown,
     ) -> None:
         """Cut ``documents``, all of the search, into parts; ``best`` is kept up to date by the search."""
-        self._parts = cut(documents, [number / settings.count for number in range(settings.count + 1)])
+        self._parts = minibatches(documents, settings)
         self._smooth = settings.measure != "metric"
         self._all, self._objectives, self._optimizer, self._best = documents, objectives, optimizer, best
 
