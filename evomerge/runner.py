@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from cluster.fair_shares import room
 from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
 from evomerge.dispatch import Dispatcher
@@ -183,8 +184,8 @@ def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
     if _on_cluster(cluster):
         with join_cluster() as session:
             gpus = _gpus_per_worker(cluster, session.offered().get("GPU", 0.0))
-            room = session.capacity({"CPU": cluster.cpus_per_worker, "GPU": gpus})
-        workers = room if cluster.workers == "auto" else min(room, cluster.workers)
+            most = session.capacity({"CPU": cluster.cpus_per_worker, "GPU": gpus})
+        workers = most if cluster.workers == "auto" else min(most, cluster.workers)
         return Machine("cuda" if gpus else "cpu", max(1, workers), threads, gpus)
     import torch
 
@@ -195,7 +196,7 @@ def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
     elif cluster.backend == "in_process":
         workers = 1
     elif gpus:
-        workers = max(1, int(there / gpus))
+        workers = max(1, room({"GPU": there}, {"GPU": gpus}))
     else:
         workers = max(1, int(len(os.sched_getaffinity(0)) / cluster.cpus_per_worker))
     _check_memory(problem, workers)
