@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from evaluators.objective import EvaluationSettings
@@ -59,6 +60,21 @@ def make_calibration(
     calibration = Calibration.of(samples, of_experts)
     keep(calibration)
     return calibration
+
+
+def undecided(file: SearchFile, tasks: Collection[str]) -> list[str]:
+    """Return a warning if experts see the prompts of all ``tasks`` because nobody said which are theirs."""
+    if len(tasks) < 2 or not needs_calibration(file.space):
+        return []
+    named = file.calibration.tasks if file.calibration else {}
+    others = [expert.short_name for expert in file.sources.experts if expert.short_name not in named]
+    if not others:
+        return []
+    return [
+        f"calibration.tasks says nothing of {', '.join(others)}: operators that need statistics will run them on the "
+        "prompts of all tasks, which can cost most of what an expert knows; name each expert's own "
+        "(docs/operators.md has numbers), or all of them if that is meant"
+    ]
 
 
 def restore(plan: dict[str, Any]) -> None:

@@ -22,9 +22,11 @@ def plain_card(recipe: Recipe, title: str) -> str:
     return "\n".join([_front_matter(recipe, []), f"# {title}", "", *_sources(recipe), "", *_rebuild(recipe)])
 
 
-def search_card(results: Results, candidate: CandidateRecord) -> str:
-    """Return the card of a candidate of a search, with its test scores where they were measured."""
-    recipe, name = candidate.recipe, f"{results.record.name}: {candidate.label}"
+def search_card(results: Results, candidate: CandidateRecord, recipe: Recipe | None = None) -> str:
+    """Return the card of a candidate of a search, with its test scores where they were measured.
+
+    ``recipe`` is what is written of it, by default what was measured."""
+    recipe, name = recipe or candidate.recipe, f"{results.record.name}: {candidate.label}"
     lines = [_front_matter(recipe, _model_index(results, candidate, name)), f"# {_plain(name)}", ""]
     lines += [
         f"Found by evomerge {evomerge.__version__} after {results.spent} evaluations "
@@ -92,10 +94,22 @@ def _sources(recipe: Recipe) -> list[str]:
 
 def _rebuild(recipe: Recipe) -> list[str]:
     text = recipe.to_json()
-    lines = ["`recipe.json` beside this file rebuilds it bit for bit: `evomerge merge recipe.json --to FOLDER`.", ""]
+    how = f"rebuilds it{_exactness(recipe)}: `evomerge merge recipe.json --to FOLDER`."
+    lines = [f"`recipe.json` beside this file {how}", ""]
     if len(text) > MOST_RECIPE_CHARACTERS:
         return lines
     return [*lines, "<details><summary>The recipe</summary>", "", "```json", text, "```", "", "</details>", ""]
+
+
+def _exactness(recipe: Recipe) -> str:
+    from evomerge.merging.calibrations import named_in
+
+    if named_in(recipe):
+        return (
+            ", from statistics of its sources on the prompts in `calibration-*.json` (bit for bit on an equal machine "
+            "with as many threads; others round the statistics differently)"
+        )
+    return " bit for bit"
 
 
 def _plain(text: str) -> str:

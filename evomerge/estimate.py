@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from evaluators.evaluation import Documents, Evaluation, Failure, Outcome
+from evomerge.calibration import undecided
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.inspection import Inspection
@@ -43,6 +44,7 @@ class CheckReport:
     over_limits: dict[str, int]
     vocabulary: tuple[str, ...] = ()
     seconds_per_minibatch: float | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -160,4 +162,5 @@ def _report(
         over_limits=dict(measured.over_limits),
         vocabulary=problem.vocabulary_notes,
         seconds_per_minibatch=part.cost.seconds if part else None,
+        warnings=(*problem.inspection.warnings, *undecided(problem.file, problem.splits.search.ids)),
     )

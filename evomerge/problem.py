@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 MERGES = "merges"  # key of a recorded plan: merges that paths lead through and that are not searched
 MOMENTS = "moments"  # key of a recorded plan: what the scales of paths start from
+TOKENIZERS = "tokenizers"  # key of a recorded plan, which those of older versions lack
 CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; like `INSPECTION` not part of what must stay the same
 Say = Callable[[str], None]
 Progress = Callable[[str, float], None]  # what, and the share of it that is done
@@ -61,6 +62,7 @@ class Problem:
         inspection: how far the experts are from the base.
         copies: models that a worker holds in memory of its own.
         calibration: prompts of operators that need statistics.
+        tokenizers: digests of those that scores depend on: the base's; all with `sources.vocabulary`.
         vocabulary: that the sources are brought to; none where theirs are equal.
         vocabulary_notes: what that does, for people.
     """
@@ -74,6 +76,7 @@ class Problem:
     inspection: Inspection
     copies: int = 1
     calibration: Calibration | None = None
+    tokenizers: tuple[str | None, ...] = ()
     vocabulary: Vocabulary | None = None
     vocabulary_notes: tuple[str, ...] = ()
 
@@ -117,6 +120,7 @@ class Problem:
             **({PLUGINS: plugged} if plugged else {}),
             **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
             **({CALIBRATION: self.calibration.model_dump(mode="json")} if self.calibration else {}),
+            **({TOKENIZERS: list(self.tokenizers)} if self.tokenizers else {}),
             **({MOMENTS: [list(row) for row in moments]} if moments else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
             "expert_names": list(self.space.expert_names),
@@ -184,6 +188,7 @@ def prepare(
         Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))
         for source, folder in zip(models, folders, strict=True)
     )
+    with_tokenizer = folders[:1] if file.sources.vocabulary is None else folders
     inspection = cached_inspection(
         checkpoints,
         [source.short_name for source in file.sources.experts],
@@ -234,6 +239,7 @@ def prepare(
         inspection=inspection,
         copies=_copies(space, checkpoints),
         calibration=calibration,
+        tokenizers=tuple(map(source_files.tokenizer_fingerprint, with_tokenizer)),
         vocabulary=vocabulary,
         vocabulary_notes=notes,
     )
@@ -374,6 +380,16 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
             raise BadSource(
                 f"{now['path']}: the files have changed since search {name!r} began "
                 f"(was {before['digest'][:12]}, is {now['digest'][:12]}); restore them, or start another search"
+            )
+    if TOKENIZERS not in recorded_plan:
+        plan.pop(TOKENIZERS, None)
+    for source, before, now in zip(
+        plan["sources"], recorded_plan.get(TOKENIZERS, ()), plan.get(TOKENIZERS, ()), strict=False
+    ):
+        if before != now:
+            raise BadSource(
+                f"{source['path']}: the tokenizer's files have changed since search {name!r} began; restore them, or "
+                "start another search"
             )
     if wrong := plugins.changed(recorded_plan.get(PLUGINS, ()), plan.get(PLUGINS, ())):
         raise BadSearch(f"search {name!r} began with {wrong}; install what it began with, or start another search")

@@ -59,7 +59,7 @@ def check(search_file: SearchPath, as_json: AsJson = False) -> None:
     else:
         typer.echo("\n".join(found.lines()))
         print_all(tables.inspection_table(found.inspection))
-        for warning in found.inspection.warnings:
+        for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)
 
 

@@ -91,20 +91,26 @@ def open_merge(
 ) -> tuple[list[Checkpoint], MergeEngine]:
     """Return the sources of ``recipe``, unchanged and fit for one another, and the engine that merges them.
 
-    Statistics that the recipe needs and that are not in the cache are computed first, which takes one model in memory
-    whatever the limit; ``progress`` is called with the runs of calibration prompts that are done, and all.
+    Statistics that the recipe needs and that are not in the cache are computed first, which takes one model in memory;
+    ``progress`` is called with the runs of calibration prompts that are done, and all.
 
     Raises:
         BadSource, BadRecipe: they have changed, or do not fit; or the calibration prompts are not here.
-        NotEnoughRoom: the merge needs more memory than the limit, in bytes.
+        NotEnoughRoom: the merge needs more memory than the limit, in bytes; or there is a limit, and statistics have to
+            be computed.
     """
     folders = [verify(source) for source in recipe.sources]
     checkpoints = open_sources(folders, recipe.base, vocabulary=recipe.vocabulary)
     names = mergeable_names(checkpoints[0])
     check(checkpoints, names)
     if named_in(recipe):
-        from evomerge.merging.observation import default_device, ensure
+        from evomerge.merging.observation import any_missing, default_device, ensure
 
+        if memory_limit is not None and any_missing(recipe):
+            raise NotEnoughRoom(
+                "--memory-limit: the statistics of this recipe are not in the cache, and computing them takes a whole "
+                "model in memory; merge once without the limit, where there is room for it; nothing was written"
+            )
         ensure(recipe, checkpoints, device=default_device(), progress=progress)
     cache = cache_within(memory_limit, recipe, checkpoints, names)
     return checkpoints, MergeEngine(checkpoints, names=names, cache_bytes=cache)

@@ -58,7 +58,7 @@ def write_reversible(recipe: Recipe, to: Path, *, rank: int | None, progress: Pr
         BadSource: the sources have changed or do not fit.
     """
     check_free(to)
-    checkpoints, engine = open_merge(recipe)
+    checkpoints, engine = open_merge(recipe.model_copy(update={"body": alone(0, len(recipe.sources))}))
     if recipe.base is None:
         raise BadRecipe("a shared basis is of task vectors: the recipe needs a base")
     base, experts = checkpoints[recipe.base], [checkpoints[position] for position in recipe.experts]

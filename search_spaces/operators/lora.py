@@ -17,7 +17,8 @@ class LoraLego(MergeOperator):
 
     Units are the columns of every ``sqrt(s_i) B_i`` with the rows of ``sqrt(s_i) A_i``, side by side as one vector.
     k-means makes k clusters of all units of a matrix; (b_c, a_c) is the mean of a cluster, at the mean length of its
-    units; r is the mean rank of the experts. k is `units`, r by default.
+    units; r is the mean rank of the experts. k is `units`, r by default. The paper's formulas could not be had:
+    the length and ``sqrt(r / k)`` follow descriptions of its two reweightings.
     """
 
     knobs: ClassVar[tuple[KnobSpec, ...]] = (KnobSpec("factor", "scale", (0.0, 1.5), start=1.0, per_expert=False),)

@@ -128,8 +128,8 @@ class Knots(MergeOperator):
     """KnOTS (Stoica et al. 2024): `method` in a basis that the experts share, ``theta_0 + scale U merge(S V_i^T)``.
 
     ``[tau_1 ... tau_K] = U S [V_1^T ... V_K^T]``, the task vectors side by side. Sums are the same in any basis, so the
-    methods are those that trim or elect signs; densities are shares of each matrix. Tensors that are no matrices of
-    layers are merged by `method` as they are.
+    methods are those that trim or elect signs; densities are shares of each matrix (in the authors' code of the whole
+    model). Tensors that are no matrices of layers are merged by `method` as they are.
     """
 
     knobs: ClassVar[tuple[KnobSpec, ...]] = (WEIGHT, DENSITY)

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evomerge.errors import BadRecipe, BadSource
+from evomerge.errors import BadRecipe, BadSearch, BadSource
 from evomerge.export import merge_file
 from evomerge.merging.adapter import Adapter, is_adapter
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.reversible import write_reversible
-from search_spaces.operators import TaskArithmetic
+from search_spaces.operators import Fisher, TaskArithmetic
 from search_spaces.recipe import Block, Blocks, Recipe, Source
 
 MATRIX, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
@@ -96,6 +96,18 @@ def test_what_is_refused(experts: list[Path], family: list[Path], tmp_path: Path
     basis.rename(tmp_path / "elsewhere")
     with pytest.raises(BadSource, match="without their basis"):
         Adapter.on(Checkpoint.open(experts[0]), folder)
+
+
+def test_a_limit_of_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSearch, match="--memory-limit is of checkpoints"):
+        merge_file(tmp_path / "recipe.json", tmp_path / "shared", kind="reversible", memory_limit="2GiB")
+
+
+def test_the_body_of_the_recipe_costs_nothing(experts: list[Path], tmp_path: Path) -> None:
+    """Statistics of an operator that is not run are not asked for."""
+    recipe = recipe_of(experts)
+    fisher = Block(layers=(0, 4), operator=Fisher(weights=(0.5, 0.5), prompts="0" * 64))
+    write_reversible(recipe.model_copy(update={"body": Blocks(blocks=(fisher,))}), tmp_path / "shared", rank=2)
 
 
 def test_another_basis_is_noticed(experts: list[Path], tmp_path: Path, change: Callable[[Path], None]) -> None:

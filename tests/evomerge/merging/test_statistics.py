@@ -381,6 +381,20 @@ def test_a_recipe_is_rebuilt_from_the_prompts_beside_it(
     assert not (tmp_path / "never").exists()
 
 
+def test_a_limit_of_memory_refuses_to_compute_statistics_and_allows_to_use_them(
+    families: Callable[[str], list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+    prompts = calibration()
+    calibrations.keep(prompts)
+    recipe = recipe_of(families("llama"), Fisher(weights=WEIGHTS, prompts=prompts.digest))
+    with pytest.raises(NotEnoughRoom, match="merge once without the limit"):
+        open_merge(recipe, memory_limit=8 << 30)
+    assert not list((tmp_path / "cache" / "statistics").glob("*"))
+    open_merge(recipe)
+    open_merge(recipe, memory_limit=8 << 30)
+
+
 def test_what_does_not_fit_is_refused(families: Callable[[str], list[Path]]) -> None:
     prompts = calibration()
     calibrations.keep(prompts)

@@ -6,7 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from evomerge.card import plain_card, search_card
-from search_spaces.recipe import Recipe
+from search_spaces.operators import Fisher
+from search_spaces.recipe import Block, Blocks, Recipe
 
 
 def card_of(results, candidate):
@@ -37,6 +38,17 @@ def test_folders_are_no_base_models_but_hub_ids_are(finished):
     card = ModelCard(plain_card(recipe.model_copy(update={"sources": tuple(local)}), "x"))
     assert "base_model" not in card.data.to_dict()
     assert "/home/ann/models/base" in card.text
+
+
+def test_bits_are_promised_only_where_they_are_kept(finished):
+    """Statistics on calibration prompts are rounded as the machine that computes them does."""
+    recipe = finished.results.winner.recipe
+    assert "rebuilds it bit for bit: `evomerge merge" in plain_card(recipe, "x")
+    fisher = Fisher(weights=(0.5,) * len(recipe.experts), prompts="0" * 64)
+    calibrated = recipe.model_copy(update={"body": Blocks(blocks=(Block(layers=(0, 4), operator=fisher),))})
+    card = plain_card(calibrated, "x")
+    assert "rebuilds it bit for bit" not in card
+    assert "bit for bit on an equal machine with as many threads" in card
 
 
 def test_search_scores_are_not_quoted_as_results(finished):
