@@ -34,7 +34,7 @@ from search_spaces.genes import Genome
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.path_space import PathSpace, fixed_merges
-from search_spaces.recipe import Merge, Source
+from search_spaces.recipe import Merge, Recipe, Source
 from search_spaces.seeds import base_recipe
 from search_spaces.spaces import Space
 from search_spaces.vocabulary import Vocabulary, vocabulary_keys
@@ -135,6 +135,7 @@ class Problem:
 
     def worker_spec(self, *, device: str, threads: int) -> WorkerSpec:
         """What a worker needs to make itself."""
+        examples = [*_example_merges(self.space), _start(self.space)]
         return WorkerSpec(
             folders=tuple(map(str, self.folders)),
             sources=self.space.sources,
@@ -146,6 +147,7 @@ class Problem:
             threads=threads,
             calibration=self.calibration,
             vocabulary=self.vocabulary,
+            examples=tuple(dict.fromkeys(recipe.to_json() for recipe in examples)),
         )
 
 
@@ -172,6 +174,7 @@ def prepare(
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
     from evomerge.merging.inspection import cached_inspection
+    from evomerge.merging.observation import default_device, ensure
     from evomerge.merging.opening import open_sources
     from evomerge.path_spaces import make_path_space, model_moments
 
@@ -213,7 +216,9 @@ def prepare(
             file, file.space, pinned, checkpoints, vocabulary=vocabulary, first=first, prompts=prompts
         )
     if calibration is not None:
-        _observe(space, checkpoints, shares(progress or by_tenths(say), "running the experts on calibration prompts"))
+        told = shares(progress or by_tenths(say), "running the experts on calibration prompts")
+        for recipe in _example_merges(space):
+            ensure(recipe, checkpoints, device=default_device(), progress=told)
     if isinstance(space, PathSpace) and space.settings.scale_start is not None:
         if moments is None:
             say("measuring the residual streams of the models")
@@ -242,16 +247,20 @@ def prepare(
     return problem
 
 
-def _observe(space: Space, checkpoints: Sequence[Checkpoint], progress: Callable[[int, int], None]) -> None:
-    """Compute the statistics of the space's operators, for workers to find them."""
-    from evomerge.merging.observation import default_device, ensure
-
+def _example_merges(space: Space) -> list[Recipe]:
+    """Return merges that need, between them, all that the operators of ``space`` compute once."""
     searched = space.models if isinstance(space, PathSpace) else (space,)
     recipes = [inner.decode(Genome(inner.genes.start)) for inner in searched if isinstance(inner, ParameterSpace)]
     if isinstance(space, PathSpace):
         recipes += [base_recipe(space).model_copy(update={"body": body}) for body in fixed_merges(space)]
-    for recipe in recipes:
-        ensure(recipe, checkpoints, device=default_device(), progress=progress)
+    return recipes
+
+
+def _start(space: Space) -> Recipe:
+    """Return a point of ``space``."""
+    if isinstance(space, MosaicSpace):
+        return space.decode(space.plain((0.0,) * len(space.expert_names)))
+    return space.decode(Genome(space.genes.start))
 
 
 def _in_one_vocabulary(
