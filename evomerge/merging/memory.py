@@ -21,7 +21,7 @@ from evomerge.merging.safetensors_writer import BUFFERS, PIECE, tensor_bytes
 from evomerge.merging.selection import CACHE_BYTES
 from evomerge.merging.statistics import Statistical
 from evomerge.merging.virtual import Spectral
-from search_spaces.operators import Della, DellaLinear, Knots, OperatorPlugIn
+from search_spaces.operators import Della, DellaLinear, Knots, OperatorPlugIn, Ota
 from search_spaces.recipe import PathBody, Recipe
 from search_spaces.tensors import in_stack
 
@@ -74,7 +74,7 @@ def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[s
     if isinstance(recipe.body, PathBody):  # what is written is loaded and compared with the path
         copies = 2 + len(recipe.body.merged_slots)
         needed += copies * sum(tensor_bytes(shape, dtype) for shape in shapes.values())
-    if any(isinstance(operator, Statistical) for operator in recipe.operators):  # whole tensors in float64
+    if any(isinstance(operator, Statistical | Ota) for operator in recipe.operators):  # whole tensors in float64
         largest = max(math.prod(shape) for shape in shapes.values())
         needed += (4 + 5 * len(recipe.experts)) * largest * 8
     if any(isinstance(operator, Spectral | Knots | Statistical) for operator in recipe.operators):
