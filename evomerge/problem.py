@@ -13,6 +13,7 @@ import numpy as np
 
 from evaluators.evaluation import Documents
 from evaluators.objective import EvaluationSettings
+from evaluators.objective_kinds import Forgetting
 from evaluators.splits import Splits
 from evomerge import plugins
 from evomerge.calibration import CALIBRATION, make_calibration
@@ -84,6 +85,12 @@ class Problem:
     def objective_names(self) -> tuple[str, ...]:
         """Names of the objectives, in order."""
         return tuple(objective.name for objective in self.file.objectives)
+
+    @property
+    def longest_seconds(self) -> float:
+        """How long a worker may take for a candidate: also for the base where it is measured with a worker's first."""
+        with_base = any(isinstance(objective, Forgetting) for objective in self.file.objectives)
+        return self.file.evaluation.timeout_seconds * (2.0 if with_base else 1.0)
 
     def documents(self, split: str) -> Documents:
         """The documents of ``split``: search, validation or test."""

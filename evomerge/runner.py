@@ -154,8 +154,7 @@ def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) 
     from evomerge.metrics import SearchMetrics
 
     optimizer = make_optimizer(optimizer_settings(record, problem.file), problem.setting())
-    timeout = problem.file.evaluation.timeout_seconds
-    dispatcher = Dispatcher(pool, timeout_seconds=timeout, losses=Losses(record))
+    dispatcher = Dispatcher(pool, timeout_seconds=problem.longest_seconds, losses=Losses(record))
     watcher.search_begins(record, problem.file)
     dispatcher.every_few_seconds(lambda: crews.save(record, dispatcher))
     listeners: list[Listener] = [watcher]

@@ -228,3 +228,11 @@ def test_workers_of_a_search_get_an_example_of_its_space(space, kind, merges, tm
     proposed = make_optimizer(this.file.optimizer, this.setting()).ask(1)[0]
     assert type(examples[-1].body) is type(this.space.decode(proposed).body)
     assert sum(isinstance(example.body, Blocks) for example in examples) == merges
+
+
+def test_a_first_candidate_has_time_for_the_base_that_is_measured_with_it(tmp_path):
+    seconds = {"timeout_seconds": 100.0}
+    usual = problem(search_file(tmp_path, evaluation=seconds))
+    forgets = [{"task": "first"}, {"kind": "forgetting", "task": "second"}]
+    first = problem(search_file(tmp_path, evaluation=seconds, objectives=forgets))
+    assert (usual.longest_seconds, first.longest_seconds) == (100.0, 200.0)
