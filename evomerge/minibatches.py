@@ -13,13 +13,14 @@ difference to it on the minibatch. So asynchronous workers may mix points of two
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
-from evaluators.evaluation import Documents, Evaluation, Outcome, Stop
+from evaluators.evaluation import Documents, Evaluation, Floats, Outcome, Score, Stop
 from evaluators.objective import MinibatchSettings, Objective
-from evaluators.racing import cut, estimate
+from evaluators.racing import Par, cut, estimate, estimated
 from evomerge.best_known import BestKnown
 from evomerge.dispatch import Task
 from evomerge.errors import BadSearch
@@ -113,12 +114,19 @@ class Minibatches:
         scores = {}
         for objective in self._objectives:
             first = self._all.ids[objective.task].index(seen.ids[objective.task][0])
-            scores[objective.name] = estimate(
-                par[objective.name], outcome.scores[objective.name].documents, first=first
-            )
+            own = outcome.scores[objective.name].documents
+            scores[objective.name] = self._estimate(par[objective.name], own, first)
         number = self._parts.index(seen)
         stop = Stop(seen.count, self._all.count, rival=None, chance=None, par=par_of, minibatch=number)
         return replace(outcome, scores=scores, stopped=stop)
+
+    def _estimate(self, par: Par, own: Floats, first: int) -> Score:
+        """What scores of documents from ``first`` on let expect; of smooth ones, whose level is another than that of
+        par, only the order counts, so they are not held to its range."""
+        if not self._smooth:
+            return estimate(par, own, first=first)
+        guess = estimated(par, own, first=first)
+        return Score(guess.mean, math.sqrt(guess.variance), own)
 
     def _number(self, candidate: CandidateRecord) -> int | None:
         """Of the minibatch; None for what is measured on all documents."""

@@ -188,6 +188,18 @@ def test_an_easy_minibatch_makes_nobody_better():
         assert estimate.stopped.minibatch == generation % 2
 
 
+@pytest.mark.parametrize("levels", [[1, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]])
+def test_smooth_scores_far_from_the_metrics_keep_their_order(levels):
+    documents, settings = Documents({"t": tuple(range(8))}), MinibatchSettings(count=2, measure="probability")
+    made = Minibatches(documents, settings, (Objective(task="t"),), Numbered(0), best_known(levels))
+    task = made.task(CandidateRecord(1, 1, "optimizer", None, Genome([0.5]), "", "", (), 0, 0.0))
+    easy = levels[0]
+    probabilities = [np.full(4, share if easy else 1.0 - share) for share in (0.001, 0.002)]
+    found = [made.estimated(task, Evaluation("d", {"t/acc": Score(float(p.mean()), None, p)})) for p in probabilities]
+    low, high = (outcome.scores["t/acc"].value for outcome in found)
+    assert high - low == pytest.approx(0.001 if easy else -0.001)
+
+
 def test_what_belongs_to_no_generation_sees_all():
     documents = Documents({"t": tuple(range(8))})
     made = Minibatches(documents, TWO, (Objective(task="t"),), Numbered(None), best_known([1] * 8))
