@@ -19,6 +19,7 @@ from evomerge import plugins
 from evomerge.calibration import CALIBRATION, make_calibration
 from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
+from evomerge.examples import example_merges, example_recipes
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
 from evomerge.minibatches import refuse_few_documents
@@ -31,12 +32,10 @@ from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
 from search_spaces.calibration import Calibration
 from search_spaces.courses import Moments
-from search_spaces.genes import Genome
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.path_space import PathSpace, fixed_merges
-from search_spaces.recipe import Merge, Recipe, Source
-from search_spaces.seeds import base_recipe
+from search_spaces.recipe import Merge, Source
 from search_spaces.spaces import Space
 from search_spaces.vocabulary import Vocabulary, vocabulary_keys
 
@@ -142,7 +141,6 @@ class Problem:
 
     def worker_spec(self, *, device: str, threads: int) -> WorkerSpec:
         """What a worker needs to make itself."""
-        examples = [*_example_merges(self.space), _start(self.space)]
         return WorkerSpec(
             folders=tuple(map(str, self.folders)),
             sources=self.space.sources,
@@ -154,7 +152,7 @@ class Problem:
             threads=threads,
             calibration=self.calibration,
             vocabulary=self.vocabulary,
-            examples=tuple(dict.fromkeys(recipe.to_json() for recipe in examples)),
+            examples=tuple(dict.fromkeys(recipe.to_json() for recipe in example_recipes(self.space))),
         )
 
 
@@ -224,7 +222,7 @@ def prepare(
         )
     if calibration is not None:
         told = shares(progress or by_tenths(say), "running the experts on calibration prompts")
-        for recipe in _example_merges(space):
+        for recipe in example_merges(space):
             ensure(recipe, checkpoints, device=default_device(), progress=told)
     if isinstance(space, PathSpace) and space.settings.scale_start is not None:
         if moments is None:
@@ -252,22 +250,6 @@ def prepare(
     )
     check_optimizer(problem)
     return problem
-
-
-def _example_merges(space: Space) -> list[Recipe]:
-    """Return merges that need, between them, all that the operators of ``space`` compute once."""
-    searched = space.models if isinstance(space, PathSpace) else (space,)
-    recipes = [inner.decode(Genome(inner.genes.start)) for inner in searched if isinstance(inner, ParameterSpace)]
-    if isinstance(space, PathSpace):
-        recipes += [base_recipe(space).model_copy(update={"body": body}) for body in fixed_merges(space)]
-    return recipes
-
-
-def _start(space: Space) -> Recipe:
-    """Return a point of ``space``."""
-    if isinstance(space, MosaicSpace):
-        return space.decode(space.plain((0.0,) * len(space.expert_names)))
-    return space.decode(Genome(space.genes.start))
 
 
 def _in_one_vocabulary(
