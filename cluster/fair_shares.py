@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 ROUNDING = 1e-9  # 0.1 CPU fits ten times into one, whatever binary floats say
+DEVICE = "GPU"  # the resource of which a part is a part of one piece
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,26 @@ def fair_shares(claims: Sequence[Claim], whole: Mapping[str, float]) -> dict[str
     return shares
 
 
-def room(offers: Mapping[str, float], needs: Mapping[str, float]) -> int:
-    """Return how many workers with ``needs`` (one is above 0) fit where ``offers`` are."""
-    return min(int(offers.get(kind, 0.0) / need + ROUNDING) for kind, need in needs.items() if need > 0)
+def room(left: Mapping[str, float], needs: Mapping[str, float], offers: Mapping[str, float] | None = None) -> int:
+    """Return how many workers with ``needs`` (one is above 0) fit where ``left`` is free of ``offers``, one node's.
+
+    Part of a GPU is part of one device: where 0.4 are needed, a GPU has room for two workers, and two have room for
+    four. Which devices are in use is not known, so the fewer count: as if those in use were used by such workers, or
+    as if as many as possible were free.
+    """
+    found = [int(left.get(kind, 0.0) / need + ROUNDING) for kind, need in needs.items() if need > 0]
+    each = needs.get(DEVICE, 0.0)
+    if 0.0 < each < 1.0:
+        free = left.get(DEVICE, 0.0)
+        found.append(_on_devices(free, each))
+        if offers is not None:
+            there = (offers.get(DEVICE, 0.0) - free) / each  # workers like this one, if it is a whole number
+            if abs(there - round(there)) < 1e-3:
+                found.append(max(0, _on_devices(offers.get(DEVICE, 0.0), each) - round(there)))
+    return min(found)
+
+
+def _on_devices(free: float, each: float) -> int:
+    """How many parts of size ``each`` < 1 fit into whole devices and the rest of one, which are ``free`` together."""
+    whole, rest = divmod(free + ROUNDING, 1.0)
+    return int(whole) * int(1.0 / each + ROUNDING) + int(rest / each + ROUNDING)

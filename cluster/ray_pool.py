@@ -68,6 +68,8 @@ class RayPool:
         address: the cluster; see `RaySession`.
         max_restarts: how many replacements of a worker may die one after another before they finish a call.
         worker_output: show what workers print in the driver's terminal.
+        name: unlike that of any other living pool on the cluster. A pool with the name of one whose driver died takes
+            its place at once; others count as dead, and share the cluster no more, after 20 s of silence.
 
     Attributes:
         meters: numbers for Prometheus, through Ray's exporter.
@@ -87,6 +89,7 @@ class RayPool:
         address: str | None = None,
         max_restarts: int = 3,
         worker_output: bool = False,
+        name: str | None = None,
     ) -> None:
         _check_needs(workers, cpus_per_worker, gpus_per_worker, max_restarts)
         self._waiting: deque[_Waiting] = deque()
@@ -101,7 +104,7 @@ class RayPool:
             pickled = self._pickled("factory", factory)
             needs = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
             _check_room(self._session.capacity(needs), workers, needs)
-            self._watch = Watch(self._session, needs, None if workers == "auto" else workers)
+            self._watch = Watch(self._session, needs, None if workers == "auto" else workers, pool=name)
         except BaseException:
             self._session.close()
             raise

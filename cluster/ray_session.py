@@ -86,7 +86,9 @@ class RaySession:
     def room(self, needs: Mapping[str, float]) -> int:
         """Return how many workers with ``needs`` fit beside what runs on the nodes now."""
         state = importlib.import_module("ray._private.state")
-        return sum(room(left, needs) for left in state.available_resources_per_node().values())
+        offers = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+        left = state.available_resources_per_node()
+        return sum(room(left[node], needs, offers[node]) for node in left.keys() & offers.keys())
 
     def offered(self) -> dict[str, float]:
         """Return the resources of all nodes that are there now, together."""

@@ -56,15 +56,19 @@ class Watch:
     Args:
         needs: what each worker of this pool reserves, by resource.
         most: workers that this pool can use; None for as many as there are.
+        pool: a name that no other living pool has, by which one that takes the place of a dead one is known; by
+            default one that nobody ever had.
     """
 
-    def __init__(self, session: RaySession, needs: Mapping[str, float], most: int | None) -> None:
+    def __init__(
+        self, session: RaySession, needs: Mapping[str, float], most: int | None, *, pool: str | None = None
+    ) -> None:
         self.held = 0  # the pool keeps both up to date
         self.needed = math.inf
         self._session = session
         self._needs = dict(needs)
         self._most = math.inf if most is None else most
-        self._pool = uuid.uuid4().hex
+        self._key = PREFIX + (pool or uuid.uuid4().hex).encode()
         self._beats = 0
         self._heard: dict[bytes, tuple[Any, float]] = {}  # the last text of every pool, and since when
         self._stop = threading.Event()
@@ -82,10 +86,6 @@ class Watch:
     @property
     def _board(self) -> _Board:
         return _Board(self._session.ray)
-
-    @property
-    def _key(self) -> bytes:
-        return PREFIX + self._pool.encode()
 
     def _go_on(self) -> None:
         while not self._stop.wait(LOOK_EVERY_SECONDS):
@@ -105,7 +105,8 @@ class Watch:
             "beat": self._beats,
         }
         self._board.put(self._key, json.dumps(told).encode())
-        claims = [Claim(self._pool, self._needs, self.held, most), *others]
+        own = self._key.decode()  # as the others read it: all must rank pools alike
+        claims = [Claim(own, self._needs, self.held, most), *others]
         room = self._session.room(self._needs)
         # All that pools hold, and what is left as far as this pool can use it: a rest on a node that no worker fits
         # into is nobody's, and what others run on the cluster is theirs.
@@ -115,7 +116,7 @@ class Watch:
                 whole[kind] = whole.get(kind, 0.0) + need * claim.held
         offered = self._session.offered()
         whole = {kind: min(amount, offered.get(kind, 0.0)) for kind, amount in whole.items()}
-        share = min(fair_shares(claims, whole)[self._pool], self._session.capacity(self._needs))
+        share = min(fair_shares(claims, whole)[own], self._session.capacity(self._needs))
         nodes = self._session.nodes()
         return View(nodes, self._session.node in nodes, share, room, len(claims))
 

@@ -22,9 +22,11 @@ def plain_card(recipe: Recipe, title: str) -> str:
     return "\n".join([_front_matter(recipe, []), f"# {title}", "", *_sources(recipe), "", *_rebuild(recipe)])
 
 
-def search_card(results: Results, candidate: CandidateRecord) -> str:
-    """Return the card of a candidate of a search, with its test scores where they were measured."""
-    recipe, name = candidate.recipe, f"{results.record.name}: {candidate.label}"
+def search_card(results: Results, candidate: CandidateRecord, recipe: Recipe | None = None) -> str:
+    """Return the card of a candidate of a search, with its test scores where they were measured.
+
+    ``recipe`` is what is written of it, by default what was measured."""
+    recipe, name = recipe or candidate.recipe, f"{results.record.name}: {candidate.label}"
     lines = [_front_matter(recipe, _model_index(results, candidate, name)), f"# {_plain(name)}", ""]
     lines += [
         f"Found by evomerge {evomerge.__version__} after {results.spent} evaluations "

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evaluators.evaluation import Evaluation, Failure
+from evaluators.evaluation import Documents, Evaluation, Failure, Outcome
 from evomerge.calibration import undecided
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.inspection import Inspection
-from evomerge.minibatches import with_generations
+from evomerge.minibatches import minibatches, share_in_full
 from evomerge.optimizers.choice import resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.problem import Problem, Progress, prepare
 from evomerge.racing import refuse_unraceable
 from evomerge.runner import Machine, find_machine, worker_bytes
-from search_spaces.seeds import base_recipe
+from search_spaces.seeds import base_recipe, seeds
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class CheckReport:
     inspection: Inspection
     over_limits: dict[str, int]
     vocabulary: tuple[str, ...] = ()
+    seconds_per_minibatch: float | None = None
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -53,6 +54,8 @@ class CheckReport:
         """Return it in words."""
         documents = ", ".join(f"{count} {split}" for split, count in self.documents.items())
         mebibyte = 2**20
+        part = self.seconds_per_minibatch
+        minibatch = "" if part is None else f", {part:.2f} s on a minibatch"
         cut = ", ".join(f"{count} of {task}" for task, count in self.truncated.items())
         over = ", ".join(f"{count} of {task}" for task, count in self.over_limits.items())
         return [
@@ -72,7 +75,7 @@ class CheckReport:
             f"memory     model {self.model_bytes / mebibyte:.0f} MiB, at most {self.worker_bytes / mebibyte:.0f} MiB "
             f"private per worker above its imports, {self.workers} workers on {self.device}",
             f"time       {self.seconds_per_evaluation:.2f} s and {self.tokens_per_evaluation} tokens an evaluation "
-            f"(the base, measured now), about {self.seconds_of_search / 60:.0f} min "
+            f"(the base, measured now){minibatch}, about {self.seconds_of_search / 60:.0f} min "
             f"for {self.evaluations} evaluations",
         ]
 
@@ -84,23 +87,58 @@ def estimate(file: SearchFile, *, say: Callable[[str], None], progress: Progress
         UserMistake, TaskError: what is wrong.
     """
     problem = prepare(file, say=say, progress=progress)
-    if file.evaluation.racing or file.evaluation.minibatches:
-        settings = resolve(file.optimizer, problem.choice())
-        suits = refuse_unraceable if file.evaluation.racing else with_generations
-        suits(make_optimizer(settings, problem.setting()), settings.kind)
+    share = _share_in_full(problem)
     machine = find_machine(file.cluster, problem)
     say("measuring the base once")
     worker = problem.worker_spec(device=machine.device, threads=machine.threads)()
+    full = _measured(worker.evaluate, problem, problem.splits.search)
+    part = None
+    if settings := file.evaluation.minibatches:
+        measure = worker.evaluate if settings.measure == "metric" else worker.evaluate_smooth
+        part = _measured(measure, problem, minibatches(problem.splits.search, settings)[0])
+    return _report(problem, machine, full, part, share)
+
+
+def _share_in_full(problem: Problem) -> float:
+    """Return which share of the optimizer's points is measured on all documents.
+
+    Raises:
+        BadSearch: the optimizer does not suit the way in which candidates are measured.
+    """
+    file = problem.file
+    if not (file.evaluation.racing or file.evaluation.minibatches):
+        return 1.0
+    settings = resolve(file.optimizer, problem.choice())
+    optimizer = make_optimizer(settings, problem.setting())
+    if file.evaluation.racing:
+        refuse_unraceable(optimizer, settings.kind)
+        return 1.0  # nobody knows which races will be lost
+    points = file.budget.evaluations - _seeds(problem)
+    return share_in_full(optimizer, settings.kind, objectives=len(file.objectives), points=points)
+
+
+def _seeds(problem: Problem) -> int:
+    return sum(1 for _ in seeds(problem.space))
+
+
+def _measured(evaluate: Callable[..., Outcome], problem: Problem, documents: Documents) -> Evaluation:
     recipe = base_recipe(problem.space).to_json()
-    worker.evaluate(recipe, problem.splits.search.ids)  # the first one also plans batches
-    outcome = worker.evaluate(recipe, problem.splits.search.ids)
+    evaluate(recipe, documents.ids)  # the first one also plans batches
+    outcome = evaluate(recipe, documents.ids)
     if isinstance(outcome, Failure):
         raise BadSearch(f"the base cannot be measured: {outcome.kind.value}: {outcome.message}")
-    return _report(problem, outcome, machine)
+    return outcome
 
 
-def _report(problem: Problem, measured: Evaluation, machine: Machine) -> CheckReport:
+def _report(
+    problem: Problem, machine: Machine, measured: Evaluation, part: Evaluation | None, share: float
+) -> CheckReport:
+    """``part``: of the base on a minibatch, if there are any; all but a ``share`` of the points are measured so."""
     evaluations = problem.file.budget.evaluations
+    seconds = measured.cost.seconds * evaluations
+    if part is not None:
+        saved = (1.0 - share) * max(0, evaluations - _seeds(problem))
+        seconds -= saved * (measured.cost.seconds - part.cost.seconds)
     choice = problem.choice()
     splits = ("search", "validation", "test")
     return CheckReport(
@@ -118,10 +156,11 @@ def _report(problem: Problem, measured: Evaluation, machine: Machine) -> CheckRe
         seconds_per_evaluation=measured.cost.seconds,
         tokens_per_evaluation=measured.cost.tokens,
         evaluations=evaluations,
-        seconds_of_search=measured.cost.seconds * evaluations / machine.workers,
+        seconds_of_search=seconds / machine.workers,
         truncated=dict(measured.truncated),
         inspection=problem.inspection,
         over_limits=dict(measured.over_limits),
         vocabulary=problem.vocabulary_notes,
+        seconds_per_minibatch=part.cost.seconds if part else None,
         warnings=(*problem.inspection.warnings, *undecided(problem.file, problem.splits.search.ids)),
     )

@@ -13,6 +13,7 @@ from evomerge.calibration import restore
 from evomerge.card import plain_card, search_card
 from evomerge.errors import BadRecipe, BadSearch
 from evomerge.explain import explain
+from evomerge.plugins import PLUGINS, refuse_other_packages, with_packages
 from evomerge.preferences import ConstraintSettings, PreferenceSettings, parse_prefer
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
@@ -88,15 +89,18 @@ def export(
     """
     if kind not in FORMATS:
         raise BadSearch(f"--format {kind!r}: expected one of {', '.join((*FORMATS, *TABLES, OPTUNA))}")
-    recipe = in_dtype(candidate.recipe, dtype)
-    restore(results.record.row.plan)
+    plan = results.record.row.plan
+    recipe = with_packages(in_dtype(candidate.recipe, dtype), plan.get(PLUGINS, ()))
+    restore(plan)
     _check_options(kind, rank, memory_limit)
+    if kind in ("checkpoint", "adapter"):
+        refuse_other_packages(recipe)
     with local(to) as place:
         if kind == "adapter":
-            card = search_card(results, candidate)
+            card = search_card(results, candidate, recipe)
             return _adapter(recipe, place, rank=rank, card=card, progress=progress)
         if kind == "checkpoint":
-            card = search_card(results, candidate)
+            card = search_card(results, candidate, recipe)
             return _checkpoint(recipe, place, card=card, memory_limit=memory_limit, progress=progress)
         if kind == "reversible":
             return _reversible(recipe, place, to, rank=rank, progress=progress)
@@ -165,7 +169,7 @@ def read_recipe(file: Path) -> Recipe:
     """Read a recipe (``.json``), with the calibration prompts beside it, or a mergekit config (anything else).
 
     Raises:
-        BadRecipe: it is neither.
+        BadRecipe: it is neither, or was made with other versions of the packages that bring its operators.
     """
     if file.suffix != ".json":
         from evomerge.merging.mergekit_config import from_mergekit
@@ -181,8 +185,9 @@ def read_recipe(file: Path) -> Recipe:
         raise BadRecipe(f"{file}: not a recipe: {explain(error, Recipe)}") from None
     from evomerge.merging.calibrations import fetch
 
+    refuse_other_packages(recipe)
     fetch(recipe, file.parent)
-    return recipe
+    return with_packages(recipe)
 
 
 def _adapter(recipe: Recipe, to: Path, *, rank: int | None, card: str, progress: Progress | None) -> list[str]:

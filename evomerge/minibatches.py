@@ -13,16 +13,21 @@ difference to it on the minibatch. So asynchronous workers may mix points of two
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
-from evaluators.evaluation import Documents, Evaluation, Outcome, Stop
+import numpy as np
+
+from evaluators.evaluation import Documents, Evaluation, Floats, Outcome, Score, Stop
 from evaluators.objective import MinibatchSettings, Objective
-from evaluators.racing import cut, estimate
+from evaluators.racing import Par, cut, estimate, estimated
 from evomerge.best_known import BestKnown
 from evomerge.dispatch import Task
 from evomerge.errors import BadSearch
-from evomerge.optimizers.contract import HasGenerations, Optimizer
+from evomerge.optimizers.contract import HasGenerations, Observation, Optimizer
 from evomerge.records import CandidateRecord
+
+REHEARSED = 300  # points of an optimizer, of which `check` counts those that see all documents
 
 
 def with_generations(optimizer: Optimizer, kind: str) -> HasGenerations:
@@ -53,6 +58,30 @@ def refuse_few_documents(documents: Documents, count: int) -> None:
         )
 
 
+def minibatches(documents: Documents, settings: MinibatchSettings) -> list[Documents]:
+    """Return ``documents``, all of the search, cut into the parts that generations see."""
+    return cut(documents, [number / settings.count for number in range(settings.count + 1)])
+
+
+def share_in_full(optimizer: Optimizer, kind: str, *, objectives: int, points: int) -> float:
+    """Return which share of an optimizer's points is measured on all documents: a rehearsal with random values.
+
+    Args:
+        optimizer: a new one of this ``kind``; the rehearsal uses it up.
+        points: that it will be asked for; at most `REHEARSED` of them are rehearsed.
+
+    Raises:
+        BadSearch: it has no generations.
+    """
+    generations, rng = with_generations(optimizer, kind), np.random.default_rng(0)
+    full, rehearsed = 0, max(1, min(points, REHEARSED))
+    for _ in range(rehearsed):
+        genome = optimizer.ask(1)[0]
+        full += generations.generation_of(genome) is None
+        optimizer.tell([Observation(genome, rng.random(objectives))])
+    return full / rehearsed
+
+
 class Minibatches:
     """See the module's text."""
 
@@ -65,32 +94,39 @@ class Minibatches:
         best: BestKnown,
     ) -> None:
         """Cut ``documents``, all of the search, into parts; ``best`` is kept up to date by the search."""
-        self._parts = cut(documents, [number / settings.count for number in range(settings.count + 1)])
+        self._parts = minibatches(documents, settings)
         self._smooth = settings.measure != "metric"
         self._all, self._objectives, self._optimizer, self._best = documents, objectives, optimizer, best
 
     def task(self, candidate: CandidateRecord) -> Task:
-        """Return what is to be measured of ``candidate``."""
+        """Return what is to be measured of ``candidate``; all while nothing is known to hold an estimate to."""
         number = self._number(candidate)
-        if number is None:
+        if number is None or not len(self._best):
             return Task(candidate, "search", self._all)
         return Task(candidate, "search", self._parts[number], smooth=self._smooth)
 
-    def estimated(self, candidate: CandidateRecord, outcome: Outcome) -> Outcome:
-        """Return what ``outcome`` on the candidate's documents lets expect of all documents."""
-        number = self._number(candidate)
-        if number is None or not isinstance(outcome, Evaluation):
+    def estimated(self, task: Task, outcome: Outcome) -> Outcome:
+        """Return what ``outcome`` on the documents of ``task`` lets expect of all documents."""
+        seen = task.documents
+        if seen is self._all or not isinstance(outcome, Evaluation):
             return outcome
-        seen = self._parts[number]
         par_of, par = self._best.par()
         scores = {}
         for objective in self._objectives:
             first = self._all.ids[objective.task].index(seen.ids[objective.task][0])
-            scores[objective.name] = estimate(
-                par[objective.name], outcome.scores[objective.name].documents, first=first
-            )
+            own = outcome.scores[objective.name].documents
+            scores[objective.name] = self._estimate(par[objective.name], own, first)
+        number = self._parts.index(seen)
         stop = Stop(seen.count, self._all.count, rival=None, chance=None, par=par_of, minibatch=number)
         return replace(outcome, scores=scores, stopped=stop)
+
+    def _estimate(self, par: Par, own: Floats, first: int) -> Score:
+        """What scores of documents from ``first`` on let expect; of smooth ones, whose level is another than that of
+        par, only the order counts, so they are not held to its range."""
+        if not self._smooth:
+            return estimate(par, own, first=first)
+        guess = estimated(par, own, first=first)
+        return Score(guess.mean, math.sqrt(guess.variance), own)
 
     def _number(self, candidate: CandidateRecord) -> int | None:
         """Of the minibatch; None for what is measured on all documents."""

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from evaluators.errors import one_line
 from evomerge.atomic import alone
 from evomerge.columns import NONE
-from evomerge.errors import BadSearch, EvomergeError
+from evomerge.errors import BadSearch, EvomergeError, NotEnoughRoom
 from evomerge.optimizers.optuna_quiet import quiet
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
@@ -44,7 +44,8 @@ MOST_PARAMETERS = 50  # every parameter of every trial costs Optuna and its dash
 LATER_SPLITS: tuple[Split, ...] = ("validation", "test")
 EVERY_SECONDS = 5.0  # how often a view that is live looks for something new
 SHARE = 0.05  # of the time that it may take
-MOST_LIVE = 20_000  # candidates; Optuna keeps some 25 kB of each in memory while it writes
+MOST_LIVE = 20_000  # candidates that a driver writes
+BYTES_PER_TRIAL = 25_000  # of memory, while Optuna writes
 CREATED = "search created"  # tells a search from an older one of the same name
 
 _log = logging.getLogger(__name__)
@@ -79,6 +80,27 @@ def sync(results: Results, path: Path | None = None) -> Path:
     with quiet(verbosity=optuna.logging.WARNING):
         _sync(results, path)
     return path
+
+
+def complete(results: Results, *, say: Callable[[str], None]) -> None:
+    """Bring the view beside the record up to date at the end of a search, unless it is too large for that.
+
+    Raises:
+        NotEnoughRoom: it cannot be written.
+    """
+    name, count = results.record.name, len(results.candidates)
+    if count > MOST_LIVE:
+        say(
+            f"the Optuna view beside the record is not complete: {count:,} candidates would take some "
+            f"{count * BYTES_PER_TRIAL / 2**30:.1f} GiB of memory; `evomerge export {name} --format optuna --to FILE` "
+            "writes them all"
+        )
+        return
+    say("writing the Optuna view")
+    try:
+        sync(results)
+    except OSError as error:  # the record is whole, and the same command tries again
+        raise NotEnoughRoom(f"the Optuna view cannot be written: {error}; make room and run it again") from None
 
 
 def export_study(results: Results, to: str) -> None:

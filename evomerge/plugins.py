@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from evaluators import objective_kinds
 from evaluators.errors import one_line
-from evomerge.errors import BadSearch
+from evomerge.errors import BadRecipe, BadSearch
 from search_spaces import operators
+from search_spaces.recipe import Recipe
 
 T = TypeVar("T", bound=BaseModel)
 Described = dict[str, str]  # group, name, package and version of a plug-in
@@ -69,6 +70,32 @@ def changed(recorded: Iterable[Described], now: Iterable[Described]) -> str | No
             now_there = f"{found['package']} {found['version']}" if found else "nothing of that name"
             return f"{_in_words(before)}, and {now_there} is installed"
     return None
+
+
+def with_packages(recipe: Recipe, recorded: Iterable[Described] | None = None) -> Recipe:
+    """Return ``recipe`` with the packages that bring its operators: as its search ``recorded`` them, else as installed.
+
+    What the recipe says itself is kept."""
+    kinds = dict.fromkeys(operator.kind for operator in recipe.operators)
+    if recorded is None:
+        recorded = [_describe("operators", kind) for kind in kinds if _named("operators").get(kind)]
+    own = {f"{e['package']}=={e['version']}" for e in recorded if e["group"] == "operators" and e["name"] in kinds}
+    return recipe if recipe.packages or not own else recipe.model_copy(update={"packages": tuple(sorted(own))})
+
+
+def refuse_other_packages(recipe: Recipe) -> None:
+    """Refuse a recipe whose operators are now brought by other packages, or versions, than it was made with.
+
+    Raises:
+        BadRecipe: they are; the text says what to install.
+    """
+    installed = with_packages(recipe.model_copy(update={"packages": ()})).packages
+    if recipe.packages and recipe.packages != installed:
+        now = ", ".join(installed) or "none"
+        raise BadRecipe(
+            f"the recipe was made with {', '.join(recipe.packages)}, and {now} is installed, which may merge otherwise"
+            f": pip install {' '.join(recipe.packages)}, or take `packages` out of the recipe"
+        )
 
 
 def forget() -> None:

@@ -13,11 +13,13 @@ import numpy as np
 
 from evaluators.evaluation import Documents
 from evaluators.objective import EvaluationSettings
+from evaluators.objective_kinds import Forgetting
 from evaluators.splits import Splits
 from evomerge import plugins
 from evomerge.calibration import CALIBRATION, make_calibration
 from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
+from evomerge.examples import example_merges, example_recipes
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
 from evomerge.minibatches import refuse_few_documents
@@ -30,12 +32,10 @@ from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
 from search_spaces.calibration import Calibration
 from search_spaces.courses import Moments
-from search_spaces.genes import Genome
 from search_spaces.mosaic_space import MosaicSpace, MosaicSpaceSettings
 from search_spaces.parameter_space import ParameterSpace, ParameterSpaceSettings
 from search_spaces.path_space import PathSpace, fixed_merges
 from search_spaces.recipe import Merge, Source
-from search_spaces.seeds import base_recipe
 from search_spaces.spaces import Space
 from search_spaces.vocabulary import Vocabulary, vocabulary_keys
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 MERGES = "merges"  # key of a recorded plan: merges that paths lead through and that are not searched
 MOMENTS = "moments"  # key of a recorded plan: what the scales of paths start from
+TOKENIZERS = "tokenizers"  # key of a recorded plan, which those of older versions lack
 CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; like `INSPECTION` not part of what must stay the same
 Say = Callable[[str], None]
 Progress = Callable[[str, float], None]  # what, and the share of it that is done
@@ -61,6 +62,7 @@ class Problem:
         inspection: how far the experts are from the base.
         copies: models that a worker holds in memory of its own.
         calibration: prompts of operators that need statistics.
+        tokenizers: digests of those that scores depend on: the base's; all with `sources.vocabulary`.
         vocabulary: that the sources are brought to; none where theirs are equal.
         vocabulary_notes: what that does, for people.
     """
@@ -74,6 +76,7 @@ class Problem:
     inspection: Inspection
     copies: int = 1
     calibration: Calibration | None = None
+    tokenizers: tuple[str | None, ...] = ()
     vocabulary: Vocabulary | None = None
     vocabulary_notes: tuple[str, ...] = ()
 
@@ -81,6 +84,12 @@ class Problem:
     def objective_names(self) -> tuple[str, ...]:
         """Names of the objectives, in order."""
         return tuple(objective.name for objective in self.file.objectives)
+
+    @property
+    def longest_seconds(self) -> float:
+        """How long a worker may take for a candidate: also for the base where it is measured with a worker's first."""
+        with_base = any(isinstance(objective, Forgetting) for objective in self.file.objectives)
+        return self.file.evaluation.timeout_seconds * (2.0 if with_base else 1.0)
 
     def documents(self, split: str) -> Documents:
         """The documents of ``split``: search, validation or test."""
@@ -117,6 +126,7 @@ class Problem:
             **({PLUGINS: plugged} if plugged else {}),
             **({MERGES: [body.model_dump(mode="json") for body in fixed]} if fixed else {}),
             **({CALIBRATION: self.calibration.model_dump(mode="json")} if self.calibration else {}),
+            **({TOKENIZERS: list(self.tokenizers)} if self.tokenizers else {}),
             **({MOMENTS: [list(row) for row in moments]} if moments else {}),
             "sources": [source.model_dump(mode="json") for source in self.space.sources],
             "expert_names": list(self.space.expert_names),
@@ -142,6 +152,7 @@ class Problem:
             threads=threads,
             calibration=self.calibration,
             vocabulary=self.vocabulary,
+            examples=tuple(dict.fromkeys(recipe.to_json() for recipe in example_recipes(self.space))),
         )
 
 
@@ -168,6 +179,7 @@ def prepare(
     from evaluators.tasks import TaskSuite
     from evomerge.merging import compatibility
     from evomerge.merging.inspection import cached_inspection
+    from evomerge.merging.observation import default_device, ensure
     from evomerge.merging.opening import open_sources
     from evomerge.path_spaces import make_path_space, model_moments
 
@@ -181,6 +193,7 @@ def prepare(
         Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))
         for source, folder in zip(models, folders, strict=True)
     )
+    with_tokenizer = folders[:1] if file.sources.vocabulary is None else folders
     inspection = cached_inspection(
         checkpoints,
         [source.short_name for source in file.sources.experts],
@@ -208,7 +221,9 @@ def prepare(
             file, file.space, pinned, checkpoints, vocabulary=vocabulary, first=first, prompts=prompts
         )
     if calibration is not None:
-        _observe(space, checkpoints, shares(progress or by_tenths(say), "running the experts on calibration prompts"))
+        told = shares(progress or by_tenths(say), "running the experts on calibration prompts")
+        for recipe in example_merges(space):
+            ensure(recipe, checkpoints, device=default_device(), progress=told)
     if isinstance(space, PathSpace) and space.settings.scale_start is not None:
         if moments is None:
             say("measuring the residual streams of the models")
@@ -229,23 +244,12 @@ def prepare(
         inspection=inspection,
         copies=_copies(space, checkpoints),
         calibration=calibration,
+        tokenizers=tuple(map(source_files.tokenizer_fingerprint, with_tokenizer)),
         vocabulary=vocabulary,
         vocabulary_notes=notes,
     )
     check_optimizer(problem)
     return problem
-
-
-def _observe(space: Space, checkpoints: Sequence[Checkpoint], progress: Callable[[int, int], None]) -> None:
-    """Compute the statistics of the space's operators, for workers to find them."""
-    from evomerge.merging.observation import default_device, ensure
-
-    searched = space.models if isinstance(space, PathSpace) else (space,)
-    recipes = [inner.decode(Genome(inner.genes.start)) for inner in searched if isinstance(inner, ParameterSpace)]
-    if isinstance(space, PathSpace):
-        recipes += [base_recipe(space).model_copy(update={"body": body}) for body in fixed_merges(space)]
-    for recipe in recipes:
-        ensure(recipe, checkpoints, device=default_device(), progress=progress)
 
 
 def _in_one_vocabulary(
@@ -365,6 +369,16 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
             raise BadSource(
                 f"{now['path']}: the files have changed since search {name!r} began "
                 f"(was {before['digest'][:12]}, is {now['digest'][:12]}); restore them, or start another search"
+            )
+    if TOKENIZERS not in recorded_plan:
+        plan.pop(TOKENIZERS, None)
+    for source, before, now in zip(
+        plan["sources"], recorded_plan.get(TOKENIZERS, ()), plan.get(TOKENIZERS, ()), strict=False
+    ):
+        if before != now:
+            raise BadSource(
+                f"{source['path']}: the tokenizer's files have changed since search {name!r} began; restore them, or "
+                "start another search"
             )
     if wrong := plugins.changed(recorded_plan.get(PLUGINS, ()), plan.get(PLUGINS, ())):
         raise BadSearch(f"search {name!r} began with {wrong}; install what it began with, or start another search")

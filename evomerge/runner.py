@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from cluster.fair_shares import room
 from cluster.pool import Pool
 from evomerge.config import BaselineSettings, ClusterSettings, SearchFile
 from evomerge.dispatch import Dispatcher
@@ -81,7 +83,7 @@ def _run(file: SearchFile, watcher: Watcher) -> Results:
         records = [open_record(store, replace(problem, file=each)) for each in files]
         at_most = "at most " if _on_cluster(file.cluster) else ""
         watcher.say(f"starting {at_most}{machine.workers} worker{'s' if machine.workers > 1 else ''}")
-        pool = stack.enter_context(open_pool(file.cluster, problem, machine))
+        pool = stack.enter_context(open_pool(file.cluster, problem, machine, name=_pool_name(records[0])))
         for each, record in zip(files, records, strict=True):
             drive(replace(problem, file=each), record, pool, watcher)
     return Results.of(store.search(file.name))
@@ -152,8 +154,7 @@ def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) 
     from evomerge.metrics import SearchMetrics
 
     optimizer = make_optimizer(optimizer_settings(record, problem.file), problem.setting())
-    timeout = problem.file.evaluation.timeout_seconds
-    dispatcher = Dispatcher(pool, timeout_seconds=timeout, losses=Losses(record))
+    dispatcher = Dispatcher(pool, timeout_seconds=problem.longest_seconds, losses=Losses(record))
     watcher.search_begins(record, problem.file)
     dispatcher.every_few_seconds(lambda: crews.save(record, dispatcher))
     listeners: list[Listener] = [watcher]
@@ -165,11 +166,7 @@ def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) 
         search = Search(problem, record, optimizer, dispatcher, Several([*listeners, view]))
         watcher.say(f"the search stops: {search.run()}")
         conclude(search)
-    watcher.say("writing the Optuna view")
-    try:
-        optuna_view.sync(Results.of(record))
-    except OSError as error:  # the record is whole, and the same command tries again
-        raise NotEnoughRoom(f"the Optuna view cannot be written: {error}; make room and run it again") from None
+    optuna_view.complete(Results.of(record), say=watcher.say)
 
 
 def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
@@ -183,8 +180,8 @@ def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
     if _on_cluster(cluster):
         with join_cluster() as session:
             gpus = _gpus_per_worker(cluster, session.offered().get("GPU", 0.0))
-            room = session.capacity({"CPU": cluster.cpus_per_worker, "GPU": gpus})
-        workers = room if cluster.workers == "auto" else min(room, cluster.workers)
+            most = session.capacity({"CPU": cluster.cpus_per_worker, "GPU": gpus})
+        workers = most if cluster.workers == "auto" else min(most, cluster.workers)
         return Machine("cuda" if gpus else "cpu", max(1, workers), threads, gpus)
     import torch
 
@@ -195,7 +192,7 @@ def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
     elif cluster.backend == "in_process":
         workers = 1
     elif gpus:
-        workers = max(1, int(there / gpus))
+        workers = max(1, room({"GPU": there}, {"GPU": gpus}))
     else:
         workers = max(1, int(len(os.sched_getaffinity(0)) / cluster.cpus_per_worker))
     _check_memory(problem, workers)
@@ -246,9 +243,14 @@ def _check_memory(problem: Problem, workers: int) -> None:
         )
 
 
+def _pool_name(record: SearchRecord) -> str:
+    """Return a name that only the driver of this search gives its pool, and the next one again if it dies."""
+    return hashlib.sha256(f"{record.name} {record.row.created!r}".encode()).hexdigest()
+
+
 @contextmanager
-def open_pool(cluster: ClusterSettings, problem: Problem, machine: Machine) -> Iterator[Pool]:
-    """Start the workers of a search, and stop them at the end."""
+def open_pool(cluster: ClusterSettings, problem: Problem, machine: Machine, *, name: str) -> Iterator[Pool]:
+    """Start the workers of a search, and stop them at the end; ``name`` is what the cluster knows them by."""
     spec = problem.worker_spec(device=machine.device, threads=machine.threads)
     pool: Pool
     if cluster.backend == "in_process":
@@ -264,6 +266,7 @@ def open_pool(cluster: ClusterSettings, problem: Problem, machine: Machine) -> I
                 workers=cluster.workers if _on_cluster(cluster) else machine.workers,
                 cpus_per_worker=cluster.cpus_per_worker,
                 gpus_per_worker=machine.gpus,
+                name=name,
             )
         except ValueError as error:  # no node has room for such a worker
             raise BadSearch(f"cluster: {error}") from None

@@ -100,7 +100,7 @@ class Search:
                 if reason and self._dispatcher.in_flight == 0:
                     return reason
                 for task, outcome in self._dispatcher.collect(POLL_SECONDS):
-                    self._finish(task.candidate, outcome)
+                    self._finish(task, outcome)
                 clock.save()
         finally:
             clock.save(force=True)
@@ -178,11 +178,11 @@ class Search:
             stopped=evaluation.stopped,
         )
 
-    def _finish(self, candidate: CandidateRecord, outcome: Outcome) -> None:
+    def _finish(self, task: Task, outcome: Outcome) -> None:
         if self._minibatches:
-            outcome = self._minibatches.estimated(candidate, outcome)
+            outcome = self._minibatches.estimated(task, outcome)
         self._progress.failed += isinstance(outcome, Failure)
-        self._record_and_tell(candidate, outcome)
+        self._record_and_tell(task.candidate, outcome)
         self._check_failure_budget()
 
     def _record_and_tell(

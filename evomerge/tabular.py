@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from evaluators.evaluation import Floats
+from evaluators.evaluation import Documents, Floats
 from evomerge.atomic import writing_folder
 from evomerge.columns import CHUNK, COSTS, NONE, SPLITS, Ints
+from evomerge.minibatches import minibatches
 from evomerge.records import CandidateRecord, EvaluationRecord, Split
 from evomerge.results import Results
 from evomerge.shares import Progress
@@ -51,7 +52,7 @@ def write_tables(results: Results, to: Place, kind: str, *, progress: Progress |
     ``SPLIT:OBJECTIVE:se`` (standard error), ``SPLIT:failure``, ``SPLIT:message`` and the cost. `documents` has one row
     for each document of the latest evaluation on each split: its position among those evaluated, its number in the
     task (empty where the objective is a group's) and its score. Scores are in the metrics' own directions; those of
-    candidates whose state is `stopped` are racing's estimates from the documents that they saw.
+    candidates whose state is `stopped` are estimates from the documents that they saw.
 
     Memory does not grow with the number of candidates. ``progress`` is called with candidates written and in total.
 
@@ -137,22 +138,41 @@ def _document_batches(results: Results) -> Iterator[pa.RecordBatch]:
     for split in SPLITS:
         documents = results.record.row.plan["documents"][split]
         ids = {o.name: np.array(documents.get(o.documents_of, ()), np.int64) for o in results.objectives}
+        parts = {name: _parts(results, own) for name, own in ids.items()}
         latest = known.latest(split)
         latest = latest[latest != NONE]
         for start in range(0, len(latest), CHUNK):
             rows = latest[start : start + CHUNK]
+            numbers = known.evaluations.candidates[rows]
             scores = list(known.document_scores(rows.tolist()))
-            yield _document_batch(split, known.evaluations.candidates[rows], ids, scores)
+            seen = [NONE] * len(rows) if not known.evaluations.stopped[rows].any() else _minibatches(results, numbers)
+            given = [{name: parts[name][part] if part != NONE else own for name, own in ids.items()} for part in seen]
+            yield _document_batch(split, numbers, given, scores)
+
+
+def _parts(results: Results, ids: Ints) -> list[Ints]:
+    """The minibatches of a task's search documents; none if the search has none."""
+    settings = results.file.evaluation.minibatches
+    if settings is None:
+        return []
+    cut = minibatches(Documents({"": tuple(ids.tolist())}), settings)
+    return [np.array(part.ids.get("", ()), np.int64) for part in cut]
+
+
+def _minibatches(results: Results, numbers: Ints) -> list[int]:
+    """Which minibatch each of some candidates saw; `NONE` where it saw all documents, or the first ones."""
+    stops = [candidate.evaluations["search"].stopped for candidate in results.candidates.each(numbers.tolist())]
+    return [NONE if stop is None or stop.minibatch is None else stop.minibatch for stop in stops]
 
 
 def _document_batch(
-    split: Split, numbers: Ints, ids: Mapping[str, Ints], scores: Sequence[Mapping[str, Floats]]
+    split: Split, numbers: Ints, ids: Sequence[Mapping[str, Ints]], scores: Sequence[Mapping[str, Floats]]
 ) -> pa.RecordBatch:
-    """The scores of some evaluations, one a candidate, by objective."""
-    names = list(ids)
+    """The scores of some evaluations, one a candidate, by objective; ``ids``: of the documents that it saw first."""
+    names = list(ids[0])
     parts = [(n, k, each[name]) for n, each in enumerate(scores) for k, name in enumerate(names) if name in each]
     counts = [len(part) for _, _, part in parts]
-    documents = _joined([_documents_of(ids[names[k]], len(part)) for _, k, part in parts], np.int64)
+    documents = _joined([_documents_of(ids[n][names[k]], len(part)) for n, k, part in parts], np.int64)
     columns = [
         pa.array(np.repeat(numbers[[n for n, _, _ in parts]], counts)),
         _words([split], np.zeros(sum(counts), np.int32)),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class WorkerSpec:
         threads: CPU threads for tensor work.
         calibration: prompts of operators that need statistics, for machines that do not have them.
         vocabulary: the one that the sources are brought to.
+        examples: recipes that need, between them, what those of the search compute once on a machine or in a process;
+            the last is like them. A worker is ready when it has that, so no candidate's time-out has to cover it.
     """
 
     folders: tuple[str, ...]
@@ -43,6 +46,7 @@ class WorkerSpec:
     sources: tuple[Source, ...] = ()
     calibration: Calibration | None = None
     vocabulary: Vocabulary | None = None
+    examples: tuple[str, ...] = ()
 
     def local_folders(self) -> tuple[Path, ...]:
         """Return the folders of the sources on this machine; Hub ids and URLs are copied here if need be.
@@ -107,6 +111,7 @@ class Worker:
             self._smooth = SmoothEvaluator(smooth, {name: other.name for name, other in others.items()})
         timeout = spec.evaluation.timeout_seconds
         self._blockwise = BlockwiseEvaluator(self._evaluator, metrics, timeout_seconds=timeout)
+        self._warm_up([Recipe.model_validate_json(example) for example in spec.examples])
 
     def evaluate(
         self, recipe_json: str, ids: Mapping[str, tuple[int, ...]], race: Race | None = None, as_exported: bool = False
@@ -161,6 +166,14 @@ class Worker:
                 cpu_seconds=time.process_time() - cpu,
             ),
         )
+
+    def _warm_up(self, examples: Sequence[Recipe]) -> None:
+        """Compute now what the first candidate would have to: statistics, shared vectors, compiled kernels."""
+        for recipe in examples:
+            self._observe(recipe)
+        with suppress(CandidateFailed):  # what that says of a candidate, the candidates will say
+            if examples:
+                self._resident.apply(examples[-1])
 
     def _observe(self, recipe: Recipe) -> None:
         """Compute the statistics that the recipe needs, if this machine does not have them."""

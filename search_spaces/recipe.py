@@ -23,6 +23,10 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_empty(value: object) -> bool:
+    return value == ()
+
+
 class Source(Frozen):
     """One checkpoint that a recipe reads: a folder or a Hub id, and what was found there."""
 
@@ -152,7 +156,18 @@ class Recipe(Frozen):
     vocabulary: Vocabulary | None = Field(
         default=None, exclude_if=_is_none, description="tokens, where the sources' differ; none: they must not differ"
     )
+    packages: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=_is_empty,
+        description="package==version of every package that brings an operator; no part of the digest",
+    )
     body: Body
+
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        """The operators of all blocks, those of a path's slots included, in order."""
+        bodies = self.body.merged_slots if isinstance(self.body, PathBody) else (self.body,)
+        return tuple(block.operator for each in bodies if isinstance(each, Blocks) for block in each.blocks)
 
     @property
     def experts(self) -> tuple[int, ...]:
@@ -162,7 +177,7 @@ class Recipe(Frozen):
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical JSON, with each source named by its content."""
-        value = self.model_dump(mode="json")
+        value = self.model_dump(mode="json", exclude={"packages"})
         value["sources"] = [source.identity for source in self.sources]
         return digest(value)
 

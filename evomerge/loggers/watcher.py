@@ -19,6 +19,7 @@ from evomerge.storage_url import masked
 from evomerge.store import SearchRecord
 from evomerge.watcher import Watcher
 from search_spaces.canonical import digest
+from search_spaces.genes import Vector
 
 
 @contextmanager
@@ -77,7 +78,7 @@ class LoggedWatcher:
         assert self._curves is not None
         evaluation = candidate.evaluations[split]
         if evaluation.answered_from is None:
-            values = self._curves.add(evaluation)
+            values = self._curves.add(evaluation, seed=candidate.origin == "seed")
             self._tell(partial(_log, step=self._curves.step, values=values))
 
     def close(self) -> None:
@@ -118,14 +119,19 @@ class _Curves:
         self.step = results.spent
         self._names = results.chooser.names
         self._signs = results.signs
-        self._weights = results.chooser.preference.weights / results.chooser.preference.weights.sum()
+        self._preference = results.chooser.preference  # its scales follow from the seeds
         self._failed = sum(results.failures.values())
         known = results.candidates.values["search"][results.searched] * self._signs
         self._best = np.vstack([np.full((1, len(self._names)), -np.inf), known]).max(axis=0)
-        self._best_joint = float((known @ self._weights).max(initial=-np.inf))
+        self._best_together: Vector | None = max(known, key=self._joint, default=None)  # values with the best joint
 
-    def add(self, evaluation: EvaluationRecord) -> dict[str, float]:
-        """Return what an evaluation adds, by name."""
+    def _joint(self, values: Vector) -> float:
+        """The weighted mean of maximised (objectives,) ``values`` on the scales that the seeds so far give."""
+        weights = self._preference.weights
+        return float(self._preference.scaled(values) @ weights / weights.sum())
+
+    def add(self, evaluation: EvaluationRecord, *, seed: bool) -> dict[str, float]:
+        """Return what an evaluation, of a ``seed`` or of another, adds, by name."""
         split = evaluation.split
         self.step += split == "search"
         self._failed += evaluation.failure is not None
@@ -136,14 +142,20 @@ class _Curves:
         if scores is None or evaluation.stopped:
             return values
         values |= {f"{split}/{name}": value for name, value in zip(self._names, scores.tolist(), strict=True)}
-        joint = float((scores * self._signs) @ self._weights)
-        several = len(self._names) > 1
-        if several:
-            values[f"{split}/joint"] = joint
+        turned, several = scores * self._signs, len(self._names) > 1
         if split == "search":
-            self._best = np.maximum(self._best, scores * self._signs)
-            self._best_joint = max(self._best_joint, joint)
+            self._take(turned, seed=seed)
             best = zip(self._names, (self._best * self._signs).tolist(), strict=True)
             values |= {f"best/{name}": value for name, value in best}
-            values |= {"best/joint": self._best_joint} if several else {}
+        if several:
+            values[f"{split}/joint"] = self._joint(turned)
+        if several and split == "search" and self._best_together is not None:
+            values["best/joint"] = self._joint(self._best_together)
         return values
+
+    def _take(self, values: Vector, *, seed: bool) -> None:
+        if seed:
+            self._preference.see_seed(values)
+        self._best = np.maximum(self._best, values)
+        if self._best_together is None or self._joint(values) > self._joint(self._best_together):
+            self._best_together = values

@@ -38,10 +38,13 @@ def write_adapter(
 
     Raises:
         UserMistake: ``to`` exists and is not an empty folder.
-        BadRecipe: an expert is no adapter, or the operator is not linear in the task vectors.
+        BadRecipe: an expert is no adapter, the recipe has a vocabulary of its own, or the operator is not linear in the
+            task vectors.
         BadSource: the sources have changed or do not fit, or an adapter changes more than plain matrices.
     """
     check_free(to)
+    if recipe.vocabulary is not None:
+        raise BadRecipe("a merged model with another vocabulary is no adapter of its base; export a checkpoint")
     sources, engine = open_merge(recipe)
     pairs: dict[str, Pair] = {}
     lost = whole = 0.0

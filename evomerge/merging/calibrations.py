@@ -10,7 +10,7 @@ from evomerge.errors import BadRecipe
 from evomerge.merging.prepared import in_the_cache
 from evomerge.merging.sources import cache_folder
 from search_spaces.calibration import Calibration
-from search_spaces.recipe import Blocks, PathBody, Recipe
+from search_spaces.recipe import Recipe
 
 
 def file_name(digest: str) -> str:
@@ -20,10 +20,7 @@ def file_name(digest: str) -> str:
 
 def named_in(recipe: Recipe) -> tuple[str, ...]:
     """Return the digests of the calibration prompts that the operators of ``recipe`` name, sorted."""
-    body = recipe.body
-    bodies = body.merged_slots if isinstance(body, PathBody) else (body,)
-    operators = [block.operator for each in bodies if isinstance(each, Blocks) for block in each.blocks]
-    return tuple(sorted({operator.prompts for operator in operators if hasattr(operator, "prompts")}))
+    return tuple(sorted({operator.prompts for operator in recipe.operators if hasattr(operator, "prompts")}))
 
 
 def keep(calibration: Calibration, folder: Path | None = None) -> None:

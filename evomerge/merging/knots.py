@@ -14,7 +14,7 @@ from evomerge.merging.coefficients import Kernel, base_of, check_size
 from evomerge.merging.kernels import Combination, Scratch
 from evomerge.merging.masks import MaskKey
 from evomerge.merging.prepared import prepared
-from evomerge.merging.selection import Selector
+from evomerge.merging.selection import SMALL, Selector
 from evomerge.merging.virtual import as_kept, key_of, task_matrices
 from evomerge.merging.whole import MadeWhole
 from search_spaces.operators import DareLinear, DareTies, Knots, Operator, Ties
@@ -23,6 +23,7 @@ from search_spaces.tensors import in_stack
 
 Inner = Callable[..., Kernel]  # `operators.for_tensor`
 T = TypeVar("T")
+_OF_SMALL, _OF_LARGE = 8 << 20, 1 << 19  # bytes: ranks and draws of every element, or thresholds and histograms
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def in_shared_basis(
 
     coordinates = prepared("knots", key, name, make_coordinates)
     moved = recipe.model_copy(update={"base": 0, "sources": _in_order(recipe, recipe.sources)})
-    own = selector.remember(("knots", name, recipe.experts), lambda: _selector(coordinates, basis, name))
+    most = _most_remembered(selector, coordinates)
+    own = selector.remember(("knots", name, recipe.experts), lambda: _selector(coordinates, basis, name, most))
     kernel = inner(method, moved, name, selector=own, keys=_in_order(recipe, keys))
     return InBasis(base_of(recipe), basis, coordinates, kernel, check_size(operator.scale))
 
@@ -96,7 +98,15 @@ def _in_order(recipe: Recipe, values: Sequence[T]) -> tuple[T, ...]:
     return tuple(values[position] for position in (base_of(recipe), *recipe.experts))
 
 
-def _selector(coordinates: Tensor, basis: Tensor, name: str) -> Selector:
+def _most_remembered(selector: Selector, coordinates: Tensor) -> int:
+    """Return the bytes that may be remembered of one matrix: a search has a selector for each, a limited merge uses
+    each once."""
+    if selector.cache_bytes is not None:
+        return 0
+    return _OF_SMALL if coordinates.shape[1] <= SMALL else _OF_LARGE
+
+
+def _selector(coordinates: Tensor, basis: Tensor, name: str, most: int) -> Selector:
     tensors = [torch.zeros_like(coordinates[0]), *coordinates]
     shape = (basis.shape[1], coordinates.shape[1] // basis.shape[1])
-    return Selector([lambda _, tensor=tensor: tensor for tensor in tensors], 0, {name: shape})  # type: ignore[misc]
+    return Selector([lambda _, tensor=tensor: tensor for tensor in tensors], 0, {name: shape}, most)  # type: ignore[misc]

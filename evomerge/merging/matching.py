@@ -211,13 +211,20 @@ class _Pair:
         known = (*_MLP, *_QUERIES, *_KEYS)
         missing = [part for part in known if part not in self._parts]
         inside = [name for name in self.names if ".self_attn." in name or ".mlp." in name]
-        strange = [n for n in inside if not any(f".{part}." in n for part in known) and not n.endswith(_STAY)]
+        strange = [n for n in inside if not any(f".{part}." in n for part in known) and not self._stays(n)]
         if missing or strange:
             what = f"it has no {missing[0]}" if missing else f"tensor {strange[0]!r} is not known"
             raise BadSource(
                 f"{self.reference.path}: its layers are not built like Llama's ({what}), so it is not known which "
                 "units and heads may be permuted"
             )
+
+    def _stays(self, name: str) -> bool:
+        """Whether it is a norm that all heads share; where it spans them all (OLMo 2), its parts belong to heads."""
+        part = self._parts.get("self_attn.k_proj")
+        if part is None or not name.endswith(_STAY):
+            return False
+        return self.reference.info(name).shape == (self.reference.info(part).shape[0] // self.heads[1],)
 
     def _similarity(self, parts: Mapping[str, int], count: int) -> np.ndarray:
         """Return the inner products of what moves with unit or head i of the reference and j of the model, float64."""

@@ -7,7 +7,7 @@ tensors of adapters and the matrices that spectral operators decompose.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -21,8 +21,8 @@ from evomerge.merging.safetensors_writer import BUFFERS, PIECE, tensor_bytes
 from evomerge.merging.selection import CACHE_BYTES
 from evomerge.merging.statistics import Statistical
 from evomerge.merging.virtual import Spectral
-from search_spaces.operators import Della, DellaLinear, Knots, Operator, OperatorPlugIn
-from search_spaces.recipe import Blocks, PathBody, Recipe
+from search_spaces.operators import Della, DellaLinear, Knots, OperatorPlugIn, Ota
+from search_spaces.recipe import PathBody, Recipe
 from search_spaces.tensors import in_stack
 
 _FIXED = 16 << 20  # histograms, the libraries' own buffers, threads
@@ -74,16 +74,16 @@ def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[s
     if isinstance(recipe.body, PathBody):  # what is written is loaded and compared with the path
         copies = 2 + len(recipe.body.merged_slots)
         needed += copies * sum(tensor_bytes(shape, dtype) for shape in shapes.values())
-    if any(isinstance(operator, Statistical) for operator in _operators(recipe)):  # whole tensors in float64
+    if any(isinstance(operator, Statistical | Ota) for operator in recipe.operators):  # whole tensors in float64
         largest = max(math.prod(shape) for shape in shapes.values())
         needed += (4 + 5 * len(recipe.experts)) * largest * 8
-    if any(isinstance(operator, Spectral | Knots | Statistical) for operator in _operators(recipe)):
+    if any(isinstance(operator, Spectral | Knots | Statistical) for operator in recipe.operators):
         side = max((max(shape) for name, shape in shapes.items() if len(shape) == 2 and in_stack(name)), default=0)
         needed += (_DECOMPOSED + _PER_EXPERT * len(recipe.experts)) * side * side * 8
-    ranked = any(isinstance(operator, Della | DellaLinear) for operator in _operators(recipe))
-    if ranked or any(operator.needs_adapters for operator in _operators(recipe)):  # ranks in rows; a sum of low rank
+    ranked = any(isinstance(operator, Della | DellaLinear) for operator in recipe.operators)
+    if ranked or any(operator.needs_adapters for operator in recipe.operators):  # ranks in rows; a sum of low rank
         needed += max(2 * len(recipe.experts), 8) * max(math.prod(shape) for shape in shapes.values())
-    if any(isinstance(operator, OperatorPlugIn) for operator in _operators(recipe)):  # whole tensors in float32
+    if any(isinstance(operator, OperatorPlugIn) for operator in recipe.operators):  # whole tensors in float32
         needed += (sources + 3) * max(tensor_bytes(shape, torch.float32) for shape in shapes.values())
     return needed
 
@@ -92,10 +92,3 @@ def _of_adapter(adapter: Adapter) -> int:
     """Return the bytes of the largest tensor that is made from the adapter: the delta, the base and their sum."""
     largest: int = max(math.prod(adapter.info(name).shape) for name in adapter.changed)
     return 3 * 4 * largest
-
-
-def _operators(recipe: Recipe) -> Iterator[Operator]:
-    bodies = recipe.body.merged_slots if isinstance(recipe.body, PathBody) else (recipe.body,)
-    for body in bodies:
-        if isinstance(body, Blocks):
-            yield from (block.operator for block in body.blocks)

@@ -17,20 +17,17 @@ from evomerge.merging.prepared import in_the_cache
 from evomerge.merging.sources import cache_folder
 from evomerge.merging.statistics import Need, Recorder, Statistic, Statistical, needs
 from search_spaces.calibration import Calibration, Sample
-from search_spaces.recipe import Blocks, PathBody, Recipe
+from search_spaces.recipe import Recipe
 
 Progress = Callable[[int, int], None]  # runs of a prompt: done, all
 
 
 def statistical_operators(recipe: Recipe) -> list[Statistical]:
     """Return the operators of ``recipe`` that need statistics, those that differ in nothing but weights once."""
-    body = recipe.body
-    bodies = body.merged_slots if isinstance(body, PathBody) else (body,)
     found: dict[str, Statistical] = {}
-    for each in bodies:
-        for block in each.blocks if isinstance(each, Blocks) else ():
-            if isinstance(block.operator, Statistical):
-                found.setdefault(str(block.operator.model_dump(exclude={"weights", "scale"})), block.operator)
+    for operator in recipe.operators:
+        if isinstance(operator, Statistical):
+            found.setdefault(str(operator.model_dump(exclude={"weights", "scale"})), operator)
     return list(found.values())
 
 

@@ -54,10 +54,14 @@ def write_reversible(recipe: Recipe, to: Path, *, rank: int | None, progress: Pr
 
     Raises:
         UserMistake: ``to`` exists and is not an empty folder.
-        BadRecipe: there is no base, or whole models are given without a rank.
+        BadRecipe: there is no base, the recipe has a vocabulary of its own, or whole models are given without a rank.
         BadSource: the sources have changed or do not fit.
     """
     check_free(to)
+    if recipe.vocabulary is not None:
+        raise BadRecipe(
+            "sources in another vocabulary are no steps from the base that a basis holds; export a checkpoint"
+        )
     checkpoints, engine = open_merge(recipe.model_copy(update={"body": alone(0, len(recipe.sources))}))
     if recipe.base is None:
         raise BadRecipe("a shared basis is of task vectors: the recipe needs a base")

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from evomerge.atomic import replacing
 from evomerge.errors import BadSource
+from evomerge.merging.companions import tokenizer_files
 from evomerge.merging.staging import is_url, staged
 from search_spaces.recipe import Source
 
@@ -91,6 +93,22 @@ def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
         files.append(folder.parent / BASIS)
     if not files:
         raise BadSource(f"{folder}: there is nothing to fingerprint (no config.json, no safetensors)")
+    return _total(files, cache)
+
+
+def tokenizer_fingerprint(folder: Path) -> str | None:
+    """Return the SHA-256 over the names and contents of the tokenizer's files, chat templates included; None without.
+
+    Sources are named by weights and config alone: this is what a search remembers beside that.
+
+    Raises:
+        BadSource: a file cannot be read.
+    """
+    files = tokenizer_files(folder)
+    return _total(files, None) if files else None
+
+
+def _total(files: Iterable[Path], cache: Path | None) -> str:
     total = hashlib.sha256()
     for file in files:
         total.update(f"{file.name}\0{_file_digest(file, cache or cache_folder())}\n".encode())

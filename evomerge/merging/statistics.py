@@ -71,6 +71,8 @@ def needs(operator: Statistical, recipe: Recipe, calibration: Calibration) -> li
         )
     base = content(recipe.sources[base_of(recipe)])
     vocabulary = vocabulary_keys(recipe.vocabulary)
+    if vocabulary:  # which rows a model has in it follows from all the sources
+        vocabulary = (*vocabulary, *map(content, recipe.sources))
 
     def need(kind: Kind, source: int, **more: object) -> Need:
         samples = calibration.expert_digests[experts.index(source)]

@@ -88,3 +88,22 @@ def test_the_scarcer_resource_decides(cpus, gpus):
     offers = {"CPU": float(cpus), "GPU": float(gpus)} if gpus else {"CPU": float(cpus)}
     assert room(offers, {"CPU": 4.0, "GPU": 0.5}) == min(cpus // 4, gpus * 2)
     assert room(offers, {"CPU": 0.0, "GPU": 1.0}) == gpus
+
+
+@pytest.mark.parametrize(
+    ("part", "devices", "most"), [(0.4, 2, 4), (0.4, 1, 2), (0.3, 3, 9), (0.5, 2, 4), (0.1, 2, 20), (0.7, 4, 4)]
+)
+def test_part_of_a_gpu_is_part_of_one_device(part, devices, most):
+    needs, offers = {"CPU": 1.0, "GPU": part}, {"CPU": 100.0, "GPU": float(devices)}
+    assert room(offers, needs) == most
+    for there in range(most + 1):  # the more of such workers run, the fewer fit
+        left = {"CPU": 100.0 - there, "GPU": devices - there * part}
+        assert room(left, needs, offers) == most - there
+
+
+def test_whole_gpus_of_others_are_not_taken_for_parts():
+    offers = {"CPU": 8.0, "GPU": 2.0}
+    assert room({"CPU": 8.0, "GPU": 1.0}, {"GPU": 0.4}, offers) == 2
+    assert room({"CPU": 8.0, "GPU": 1.0}, {"GPU": 0.25}, offers) == 4
+    assert room({"CPU": 8.0, "GPU": 1.0}, {"GPU": 1.0}, offers) == 1
+    assert room({"CPU": 1.0, "GPU": 2.0}, {"CPU": 1.0, "GPU": 0.4}, offers) == 1

@@ -212,8 +212,8 @@ def watch(session, monkeypatch):
     monkeypatch.setattr(ray_watch, "LOOK_EVERY_SECONDS", 3600.0)
     made = []
 
-    def make(held=0, most=None):
-        made.append(Watch(session, {"CPU": 1.0, "GPU": 0.0}, most))
+    def make(held=0, most=None, pool=None):
+        made.append(Watch(session, {"CPU": 1.0, "GPU": 0.0}, most, pool=pool))
         made[-1].held = held
         return made[-1]
 
@@ -264,6 +264,25 @@ def test_the_share_of_a_pool_that_falls_silent_returns(watch, session, texts, mo
     dead.close()
     assert first._look().pools == 1
     assert len(texts) == 1
+
+
+def test_a_pool_takes_the_place_of_its_dead_self_at_once(watch, session):
+    other, dead = watch(held=4, pool="other"), watch(held=4, pool="search")
+    session.taken = 8
+    dead._look()
+    assert [other._look().share, dead._look().share] == [4, 4]
+    session.taken = 4  # killed: Ray has ended its workers, its text still stands
+    again = watch(pool="search")
+    assert [again.view.share, again.view.room, again.view.pools] == [4, 4, 2]
+    assert other._look().pools == 2
+
+
+def test_pools_agree_on_who_gets_the_odd_one(watch, session):
+    pools = [watch(held=1) for _ in range(3)]
+    session.taken = 3
+    for pool in pools:
+        pool._look()
+    assert sum(pool._look().share for pool in pools) == 8
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fakes import problem, search_file
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -14,9 +15,12 @@ from evaluators.evaluation import Evaluation, Failure
 from evaluators.objective import EvaluationSettings
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
+from evomerge.merging.statistics import needs
 from evomerge.optimizers.preference import Preference
+from evomerge.optimizers.registry import make_optimizer
 from evomerge.worker import WorkerSpec
-from search_spaces.operators import Linear, TaskArithmetic
+from search_spaces.calibration import Calibration, Sample
+from search_spaces.operators import Linear, RegMean, TaskArithmetic
 from search_spaces.recipe import Block, Blocks, Recipe, Source
 
 WORDS = ("the", "a", "cat", "dog", "bird", "sat", "ran", "on", "mat", "sun", "red", "blue", "green", "one", "two")
@@ -56,7 +60,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def worker(folder, *objectives, base=0):
+def worker(folder, *objectives, base=0, **more):
     value = [{"kind": "perplexity", "file": str(folder / "corpus.txt"), "window": 40}, *objectives]
     file = SearchFile.model_validate({"name": "x", "sources": {"base": "b", "experts": ["e"]}, "objectives": value})
     spec = WorkerSpec(
@@ -66,6 +70,7 @@ def worker(folder, *objectives, base=0):
         objectives=file.objectives,
         evaluation=EvaluationSettings(tokens_per_batch=512),
         base=base,
+        **more,
     )
     return spec()
 
@@ -184,3 +189,50 @@ def test_text_files_are_relative_to_the_search_file_and_endpoints_are_no_sources
         with pytest.raises(BadSearch) as raised:
             load(path)
         assert expected in str(raised.value)
+
+
+# ------------------------------------------------------------------------- what is ready when a worker is
+
+
+def test_statistics_are_there_before_the_first_candidate(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path))
+    prompts = Calibration(samples=(Sample(tokens=(2, 3, 4), answer=1),), experts=((0,), (0,)))
+    example = recipe(RegMean(weights=(0.5, 0.5), prompts=prompts.digest))
+    sources = tuple(Source(path=str(folder / source.path)) for source in example.sources)
+    example = example.model_copy(update={"sources": sources})
+    worker(folder, calibration=prompts, examples=(example.to_json(),))
+    wanted = needs(example.body.blocks[0].operator, example, prompts)
+    assert wanted
+    assert all(need.complete() for need in wanted)
+
+
+def test_an_example_that_fails_is_no_fault_of_the_worker(folder):
+    cancelled = Linear(weights=(0.0, 1.0, -1.0), normalize=True)
+    made = worker(folder, examples=(recipe(cancelled).to_json(),))
+    assert isinstance(made.evaluate(recipe(cancelled).to_json(), {"corpus.txt": (0, 1)}), Failure)
+    assert measured(made, Linear(weights=(0.0, 1.0, 0.0))).scores
+
+
+@pytest.mark.parametrize(
+    ("space", "kind", "merges"),
+    [
+        ({}, "cma_es", 1),
+        ({"kind": "mosaic", "tile": 8}, "map_elites", 0),
+        ({"kind": "data_flow", "models": ["one", "two"], "form": "paper", "repeats": 2}, "cma_es", 0),
+        ({"kind": "joint", "models": [{}, "two"]}, "cat_cma", 1),
+    ],
+)
+def test_workers_of_a_search_get_an_example_of_its_space(space, kind, merges, tmp_path):
+    this = problem(search_file(tmp_path, space=space, optimizer={"kind": kind}))
+    examples = [Recipe.model_validate_json(text) for text in this.worker_spec(device="cpu", threads=1).examples]
+    proposed = make_optimizer(this.file.optimizer, this.setting()).ask(1)[0]
+    assert type(examples[-1].body) is type(this.space.decode(proposed).body)
+    assert sum(isinstance(example.body, Blocks) for example in examples) == merges
+
+
+def test_a_first_candidate_has_time_for_the_base_that_is_measured_with_it(tmp_path):
+    seconds = {"timeout_seconds": 100.0}
+    usual = problem(search_file(tmp_path, evaluation=seconds))
+    forgets = [{"task": "first"}, {"kind": "forgetting", "task": "second"}]
+    first = problem(search_file(tmp_path, evaluation=seconds, objectives=forgets))
+    assert (usual.longest_seconds, first.longest_seconds) == (100.0, 200.0)

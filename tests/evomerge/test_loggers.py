@@ -52,11 +52,10 @@ class Kept:
         self.ended.append(True)
 
 
-def drive(tmp_path, watcher, evaluations=12):
+def drive(tmp_path, watcher, evaluations=12, **changes):
     """Run or continue a search of fakes; return its results."""
-    file = search_file(
-        tmp_path, budget={"evaluations": evaluations, "finalists": 2}, baselines={"single_coefficient": 0}
-    )
+    budget = {"evaluations": evaluations, "finalists": 2}
+    file = search_file(tmp_path, budget=budget, baselines={"single_coefficient": 0}, **changes)
     this = problem(file)
     with closing(Store(file.storage, create=True)) as store, closing(InProcessPool(FakeSpec(), workers=1)) as pool:
         record = store.find("fake") or store.create("fake", file=file.model_dump(mode="json"), plan=this.plan())
@@ -98,6 +97,19 @@ def test_a_continued_search_continues_its_curves(tmp_path):
     assert [step for step, _ in searched] == list(range(1, 16))
     best = [values["best/joint"] for _, values in searched]
     assert best == sorted(best)
+
+
+def test_joint_is_on_the_scales_of_the_results(tmp_path):
+    points = []
+    watcher = LoggedWatcher(Silent(), [Background("kept", lambda: Kept([], points, []))])
+    objectives = [{"task": "first", "weight": 2.0}, {"task": "second", "direction": "minimize"}]
+    results = drive(tmp_path, watcher, evaluations=20, objectives=objectives)
+    watcher.close()
+    assert results.joint_is_scaled
+    *_, last = (values for _, values in points if "search/joint" in values)
+    joints = [results.estimate(c, "search")["joint"].value for c in results.candidates if "search" in c.evaluations]
+    assert last["search/joint"] == pytest.approx(joints[-1])
+    assert last["best/joint"] == pytest.approx(max(joints))
 
 
 def test_a_logger_that_fails_is_said_once_and_the_search_goes_on(tmp_path):

@@ -1,24 +1,26 @@
 """Minibatches of search documents: who sees which, what is recorded, and that a killed search continues as unbroken."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fake_search import DieAfter, Stop, finish, genomes, started
-from fakes import FakeSpec, UnequalWorkers, search_file
+from fakes import FakeSpec, UnequalWorkers, problem, search_file
 from pydantic import ValidationError
 
 from evaluators.evaluation import Documents, Evaluation, Score
 from evaluators.objective import EvaluationSettings, MinibatchSettings, Objective
-from evomerge import tables
+from evomerge import estimate, tables
 from evomerge.best_known import BestKnown
 from evomerge.errors import BadSearch
-from evomerge.minibatches import Minibatches, refuse_few_documents
+from evomerge.minibatches import Minibatches, refuse_few_documents, share_in_full
 from evomerge.optimizers.cma_es import CmaEs
 from evomerge.optimizers.contract import HasGenerations, Observation
+from evomerge.problem import Problem
 from evomerge.records import CandidateRecord, EvaluationRecord, Measured
 from evomerge.report_facts import facts
-from evomerge.runner import random_variant
+from evomerge.runner import Machine, random_variant
 from search_spaces.genes import Gene, Genes, Genome
 
 FOUR = {"minibatches": 4}
@@ -129,6 +131,15 @@ def test_asynchronous_workers_mix_generations_without_harm(tmp_path):
     assert set(numbers) == {0, 1, 2, 3}
 
 
+def test_points_that_are_faster_than_every_seed_are_measured_in_full(tmp_path):
+    pool = UnequalWorkers(FakeSpec()(), workers=12)
+    pool.idle.reverse()  # the seeds go to the slowest
+    with started(searched(tmp_path), pool=pool) as search:
+        search.run()
+        first = min(search.candidates.values(), key=lambda c: c.evaluations["search"].told_at)
+    assert (first.origin, first.evaluations["search"].stopped) == ("optimizer", None)
+
+
 # ------------------------------------------------------------------------- estimates
 
 
@@ -166,14 +177,27 @@ def test_an_easy_minibatch_makes_nobody_better():
     candidate = CandidateRecord(1, 1, "optimizer", None, Genome([0.5]), "", "", (), 0, 0.0)
     for generation in (0, 1, 2, 3):
         made = Minibatches(documents, TWO, (Objective(task="t"),), Numbered(generation), best_known(levels))
-        seen = made.task(candidate).documents
+        task = made.task(candidate)
+        seen = task.documents
         assert seen.ids["t"] == tuple(range(10, 14) if generation % 2 == 0 else range(14, 18))
         own = np.array([levels[number - 10] for number in seen.ids["t"]], dtype=float)
         measured = Evaluation("d", {"t/acc": Score(float(own.mean()), None, own)})
-        estimate = made.estimated(candidate, measured)
+        estimate = made.estimated(task, measured)
         assert estimate.scores["t/acc"].value == pytest.approx(np.mean(levels))
         assert estimate.scores["t/acc"].standard_error > 0.0
         assert estimate.stopped.minibatch == generation % 2
+
+
+@pytest.mark.parametrize("levels", [[1, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]])
+def test_smooth_scores_far_from_the_metrics_keep_their_order(levels):
+    documents, settings = Documents({"t": tuple(range(8))}), MinibatchSettings(count=2, measure="probability")
+    made = Minibatches(documents, settings, (Objective(task="t"),), Numbered(0), best_known(levels))
+    task = made.task(CandidateRecord(1, 1, "optimizer", None, Genome([0.5]), "", "", (), 0, 0.0))
+    easy = levels[0]
+    probabilities = [np.full(4, share if easy else 1.0 - share) for share in (0.001, 0.002)]
+    found = [made.estimated(task, Evaluation("d", {"t/acc": Score(float(p.mean()), None, p)})) for p in probabilities]
+    low, high = (outcome.scores["t/acc"].value for outcome in found)
+    assert high - low == pytest.approx(0.001 if easy else -0.001)
 
 
 def test_what_belongs_to_no_generation_sees_all():
@@ -181,8 +205,9 @@ def test_what_belongs_to_no_generation_sees_all():
     made = Minibatches(documents, TWO, (Objective(task="t"),), Numbered(None), best_known([1] * 8))
     middle = CandidateRecord(1, 1, "optimizer", None, Genome([0.5]), "", "", (), 0, 0.0)
     outcome = Evaluation("d", {"t/acc": Score(1.0, None, np.ones(8))})
-    assert made.task(middle).documents == documents
-    assert made.estimated(middle, outcome) is outcome
+    task = made.task(middle)
+    assert task.documents == documents
+    assert made.estimated(task, outcome) is outcome
 
 
 # ------------------------------------------------------------------------- CMA-ES
@@ -214,11 +239,47 @@ def test_the_middle_is_asked_for_now_and_then_and_teaches_nothing():
     assert run(-1000.0)[2] == asked
 
 
+def test_a_rehearsal_tells_how_many_points_see_all_documents():
+    optimizer, full = cma(centres=True), 0
+    for _ in range(300):
+        genome = optimizer.ask(1)[0]
+        full += optimizer.generation_of(genome) is None
+        optimizer.tell([Observation(genome, np.array([genome.values[0]]))])
+    share = share_in_full(cma(centres=True), "cma_es", objectives=1, points=10_000)
+    assert 0.0 < share == pytest.approx(full / 300, abs=0.02)
+    assert share_in_full(cma(), "cma_es", objectives=2, points=5) == 0.0
+
+
 def test_a_noisy_population_is_half_as_large_again_and_a_smooth_one_smaller():
     assert cma(noisy=True)._population == int(1.5 * cma()._population)
     assert cma(noisy=True, population=7)._population == 7
     assert cma(centres=True)._population == int(0.7 * cma()._population)
     assert cma(centres=True, noisy=True)._population == cma(noisy=True)._population
+
+
+# ------------------------------------------------------------------------- what it takes
+
+
+class Timed:
+    """Workers that take a hundredth of a second a document."""
+
+    def __init__(self):
+        self.worker = FakeSpec()()
+
+    def evaluate(self, recipe_json, ids):
+        outcome = self.worker.evaluate(recipe_json, ids)
+        return replace(outcome, cost=replace(outcome.cost, seconds=0.01 * Documents(dict(ids)).count))
+
+
+def test_check_knows_what_minibatches_save(tmp_path, results, monkeypatch):
+    monkeypatch.setattr(estimate, "prepare", lambda file, **_: problem(file))
+    monkeypatch.setattr(estimate, "find_machine", lambda *_: Machine("cpu", 2, 1))
+    monkeypatch.setattr(Problem, "worker_spec", lambda *_, **__: Timed)
+    found = estimate.estimate(searched(tmp_path), say=lambda _: None)
+    assert (found.seconds_per_evaluation, found.seconds_per_minibatch) == (0.01 * ALL, 0.01 * ALL / 4)
+    spent = 0.01 * results.costs["search"].documents
+    assert found.seconds_of_search * 2 == pytest.approx(spent, rel=0.05)
+    assert "0.80 s and 0 tokens an evaluation (the base, measured now), 0.20 s on a minibatch" in found.lines()[-1]
 
 
 # ------------------------------------------------------------------------- refusals

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from evaluators.errors import MeasurementFailed
 from evaluators.gauges import _PlugInGauge
 from evomerge import plugins
 from evomerge.config import parse
-from evomerge.errors import BadSearch, CandidateFailed
+from evomerge.errors import BadRecipe, BadSearch, CandidateFailed
+from evomerge.export import export, read_recipe
 from evomerge.merging.kernels import Scratch
 from evomerge.merging.plugged import Plugged
 from evomerge.optimizers.contract import Observation
@@ -23,6 +25,7 @@ from evomerge.optimizers.registry import make_optimizer
 from evomerge.problem import check_unchanged
 from evomerge.results import Results
 from evomerge.store import Store
+from search_spaces.genes import Genome
 from search_spaces.recipe import Recipe
 
 MODULE = """
@@ -213,6 +216,34 @@ def test_a_record_says_which_package_it_needs(site, tmp_path, monkeypatch):
     plugins.forget()
     with pytest.raises(BadSearch, match="'fake' uses operator 'half' of sample 1.0, which is not installed"):
         Results.of(record)
+    store.close()
+
+
+def test_a_recipe_says_which_packages_it_was_made_with_and_others_are_refused(site, tmp_path):
+    file = parsed(tmp_path, space=HALF)
+    store = Store(file.storage, create=True)
+    record = store.create("fake", file=file.model_dump(mode="json"), plan=problem(file).plan())
+    results = Results.of(record)
+    space = problem(file).space
+    half = space.decode(Genome(space.genes.start))
+    candidate = SimpleNamespace(recipe=half)
+    before, after, bare = (tmp_path / f"{name}.json" for name in ("before", "after", "bare"))
+    export(results, candidate, before, kind="recipe")
+    found = read_recipe(before)
+    assert (found.packages, found.digest) == (("sample==1.0",), half.digest)
+    bare.write_text(half.to_json())
+    assert "packages" not in bare.read_text()
+    assert read_recipe(bare).packages == ("sample==1.0",)
+    (site / "sample-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: sample\nVersion: 1.1\n")
+    plugins.forget()
+    expected = "made with sample==1.0, and sample==1.1 is installed, .*: pip install sample==1.0"
+    with pytest.raises(BadRecipe, match=expected):
+        read_recipe(before)
+    with pytest.raises(BadRecipe, match=expected):
+        export(results, candidate, tmp_path / "merged", kind="checkpoint")
+    export(results, candidate, after, kind="recipe")
+    assert after.read_text() == before.read_text()  # as measured, whatever is installed
+    assert read_recipe(bare).packages == ("sample==1.1",)
     store.close()
 
 

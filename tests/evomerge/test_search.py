@@ -1,15 +1,17 @@
 """The loop on fakes: budget, seeds, failures, answers from the record, selection, and resuming by replay."""
 
+from dataclasses import replace
+
 import pytest
 from fake_search import DieAfter, Stop, finish, genomes, started
 from fakes import FakeSpec, UnequalWorkers, problem, search_file
 
 from cluster.pool import Finished, Lost, Returned
 from evomerge.dispatch import MOST_NODES
-from evomerge.errors import BadSearch
+from evomerge.errors import BadSearch, BadSource
 from evomerge.losses import ATTEMPTS, Losses
 from evomerge.optimizers.settings import algorithm
-from evomerge.problem import check_optimizer
+from evomerge.problem import check_optimizer, check_unchanged
 from evomerge.runner import random_variant
 
 
@@ -133,6 +135,17 @@ def test_too_many_failures_stop_the_search_with_the_reason(tmp_path):
         started(search_file(tmp_path), FakeSpec(fail_above=-1.0)) as search,
     ):
         search.run()
+
+
+def test_another_tokenizer_is_noticed_where_the_record_knows_the_first(tmp_path):
+    file = search_file(tmp_path)
+    before, other, older = (replace(problem(file), tokenizers=t) for t in (("a", None), ("a", "b"), ()))
+    recorded = file.model_dump(mode="json")
+    check_unchanged(before, recorded, before.plan())
+    with pytest.raises(BadSource, match="/one: the tokenizer's files have changed since search 'fake' began"):
+        check_unchanged(other, recorded, before.plan())
+    assert "tokenizers" not in older.plan()  # as versions before wrote it
+    check_unchanged(other, recorded, older.plan())
 
 
 def test_more_budget_continues_a_finished_search(tmp_path):

@@ -12,7 +12,7 @@ from integration_driver import Driver
 import evomerge
 from evomerge import plugins
 from evomerge.errors import BadRecipe, BadSearch
-from evomerge.export import export
+from evomerge.export import export, merge_file
 
 pytestmark = pytest.mark.slow
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "plug-ins.md"
@@ -73,4 +73,6 @@ def test_the_package_of_the_docs(sketch, site, tmp_path, monkeypatch):
     expected = "operator 'clipped' of evomerge-examples 1.0, and evomerge-examples 1.1 is installed"
     with pytest.raises(BadSearch, match=expected):
         evomerge.run(results.file)
+    with pytest.raises(BadRecipe, match="made with evomerge-examples==1.0, and evomerge-examples==1.1"):
+        merge_file(tmp_path / "merged" / "recipe.json", tmp_path / "again")
     assert driver.results().state == "finished"

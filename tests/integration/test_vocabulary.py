@@ -60,6 +60,8 @@ def test_an_expert_with_a_token_more_is_merged_as_if_it_had_none(sketch, tmp_pat
     results = evomerge.run(file)
     usual = evomerge.run(searched(sketch, tmp_path / "usual", plain))
     assert values(results) == values(usual)
+    tokenizers = [found.record.row.plan["tokenizers"] for found in (results, usual)]
+    assert [len(set(each)) for each in tokenizers] == [2, 1]  # those that scores depend on
     export(results, results.pick("best"), tmp_path / "merged", kind="checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

@@ -27,8 +27,8 @@ def config(kind: str) -> transformers.PretrainedConfig:
         "num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "head_dim": 4, "tie_word_embeddings": False,
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
-    if kind == "qwen2":
-        return transformers.Qwen2Config(**{k: v for k, v in sizes.items() if k != "head_dim"})
+    if kind in ("qwen2", "olmo2"):
+        return transformers.AutoConfig.for_model(kind, **{k: v for k, v in sizes.items() if k != "head_dim"})
     classes = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}
     return classes[kind](**sizes, **({"attention_bias": True, "mlp_bias": True} if kind == "llama" else {}))
 
@@ -104,6 +104,9 @@ def test_what_cannot_be_matched_is_refused(make_family: Callable[..., list[Path]
     (folder,) = make_family(gpt2, experts=0)
     with pytest.raises(BadSource, match="not built like Llama's"):
         match(Checkpoint.open(folder), Checkpoint.open(folder))
+    (olmo,) = make_family(config("olmo2"), experts=0)  # its norms of queries and keys span all heads
+    with pytest.raises(BadSource, match="q_norm.weight' is not known|k_norm.weight' is not known"):
+        match(Checkpoint.open(olmo), Checkpoint.open(olmo))
     (llama,) = make_family(config("llama"), experts=0)
     with pytest.raises(UserMistake, match="exists already"):
         write_aligned(Checkpoint.open(llama), Matching("", "", shuffled(0)), llama)

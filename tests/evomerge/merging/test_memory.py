@@ -1,6 +1,7 @@
 """Merges under a limit of memory."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import torch
 from evomerge.errors import BadSearch, NotEnoughRoom
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.export import write_checkpoint
-from evomerge.merging.memory import parse_bytes
-from search_spaces.operators import DareTies, TaskArithmetic, TsvM
+from evomerge.merging.memory import _needed, parse_bytes
+from search_spaces.operators import DareTies, Ota, TaskArithmetic, TsvM
 from search_spaces.recipe import Recipe
 
 RecipeOf = Callable[..., Recipe]
@@ -44,6 +45,16 @@ def test_a_limit_that_is_too_small_says_what_is_needed(
     assert list(tmp_path.iterdir()) == []
     enough = int(re.search(r"needs (\d+) MiB", str(caught.value))[1])  # type: ignore[index]
     write_checkpoint(recipe, tmp_path / "out", memory_limit=enough << 20)
+
+
+def test_whole_tensors_count(recipe_of: RecipeOf, family: list[Path]) -> None:
+    checkpoints = [Checkpoint.open(folder) for folder in family]
+    streamed, whole = (
+        _needed(recipe_of(operator), checkpoints, checkpoints[0].order)
+        for operator in (TaskArithmetic(weights=(1, 1, 1)), Ota(weights=(1, 1, 1), densities=(1, 1, 1)))
+    )
+    largest = max(math.prod(checkpoints[0].info(name).shape) for name in checkpoints[0].order)
+    assert whole >= streamed + 2 * 3 * 8 * largest  # task vectors and moments, in float64
 
 
 def test_a_limit_changes_no_byte(recipe_of: RecipeOf, tmp_path: Path) -> None:

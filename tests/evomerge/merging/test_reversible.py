@@ -1,6 +1,7 @@
 """Experts in one basis: what is restored, what is lost, and what is refused."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from torch import Tensor
 from evomerge.errors import BadRecipe, BadSearch, BadSource
 from evomerge.export import merge_file
 from evomerge.merging.adapter import Adapter, is_adapter
+from evomerge.merging.adapter_export import write_adapter
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.reversible import write_reversible
 from search_spaces.operators import Fisher, TaskArithmetic
 from search_spaces.recipe import Block, Blocks, Recipe, Source
+from search_spaces.vocabulary import Vocabulary
 
 MATRIX, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
 
@@ -108,6 +111,14 @@ def test_the_body_of_the_recipe_costs_nothing(experts: list[Path], tmp_path: Pat
     recipe = recipe_of(experts)
     fisher = Block(layers=(0, 4), operator=Fisher(weights=(0.5, 0.5), prompts="0" * 64))
     write_reversible(recipe.model_copy(update={"body": Blocks(blocks=(fisher,))}), tmp_path / "shared", rank=2)
+
+
+@pytest.mark.parametrize("write", [write_adapter, partial(write_reversible, rank=2)])
+def test_another_vocabulary_is_refused(experts: list[Path], tmp_path: Path, write: Callable[..., object]) -> None:
+    """What is restored stands on the base as it is."""
+    recipe = recipe_of(experts).model_copy(update={"vocabulary": Vocabulary(source="union", pad_to_multiple_of=64)})
+    with pytest.raises(BadRecipe, match="another vocabulary .* export a checkpoint"):
+        write(recipe, tmp_path / "shared")
 
 
 def test_another_basis_is_noticed(experts: list[Path], tmp_path: Path, change: Callable[[Path], None]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import BadSource
-from evomerge.merging.sources import cache_folder, fingerprint, pin, resolve, verify
+from evomerge.merging.sources import cache_folder, fingerprint, pin, resolve, tokenizer_fingerprint, verify
 from search_spaces.recipe import Source
 
 
@@ -54,6 +54,23 @@ def test_fingerprint_depends_on_weights_and_config_only(folder: Path, cache: Pat
     second = fingerprint(folder)
     spoil(folder / "config.json")
     assert len({first, second, fingerprint(folder)}) == 3
+
+
+def test_the_tokenizer_has_a_fingerprint_of_its_own(folder: Path, cache: Path, tmp_path: Path) -> None:
+    weights = fingerprint(folder)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    assert tokenizer_fingerprint(bare) is None
+    found = []
+    for file in ("tokenizer.json", "tokenizer_config.json", "additional_chat_templates/tools.jinja"):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text('{"a": 1}')
+        found.append(tokenizer_fingerprint(folder))
+    (folder / "generation_config.json").write_text("{}")
+    assert tokenizer_fingerprint(folder) == found[-1]
+    spoil(folder / "tokenizer.json")
+    assert len({*found, tokenizer_fingerprint(folder)}) == 4
+    assert fingerprint(folder) == weights
 
 
 def test_fingerprint_does_not_depend_on_the_place(folder: Path, cache: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evomerge.errors import NotEnoughRoom
-from evomerge.merging import spectral
+from evomerge.merging import knots, spectral
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
+from evomerge.merging.selection import Selector
 from search_spaces.operators import (
     Doge,
     IsoC,
@@ -284,6 +286,28 @@ def test_knots_of_everything_is_task_arithmetic(engine: MergeEngine, recipe_of: 
     for name in (MATRIX, "model.norm.weight", "lm_head.weight"):
         expected = engine.merge_tensor(recipe_of(plain), name)
         torch.testing.assert_close(engine.merge_tensor(recipe_of(knots), name), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(("limit", "method"), [(None, "ties"), (1 << 20, "ties"), (1 << 20, "dare_ties")])
+def test_knots_remembers_little_of_each_matrix(
+    checkpoints: list[Checkpoint], engine: MergeEngine, recipe_of: RecipeOf, monkeypatch: pytest.MonkeyPatch,
+    limit: int | None, method: str,
+) -> None:  # fmt: skip
+    """A selector of its own for every matrix must not have room for everything each."""
+    monkeypatch.setattr(knots, "_OF_SMALL", 1500)
+    made: list[Selector] = []
+
+    def noted(*arguments: Any) -> Selector:
+        made.append(Selector(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(knots, "Selector", noted)
+    limited = MergeEngine(checkpoints, names=checkpoints[0].names, cache_bytes=limit)
+    for density in (0.2, 0.4, 0.6, 0.8):
+        recipe = recipe_of(Knots(weights=(0.5, 0.2, 0.9), densities=(density,) * 3, method=method))
+        assert torch.equal(limited.merge_tensor(recipe, MATRIX), engine.merge_tensor(recipe, MATRIX))
+    own = made[0]
+    assert own._cached_bytes <= (0 if limit else 1500)
 
 
 @pytest.mark.parametrize("method", ["dare_ties", "dare_linear"])

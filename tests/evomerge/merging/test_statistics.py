@@ -24,6 +24,7 @@ from evomerge.merging.statistics import Statistic, Statistical, needs, read
 from search_spaces.calibration import Calibration, Sample
 from search_spaces.operators import Fisher, Rcp, RegMean, RegMeanPlus, TaskArithmetic
 from search_spaces.recipe import Block, Blocks, Recipe, Source
+from search_spaces.vocabulary import Vocabulary
 
 EXPERTS, LAYERS = 2, 2
 WEIGHTS = (0.3, 0.9)
@@ -393,6 +394,21 @@ def test_a_limit_of_memory_refuses_to_compute_statistics_and_allows_to_use_them(
     assert not list((tmp_path / "cache" / "statistics").glob("*"))
     open_merge(recipe)
     open_merge(recipe, memory_limit=8 << 30)
+
+
+def test_in_one_vocabulary_a_statistic_follows_from_all_sources() -> None:
+    """The rows that an expert has in the union of all tokens are others beside another expert."""
+    prompts, operator = calibration(), Fisher(weights=WEIGHTS, prompts="0" * 64)
+
+    def first_key(other: str, vocabulary: Vocabulary | None) -> str:
+        recipe = recipe_of([Path("base"), Path("one"), Path(other)], operator)
+        sources = tuple(each.model_copy(update={"digest": each.path[0] * 64}) for each in recipe.sources)
+        recipe = recipe.model_copy(update={"sources": sources, "vocabulary": vocabulary})
+        return needs(operator, recipe, prompts)[0].key
+
+    union = Vocabulary(source="union")
+    assert first_key("cc", None) == first_key("dd", None)
+    assert len({first_key("cc", None), first_key("cc", union), first_key("dd", union)}) == 3
 
 
 def test_what_does_not_fit_is_refused(families: Callable[[str], list[Path]]) -> None:

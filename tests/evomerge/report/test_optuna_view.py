@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 from evomerge import optuna_view
 from evomerge.errors import BadSearch
-from evomerge.optuna_view import MOST_PARAMETERS, Live, export_study, journal_path, sync
+from evomerge.optuna_view import MOST_PARAMETERS, Live, complete, export_study, journal_path, sync
 from evomerge.results import Results
 from evomerge.store import Store
 from search_spaces.genes import Genome
@@ -201,6 +201,18 @@ def test_journal_lies_beside_the_database(storage, name):
 def test_database_without_a_name_has_no_view(storage):
     with pytest.raises(BadSearch, match="needs a database with a name"):
         journal_path(storage)
+
+
+def test_a_view_that_is_too_large_is_left_to_export(small, monkeypatch):
+    said = []
+    monkeypatch.setattr(optuna_view, "MOST_LIVE", len(small.candidates) - 1)
+    complete(small, say=said.append)
+    path = journal_path(small.record.store.storage)
+    assert not path.exists()
+    assert f"`evomerge export {small.record.name} --format optuna --to FILE` writes them all" in said[-1]
+    monkeypatch.setattr(optuna_view, "MOST_LIVE", len(small.candidates))
+    complete(small, say=said.append)
+    assert len(study_of(path, small.record.name).trials) > 0
 
 
 def test_a_live_view_follows_the_record(make_search, monkeypatch):

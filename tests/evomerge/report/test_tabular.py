@@ -76,6 +76,20 @@ def test_a_stopped_candidate_has_the_documents_that_it_saw(make_search, tmp_path
     assert documents.score.tolist() == [1.0, 0.0, 1.0]
 
 
+def test_a_candidate_on_a_minibatch_has_the_documents_of_that_part(make_search, tmp_path):
+    search = make_search(objectives=[{"task": TASK}], evaluation={"minibatches": 4})
+    stop = Stop(documents=30, of=120, rival=None, chance=None, par=(), minibatch=2)
+    for number, stopped in enumerate((stop, None)):
+        candidate = search.record.add_candidate(number, single_coefficient(search.space, 0.5), origin="baseline")
+        seen = Score(0.4, 0.1, np.ones(30 if stopped else 120))
+        outcome = Evaluation(search.documents["search"].digest, {NAME: seen}, {}, Cost(), stopped=stopped)
+        search.measure(candidate, "search", outcome)
+    _, documents = read(search.results, tmp_path / "tables", "parquet")
+    ids = search.documents["search"].ids[TASK]
+    assert tuple(documents.document[documents.candidate == 0]) == ids[60:90]
+    assert tuple(documents.document[documents.candidate == 1]) == ids
+
+
 def test_documents_of_a_group_have_positions_only(make_search, tmp_path):
     search = make_search(objectives=[{"task": "group"}])
     search.documents = {split: type(d)({"part": (0, 1)}) for split, d in search.documents.items()}
