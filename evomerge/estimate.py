@@ -131,7 +131,7 @@ def _measured(evaluate: Callable[..., Outcome], problem: Problem, documents: Doc
 
 
 def _report(
-    problem: Problem, machine: Machine, measured: Evaluation, part: Evaluation | None, share: float
+    problem: Problem, machine: Machine, measured: Evaluation, part: Evaluation | None = None, share: float = 1.0
 ) -> CheckReport:
     """``part``: of the base on a minibatch, if there are any; all but a ``share`` of the points are measured so."""
     evaluations = problem.file.budget.evaluations

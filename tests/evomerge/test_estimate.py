@@ -34,7 +34,7 @@ def test_the_report_has_them(tmp_path):
     worker = FakeSpec()()
     measured = worker.evaluate(base_recipe(made.space).to_json(), made.splits.search.ids)
     machine = find_machine(made.file.cluster, made)
-    assert not any("calibration" in warning for warning in _report(made, measured, machine).warnings)
+    assert not any("calibration" in warning for warning in _report(made, machine, measured).warnings)
     file = search_file(tmp_path, space=FISHER)
-    found = _report(replace(made, file=file), measured, machine)
+    found = _report(replace(made, file=file), machine, measured)
     assert "calibration.tasks says nothing of one, two" in found.to_json()["warnings"][-1]

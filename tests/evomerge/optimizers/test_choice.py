@@ -97,7 +97,7 @@ def test_a_named_optimizer_leaves_the_plan_as_it_was():
 def test_check_says_which_and_why():
     auto = problem_of(AutoSettings(), budget={"evaluations": 5000})
     measured = Evaluation("d", {}, cost=Cost(seconds=1.0, tokens=10))
-    report = _report(auto, measured, Machine("cpu", workers=1, threads=1))
+    report = _report(auto, Machine("cpu", workers=1, threads=1), measured)
     line = next(line for line in report.lines() if line.startswith("optimizer"))
     assert line == f"optimizer  nsga2: {auto.choice().reason}"
     assert report.to_json()["optimizer"] == "nsga2"
