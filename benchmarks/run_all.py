@@ -26,6 +26,7 @@ NAMES = (
     "item_response",
     "natural_niches_digits",
     "natural_niches_experts",
+    "calibration",
     "demo_quality",
     "scale",
     "chaos",
