@@ -15,6 +15,9 @@ from search_spaces.calibration import Digest
 from search_spaces.operators.base import DENSITY, WEIGHT, Densities, KnobSpec, MergeOperator, Weights
 
 _PROMPTS = Field(description="digest of the calibration prompts")
+_OFF_DIAGONAL = Field(
+    default=0.5, ge=0.0, le=1.0, description="factor on the off-diagonal elements of the Gram matrices"
+)
 
 
 class Fisher(MergeOperator):
@@ -47,9 +50,7 @@ class RegMean(MergeOperator):
     kind: Literal["regmean"] = "regmean"
     weights: Weights
     prompts: Digest = _PROMPTS
-    off_diagonal: float = Field(
-        default=0.5, ge=0.0, le=1.0, description="factor on the off-diagonal elements of the Gram matrices"
-    )
+    off_diagonal: float = _OFF_DIAGONAL
     scale: float = 1.0
 
 
@@ -65,9 +66,7 @@ class RegMeanPlus(MergeOperator):
     kind: Literal["regmean_plus"] = "regmean_plus"
     weights: Weights
     prompts: Digest = _PROMPTS
-    off_diagonal: float = Field(
-        default=0.5, ge=0.0, le=1.0, description="factor on the off-diagonal elements of the Gram matrices"
-    )
+    off_diagonal: float = _OFF_DIAGONAL
     scale: float = 1.0
 
 
