@@ -33,7 +33,7 @@ class Rounding:
         spans = _spans(base.numel())
         own = torch.cat([base[start:stop] for start, stop in spans]).double()
         merged = torch.empty(own.numel())
-        for part, (start, _) in zip(merged.split(own.numel() // len(spans)), spans, strict=True):
+        for part, (start, _) in zip(torch.split(merged, own.numel() // len(spans)), spans, strict=True):
             merge(part, start)
         asked, written = merged.double() - own, merged.to(self.dtype).double() - own
         sums = torch.stack([asked.dot(asked), written.dot(written), asked.dot(written)])

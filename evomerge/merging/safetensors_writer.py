@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from evomerge.merging.checkpoint import DTYPES
 from evomerge.merging.pieces import Fill
@@ -77,7 +79,7 @@ def write_shard(shard: Shard, folder: Path, dtype: torch.dtype, *, merge: Callab
     try:
         _set_direct(handle, on=True)
         with _written_behind(handle, dtype) as write:
-            write(lambda out, first: out.copy_(words[first : first + len(out)]), len(words))
+            write(partial(_copy, words), len(words))
             for name, shape in shard.shapes.items():
                 write(merge(name), int(torch.Size(shape).numel()))
         os.fsync(handle)
@@ -116,6 +118,10 @@ def _written_behind(handle: int, dtype: torch.dtype) -> Iterator[Callable[[Fill,
         hand_over()
         for done in writes:
             done.result()
+
+
+def _copy(source: Tensor, out: Tensor, first: int) -> None:
+    out.copy_(source[first : first + len(out)])
 
 
 def _put(handle: int, data: memoryview) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load
 
 from evomerge.merging import safetensors_writer
+from evomerge.merging.pieces import Fill
 from evomerge.merging.safetensors_writer import Shard, write_shard
 
 SHAPES = {"a": (7, 513), "b": (), "c": (3,), "d": (90, 101), "e": (0, 4)}
@@ -19,8 +20,11 @@ def written(folder: Path, dtype: torch.dtype) -> tuple[bytes, dict[str, torch.Te
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in SHAPES.items()}
 
-    def merge(name: str) -> safetensors_writer.Fill:
-        return lambda out, first: out.copy_(tensors[name].view(-1)[first : first + len(out)])
+    def merge(name: str) -> Fill:
+        def fill(out: torch.Tensor, first: int) -> None:
+            out.copy_(tensors[name].view(-1)[first : first + len(out)])
+
+        return fill
 
     write_shard(Shard("model.safetensors", SHAPES), folder, dtype, merge=merge)
     return (folder / "model.safetensors").read_bytes(), tensors
