@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +13,7 @@ from evomerge.atomic import write_new
 from evomerge.calibration import restore
 from evomerge.card import plain_card, search_card
 from evomerge.errors import BadRecipe, BadSearch
-from evomerge.explain import explain
+from evomerge.explain import UNKNOWN_KIND, explain
 from evomerge.plugins import PLUGINS, refuse_other_packages, with_packages
 from evomerge.preferences import ConstraintSettings, PreferenceSettings, parse_prefer
 from evomerge.records import CandidateRecord, Split
@@ -176,18 +177,30 @@ def read_recipe(file: Path) -> Recipe:
 
         return from_mergekit(file)
     try:
-        recipe = Recipe.model_validate_json(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BadRecipe(f"{file}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadRecipe(f"{file}: cannot be read: {error}") from None
+    try:
+        recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
-        raise BadRecipe(f"{file}: not a recipe: {explain(error, Recipe)}") from None
+        raise BadRecipe(f"{file}: {_lacking(error, text) or f'not a recipe: {explain(error, Recipe)}'}") from None
     from evomerge.merging.calibrations import fetch
 
     refuse_other_packages(recipe)
     fetch(recipe, file.parent)
     return with_packages(recipe)
+
+
+def _lacking(error: ValidationError, text: str) -> str | None:
+    """Which operator nobody brings, though the recipe says which packages did; None if ``error`` is another."""
+    faults = error.errors(include_url=False)
+    lacking = [str(f["ctx"]["tag"]) for f in faults if f["type"] == UNKNOWN_KIND and f["loc"][-1] == "operator"]
+    if not lacking or not (packages := json.loads(text).get("packages")):
+        return None
+    named = " ".join(map(str, packages))
+    return f"operator {lacking[0]!r} is not installed; the recipe was made with {named}: pip install {named}"
 
 
 def _adapter(recipe: Recipe, to: Path, *, rank: int | None, card: str, progress: Progress | None) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from evomerge.errors import BadSearch
 
@@ -30,10 +31,15 @@ def a_row() -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        text = (str(error).splitlines() or [""])[0]
+        text = _first_fault(error) if isinstance(error, ValidationError) else (str(error).splitlines() or [""])[0]
         raise BadSearch(
             f"a row of the record is damaged ({type(error).__name__}: {text}); was it changed by hand?"
         ) from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
 
 
 def read_json(file: Path) -> Any:
