@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from evaluators.errors import one_line
 from evomerge.errors import BadSearch
 
 MOST_YAML_NODES = 100_000  # with every alias written out
@@ -71,7 +72,7 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"not YAML: {one_line(error)}") from None
 
 
 def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
