@@ -27,12 +27,11 @@ from evomerge.merging.path_export import layer_types, path_config, verify_path
 from evomerge.merging.paths import FoldedPath
 from evomerge.merging.pieces import Fill
 from evomerge.merging.rounding import Rounding
-from evomerge.merging.safetensors_writer import plan_shards, tensor_bytes, write_index, write_shard
+from evomerge.merging.safetensors_writer import SHARD_BYTES, infos, tensor_bytes, write_weights
 from evomerge.merging.sources import verify
 from evomerge.shares import Progress
 from search_spaces.recipe import PathBody, Recipe
 
-SHARD_BYTES = 5_000_000_000
 _MARGIN_BYTES = 1 << 20  # for file system metadata
 
 
@@ -162,7 +161,8 @@ def _check_disk(parent: Path, recipe: Recipe, made: _Weights, donor: Checkpoint)
 def _write_weights(
     made: _Weights, dtype: torch.dtype, folder: Path, max_shard_bytes: int, progress: Progress | None
 ) -> None:
-    total = sum(tensor_bytes(shape, dtype) for shape in made.shapes.values())
+    tensors = infos(made.shapes, dtype)
+    total = sum(info.bytes for info in tensors.values())
     written = 0
 
     def merge(name: str) -> Fill:
@@ -177,10 +177,7 @@ def _write_weights(
 
         return noted
 
-    shards = plan_shards(made.shapes, dtype, max_shard_bytes=max_shard_bytes)
-    for shard in shards:
-        write_shard(shard, folder, dtype, merge=merge)
-    write_index(shards, folder, dtype)
+    write_weights(tensors, folder, merge=merge, max_shard_bytes=max_shard_bytes)
 
 
 def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | None) -> None:

@@ -26,13 +26,12 @@ from evomerge.merging.checkpoint import Checkpoint, text_config
 from evomerge.merging.companions import copy_companions
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.pieces import Fill
-from evomerge.merging.safetensors_writer import plan_shards, write_index, write_shard
+from evomerge.merging.safetensors_writer import write_weights
 from evomerge.merging.sources import fingerprint
 from search_spaces.tensors import by_layer
 
 RECORD = "alignment.json"
 _FORMAT = "evomerge-alignment-1"
-_SHARD_BYTES = 5_000_000_000
 _ROWS, _COLUMNS = 0, 1
 _MLP = {"mlp.gate_proj": _ROWS, "mlp.up_proj": _ROWS, "mlp.down_proj": _COLUMNS}
 _QUERIES = {"self_attn.q_proj": _ROWS, "self_attn.o_proj": _COLUMNS}
@@ -108,14 +107,13 @@ def match(model: Checkpoint, reference: Checkpoint, *, progress: Progress | None
 def write_aligned(model: Checkpoint, matching: Matching, to: Path) -> None:
     """Write ``model`` in the order of ``matching`` as folder ``to``: the same function, with the record beside it.
 
+    Every tensor keeps its dtype.
+
     Raises:
         UserMistake: ``to`` exists and is not an empty folder.
         NotEnoughRoom: the disk is full; nothing is left behind.
     """
     names = mergeable_names(model)
-    dtypes = {model.info(name).dtype for name in names}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # the smallest that holds all without rounding
-    shapes = {name: model.info(name).shape for name in names}
     parts = {
         name: (layer, name)
         for number, own in by_layer(names, model.layers).items()
@@ -135,10 +133,8 @@ def write_aligned(model: Checkpoint, matching: Matching, to: Path) -> None:
         return fill
 
     with writing_folder(to) as folder:
-        shards = plan_shards(shapes, dtype, max_shard_bytes=_SHARD_BYTES)
-        for shard in shards:
-            write_shard(shard, folder, dtype, merge=merge)
-        write_index(shards, folder, dtype)
+        tensors = {name: model.info(name) for name in names}
+        write_weights(tensors, folder, merge=merge)
         copy_companions(model.path, folder)
         (folder / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
         (folder / RECORD).write_text(matching.to_json() + "\n", encoding="utf-8")

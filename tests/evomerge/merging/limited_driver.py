@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from evomerge.merging.export import write_checkpoint
-from evomerge.merging.safetensors_writer import Shard, write_shard
+from evomerge.merging.safetensors_writer import Shard, infos, write_shard
 from search_spaces.operators import Breadcrumbs, DareTies, Linear, LocalizeStitch, Operator, Ties, TsvM
 from search_spaces.recipe import Block, Blocks, Recipe, Source
 
@@ -52,7 +52,7 @@ def save_model(folder: Path, *, words: int, hidden: int, noise: float) -> None:
         return fill
 
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 0.02 + noise * torch.randn(1000)
-    write_shard(Shard("model.safetensors", shapes), folder, torch.float32, merge=merge)
+    write_shard(Shard("model.safetensors", infos(shapes, torch.float32)), folder, merge=merge)
 
 
 class Peak:

@@ -1,12 +1,14 @@
 """Weight matching: a model in another order is found back exactly, and order changes no function."""
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from hypothesis import given, settings
@@ -85,6 +87,20 @@ def test_noise_does_not_hide_the_order(make_family: Callable[..., list[Path]], t
     write_aligned(permuted, matching, tmp_path / "back")
     assert equal(expert, tmp_path / "back")
     assert told == [(1, LAYERS), (2, LAYERS)]
+
+
+def test_every_tensor_keeps_its_dtype(make_family: Callable[..., list[Path]], tmp_path: Path) -> None:
+    (folder,) = make_family(config("llama"), experts=0, dtype=torch.bfloat16)
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    mixed = {name: tensor.float() if "norm" in name else tensor for name, tensor in tensors.items()}
+    mixed["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].half()
+    shutil.copytree(folder, tmp_path / "mixed")
+    safetensors.torch.save_file(mixed, tmp_path / "mixed" / "model.safetensors", metadata={"format": "pt"})
+    write_aligned(Checkpoint.open(tmp_path / "mixed"), Matching("", "", shuffled(1)), tmp_path / "aligned")
+    aligned = Checkpoint.open(tmp_path / "aligned")
+    assert {name: aligned.info(name).dtype for name in aligned.names} == {n: t.dtype for n, t in mixed.items()}
+    for name in ("model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(aligned.tensor(name), mixed[name])
 
 
 @given(size=st.integers(1, 6), seed=st.integers(0, 99))
