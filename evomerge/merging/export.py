@@ -27,7 +27,7 @@ from evomerge.merging.path_export import layer_types, path_config, verify_path
 from evomerge.merging.paths import FoldedPath
 from evomerge.merging.pieces import Fill
 from evomerge.merging.rounding import Rounding
-from evomerge.merging.safetensors_writer import SHARD_BYTES, infos, tensor_bytes, write_weights
+from evomerge.merging.safetensors_writer import SHARD_BYTES, info_of, tensor_bytes, write_weights
 from evomerge.merging.sources import verify
 from evomerge.shares import Progress
 from search_spaces.recipe import PathBody, Recipe
@@ -161,7 +161,7 @@ def _check_disk(parent: Path, recipe: Recipe, made: _Weights, donor: Checkpoint)
 def _write_weights(
     made: _Weights, dtype: torch.dtype, folder: Path, max_shard_bytes: int, progress: Progress | None
 ) -> None:
-    tensors = infos(made.shapes, dtype)
+    tensors = {name: info_of(shape, dtype) for name, shape in made.shapes.items()}
     total = sum(info.bytes for info in tensors.values())
     written = 0
 

@@ -149,11 +149,12 @@ def permuted(tensor: Tensor, name: str, order: LayerOrder, heads: tuple[int, int
     ):
         for part, side in parts.items():
             if f".{part}." in name and not (side == _COLUMNS and tensor.dim() == 1):  # a bias of the stream stays
-                return _moved(tensor, places, count, side)
+                return moved(tensor, places, count, side)
     return tensor
 
 
-def _moved(tensor: Tensor, places: Sequence[int], count: int, side: int) -> Tensor:
+def moved(tensor: Tensor, places: Sequence[int], count: int, side: int) -> Tensor:
+    """Return ``tensor`` with the ``count`` equal parts of its dimension ``side`` in the order of ``places``."""
     shape = tensor.shape
     split = tensor.reshape(*shape[:side], count, -1, *shape[side + 1 :])
     moved: Tensor = split.index_select(side, torch.tensor(places))
@@ -177,16 +178,16 @@ class _Pair:
     def order(self) -> LayerOrder:
         self._check()
         heads, groups = self.heads
-        units = _best(self._similarity(_MLP, self._units))
+        units = best_assignment(self._similarity(_MLP, self._units))
         query, key = self._similarity(_QUERIES, heads), self._similarity(_KEYS, groups)
         size = heads // groups
         gain, inner = key.copy(), np.empty((groups, groups), dtype=object)
         for a in range(groups):
             for b in range(groups):
                 block = query[a * size : (a + 1) * size, b * size : (b + 1) * size]
-                inner[a, b] = _best(block)
+                inner[a, b] = best_assignment(block)
                 gain[a, b] += block[np.arange(size), inner[a, b]].sum()
-        of_groups = _best(gain)
+        of_groups = best_assignment(gain)
         of_heads = [int(b) * size + int(i) for a, b in enumerate(of_groups) for i in inner[a, b]]
         return LayerOrder(tuple(units.tolist()), tuple(of_heads), tuple(of_groups.tolist()))
 
@@ -228,18 +229,18 @@ class _Pair:
         for name in self.names:
             for part, side in parts.items():
                 if f".{part}." in name and (side == _ROWS or self.reference.info(name).shape[1:]):
-                    rows = [_rows(each.tensor(name), side, count) for each in (self.reference, self.model)]
+                    rows = [rows_of(each.tensor(name), side, count) for each in (self.reference, self.model)]
                     total += rows[0] @ rows[1].T
         return total.numpy()
 
 
-def _rows(tensor: Tensor, side: int, count: int) -> Tensor:
-    """Return what belongs to each unit or head as a row, float64 (count, elements)."""
+def rows_of(tensor: Tensor, side: int, count: int) -> Tensor:
+    """Return what belongs to each of the ``count`` parts of dimension ``side`` as a row, float64 (count, elements)."""
     turned = tensor.double().transpose(0, side) if side else tensor.double()
     return turned.reshape(count, -1)
 
 
-def _best(similarity: np.ndarray) -> np.ndarray:
+def best_assignment(similarity: np.ndarray) -> np.ndarray:
     """Return for each row the column of the assignment with the largest sum."""
     columns: np.ndarray = linear_sum_assignment(similarity, maximize=True)[1]
     return columns

@@ -58,9 +58,9 @@ def tensor_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
     return int(torch.Size(shape).numel()) * dtype.itemsize
 
 
-def infos(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, TensorInfo]:
-    """Return what tensors of these ``shapes`` are in ``dtype``."""
-    return {name: TensorInfo(dtype, shape, tensor_bytes(shape, dtype)) for name, shape in shapes.items()}
+def info_of(shape: tuple[int, ...], dtype: torch.dtype) -> TensorInfo:
+    """Return what a tensor of this shape is in ``dtype``."""
+    return TensorInfo(dtype, shape, tensor_bytes(shape, dtype))
 
 
 def write_shard(shard: Shard, folder: Path, *, merge: Callable[[str], Fill]) -> None:

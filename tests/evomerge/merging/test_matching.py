@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from evomerge.align import align
 from evomerge.errors import BadSource, UserMistake
 from evomerge.merging.checkpoint import Checkpoint
-from evomerge.merging.matching import RECORD, LayerOrder, Matching, _best, match, write_aligned
+from evomerge.merging.matching import RECORD, LayerOrder, Matching, best_assignment, match, write_aligned
 from evomerge.merging.sources import fingerprint
 
 LAYERS, HEADS, GROUPS, UNITS = 2, 6, 3, 24
@@ -105,12 +105,12 @@ def test_every_tensor_keeps_its_dtype(make_family: Callable[..., list[Path]], tm
 
 @given(size=st.integers(1, 6), seed=st.integers(0, 99))
 @settings(max_examples=15, deadline=None)
-def test_the_assignment_is_the_best_of_all(size: int, seed: int) -> None:
+def test_the_assignment_is_thebest_assignment_of_all(size: int, seed: int) -> None:
     from itertools import permutations
 
     table = np.random.default_rng(seed).normal(size=(size, size))
     best = max(sum(table[i, order[i]] for i in range(size)) for order in permutations(range(size)))
-    assert table[np.arange(size), _best(table)].sum() == pytest.approx(best)
+    assert table[np.arange(size), best_assignment(table)].sum() == pytest.approx(best)
 
 
 def test_what_cannot_be_matched_is_refused(make_family: Callable[..., list[Path]], tmp_path: Path) -> None:
