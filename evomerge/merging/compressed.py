@@ -22,10 +22,9 @@ from evomerge.merging.compression import COUNTS, Compression, Layer
 from evomerge.merging.matching import moved
 from evomerge.merging.mixtures import EXPERTS, Matrix
 from evomerge.merging.pieces import Fill
+from evomerge.merging.preparations import COMPRESSION
 from evomerge.merging.routing import Group
 from evomerge.merging.safetensors_writer import info_of, write_weights
-
-RECORD = "compression.json"
 
 
 def write_compressed(model: Checkpoint, compression: Compression, to: Path) -> None:
@@ -54,7 +53,7 @@ def write_compressed(model: Checkpoint, compression: Compression, to: Path) -> N
         write_weights(tensors, folder, merge=partial(_fill, model, made))
         copy_companions(model.path, folder)
         keep(compression.calibration, folder)
-        (folder / RECORD).write_text(compression.to_json() + "\n", encoding="utf-8")
+        (folder / COMPRESSION).write_text(compression.to_json() + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from evomerge.merging.opening import open_sources
 from evomerge.merging.path_export import layer_types, path_config, verify_path
 from evomerge.merging.paths import FoldedPath
 from evomerge.merging.pieces import Fill
+from evomerge.merging.preparations import copy_preparation
 from evomerge.merging.rounding import Rounding
 from evomerge.merging.safetensors_writer import SHARD_BYTES, info_of, tensor_bytes, write_weights
-from evomerge.merging.sources import verify
+from evomerge.merging.sources import resolve, verify
 from evomerge.shares import Progress
 from search_spaces.recipe import PathBody, Recipe
 
@@ -50,8 +51,8 @@ def write_checkpoint(
     The scales of a path are folded into the weights; the result is loaded and compared with the path before it is kept.
 
     The folder holds safetensors, config.json with the recipe's dtype, the tokenizer files, chat template and
-    generation config of the recipe's tokenizer source, recipe.json with the calibration prompts that it names,
-    and README.md when ``card`` gives its text.
+    generation config of the recipe's tokenizer source, recipe.json with the calibration prompts and records of
+    preparation that it names, and README.md when ``card`` gives its text.
     A few pieces of a tensor are held in memory at a time. ``progress`` is called with the bytes of weights written and
     in total. What rounding to 16 bits leaves of the step from the base goes into the card; ``warn`` hears if that is
     little.
@@ -190,6 +191,9 @@ def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | Non
     (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
     for digest in named_in(recipe):
         keep(recall(digest), folder)
+    for source in recipe.sources:
+        if source.preparation is not None:
+            copy_preparation(resolve(source.path, source.revision), folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -26,11 +26,11 @@ from evomerge.merging.checkpoint import Checkpoint, text_config
 from evomerge.merging.companions import copy_companions
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.pieces import Fill
+from evomerge.merging.preparations import ALIGNMENT
 from evomerge.merging.safetensors_writer import write_weights
 from evomerge.merging.sources import fingerprint
 from search_spaces.tensors import by_layer
 
-RECORD = "alignment.json"
 _FORMAT = "evomerge-alignment-1"
 _ROWS, _COLUMNS = 0, 1
 _MLP = {"mlp.gate_proj": _ROWS, "mlp.up_proj": _ROWS, "mlp.down_proj": _COLUMNS}
@@ -137,7 +137,7 @@ def write_aligned(model: Checkpoint, matching: Matching, to: Path) -> None:
         write_weights(tensors, folder, merge=merge)
         copy_companions(model.path, folder)
         (folder / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
-        (folder / RECORD).write_text(matching.to_json() + "\n", encoding="utf-8")
+        (folder / ALIGNMENT).write_text(matching.to_json() + "\n", encoding="utf-8")
 
 
 def permuted(tensor: Tensor, name: str, order: LayerOrder, heads: tuple[int, int]) -> Tensor:

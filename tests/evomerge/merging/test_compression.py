@@ -19,9 +19,9 @@ from evomerge.compress import compress
 from evomerge.errors import BadRecipe, BadSource, NotEnoughRoom, UserMistake
 from evomerge.merging import compression, exhibit
 from evomerge.merging.checkpoint import Checkpoint
-from evomerge.merging.compressed import RECORD
 from evomerge.merging.export import write_checkpoint
 from evomerge.merging.mixtures import mixtures_of
+from evomerge.merging.preparations import COMPRESSION
 from evomerge.merging.routing import Routing, groups_of, observe, reroute
 from evomerge.merging.sources import fingerprint
 from search_spaces.calibration import Calibration, Sample
@@ -186,7 +186,7 @@ def test_a_group_is_the_average_weighted_by_frequency(make_family: Maker, prompt
     (folder,) = make_family(config("qwen3_moe"), experts=0)
     remarks = compress(str(folder), 3, prompts, tmp_path / "small")
     assert remarks[0] == "4 experts became 3 in each of 2 layers"
-    record = json.loads((tmp_path / "small" / RECORD).read_text())
+    record = json.loads((tmp_path / "small" / COMPRESSION).read_text())
     assert (record["model"], record["reference"], record["experts"]) == (fingerprint(folder), fingerprint(folder), 3)
     assert (tmp_path / "small" / f"calibration-{record['prompts'][:16]}.json").is_file()
     before, after = stacks(load(folder)), stacks(load(tmp_path / "small"))
@@ -255,7 +255,7 @@ def test_models_compressed_alike_merge_as_before(make_family: Maker, prompts: Pa
     small = [tmp_path / "base", tmp_path / "expert"]
     for folder, to in zip((base, expert), small, strict=True):
         compress(str(folder), 2, prompts, to, like=str(base))
-    records = [json.loads((folder / RECORD).read_text()) for folder in small]
+    records = [json.loads((folder / COMPRESSION).read_text()) for folder in small]
     assert records[0]["layers"] == records[1]["layers"]
     assert records[1]["reference"] == fingerprint(base) != records[1]["model"]
     after = load(merged(small, tmp_path / "after"))

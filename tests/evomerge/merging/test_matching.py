@@ -1,5 +1,6 @@
 """Weight matching: a model in another order is found back exactly, and order changes no function."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,14 +12,18 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.align import align
 from evomerge.errors import BadSource, UserMistake
+from evomerge.export import merge_file
 from evomerge.merging.checkpoint import Checkpoint
-from evomerge.merging.matching import RECORD, LayerOrder, Matching, best_assignment, match, write_aligned
+from evomerge.merging.matching import LayerOrder, Matching, best_assignment, match, write_aligned
+from evomerge.merging.preparations import ALIGNMENT
 from evomerge.merging.sources import fingerprint
+from search_spaces.recipe import Recipe
 
 LAYERS, HEADS, GROUPS, UNITS = 2, 6, 3, 24
 
@@ -73,7 +78,7 @@ def test_a_permuted_copy_has_the_same_function_and_is_brought_back_exactly(
     ]
     assert equal(folder, tmp_path / "back")
     assert matching.moved > 20
-    record = json.loads((tmp_path / "back" / RECORD).read_text())
+    record = json.loads((tmp_path / "back" / ALIGNMENT).read_text())
     assert (record["model"], record["reference"]) == (fingerprint(permuted.path), fingerprint(folder))
     assert match(model, model).moved == 0
 
@@ -87,6 +92,30 @@ def test_noise_does_not_hide_the_order(make_family: Callable[..., list[Path]], t
     write_aligned(permuted, matching, tmp_path / "back")
     assert equal(expert, tmp_path / "back")
     assert told == [(1, LAYERS), (2, LAYERS)]
+
+
+def test_recipes_refer_to_the_record_of_an_alignment(make_family: Callable[..., list[Path]], tmp_path: Path) -> None:
+    base, expert = make_family(config("llama"), experts=1)
+    align(str(expert), str(base), tmp_path / "aligned")
+    record = tmp_path / "aligned" / ALIGNMENT
+    digest = hashlib.sha256(record.read_bytes()).hexdigest()
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({
+            "merge_method": "linear", "dtype": "float32",
+            "models": [{"model": str(m), "parameters": {"weight": 0.5}} for m in (base, tmp_path / "aligned")],
+        })
+    )  # fmt: skip
+    merge_file(tmp_path / "config.yaml", tmp_path / "merged")
+    recipe = Recipe.model_validate_json((tmp_path / "merged" / "recipe.json").read_text())
+    assert [source.preparation for source in recipe.sources] == [None, digest]
+    copy = tmp_path / "merged" / f"preparation-{digest[:16]}.json"
+    assert copy.read_bytes() == record.read_bytes()
+    assert copy.name in (tmp_path / "merged" / "README.md").read_text()
+    plain = recipe.sources[1].model_copy(update={"preparation": None})
+    assert recipe.model_copy(update={"sources": (recipe.sources[0], plain)}).digest == recipe.digest
+    record.write_text("{}")
+    with pytest.raises(BadSource, match="the record of its preparation .* is gone or another"):
+        merge_file(tmp_path / "merged" / "recipe.json", tmp_path / "again")
 
 
 def test_every_tensor_keeps_its_dtype(make_family: Callable[..., list[Path]], tmp_path: Path) -> None:
