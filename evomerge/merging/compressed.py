@@ -88,7 +88,8 @@ def _layer(model: Checkpoint, layer: Layer) -> dict[str, _Made]:
         return total
 
     def all_merged(matrix: Matrix) -> Tensor:
-        return torch.stack([merged(matrix, group) for group in layer.groups])
+        dtype = model.info(matrix.names[0]).dtype
+        return torch.stack([merged(matrix, group).to(dtype) for group in layer.groups])
 
     for matrix in layer.mixture.matrices:
         info = model.info(matrix.names[0])

@@ -9,6 +9,7 @@ share weights; here the router gets a row for every group, so that an ordinary, 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -175,6 +176,7 @@ def _observed(
         raise UserMistake(
             f"--experts {experts}: every token goes through {chosen} (num_experts_per_tok); expected as many at least"
         )
+    _check_room(mixtures, exhibit.bytes if exhibit.device.type == "cpu" else 0)
     exhibit.show(1)
     routings = observe(exhibit, mixtures, calibration.samples, step)
     groups = [groups_of(routing, experts) for routing in routings]
@@ -183,16 +185,22 @@ def _observed(
     return list(zip(mixtures, routings, groups, routers, strict=True))
 
 
+def _check_room(mixtures: Sequence[Mixture], held: int) -> None:
+    """Refuse experts that cannot be matched even when the ``held`` bytes of the model are free again."""
+    free = available_bytes() + held
+    for mixture in mixtures:
+        elements = sum(math.prod(matrix.shape) for matrix in mixture.matrices)
+        needed = 8 * (2 * elements + 2 * mixture.units**2)  # two experts, what units gain, the solver's copy
+        if needed > free:
+            raise NotEnoughRoom(
+                f"matching the {mixture.units} units of two experts needs {needed / 2**30:.2f} GiB, "
+                f"{free / 2**30:.2f} GiB are available"
+            )
+
+
 def _orders(model: Checkpoint, mixture: Mixture, groups: Sequence[Group]) -> dict[int, list[int]]:
     """Return for every expert that is merged into another the order of units in which it is nearest to that one."""
     units, matrices = mixture.units, [each for each in mixture.matrices if each.side is not None]
-    elements = sum(int(np.prod(matrix.shape)) for matrix in matrices)
-    needed, free = 8 * (2 * elements + 2 * units**2), available_bytes()
-    if needed > free:
-        raise NotEnoughRoom(
-            f"matching the {units} units of two experts needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are "
-            "available"
-        )
     found = {}
     for group in groups:
         for expert in group.members:

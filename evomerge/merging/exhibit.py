@@ -45,6 +45,11 @@ class Exhibit:
         """The weights by their names in the checkpoints; writing to them changes the model."""
         return self._resident.tensors
 
+    @property
+    def bytes(self) -> int:
+        """How much memory the weights take."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     @cached_property
     def names(self) -> dict[int, str]:
         """Names in the checkpoints by the address of the weights."""
