@@ -26,7 +26,7 @@ PIECE = 1 << 19  # elements
 BUFFERS = 4
 SHARD_BYTES = 5_000_000_000  # most, of a file
 _SYNC_BYTES = 64 << 20
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def write_shard(shard: Shard, folder: Path, *, merge: Callable[[str], Fill]) -> 
     tensors = sorted(shard.tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     for name, info in tensors:
         end = offset + info.bytes
-        header[name] = {"dtype": _NAMES[info.dtype], "shape": list(info.shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": NAMES[info.dtype], "shape": list(info.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
