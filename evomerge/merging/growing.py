@@ -44,7 +44,7 @@ class Growing:
 
 @contextmanager
 def growing(path: Path, names: Sequence[str], **metadata: str) -> Iterator[Growing]:
-    """Yield the file ``path``, to which some of ``names`` are added; complete when the context ends without an error."""
+    """Yield the file ``path``, to which some of ``names`` are added; complete once the context ends without error."""
     text = {"format": "pt", **metadata}
     room = len(json.dumps(text)) + sum(len(json.dumps(name)) + _MOST_OF_ENTRY for name in names)
     room += _MOST_OF_ENTRY + -(room + _MOST_OF_ENTRY) % 8
