@@ -171,7 +171,9 @@ def _observed(
     exhibit = Exhibit(recipe, checkpoints, device=default_device())
     exhibit.check_vocabulary(calibration)
     mixtures = mixtures_of(exhibit)
-    chosen = int(exhibit.model.config.get_text_config(decoder=True).num_experts_per_tok)
+    chosen = getattr(exhibit.model.config.get_text_config(decoder=True), "num_experts_per_tok", None)
+    if chosen is None:
+        raise BadSource(f"{model.path}: config.json does not say through how many experts a token goes")
     if experts < chosen:
         raise UserMistake(
             f"--experts {experts}: every token goes through {chosen} (num_experts_per_tok); expected as many at least"

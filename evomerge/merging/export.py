@@ -188,14 +188,19 @@ def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | Non
         value = path_config(value, hops=recipe.body.hops, types=layer_types(donor))
     config = json.dumps(value, indent=2, sort_keys=True)
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    write_recipe(recipe, folder)
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write recipe.json into ``folder``, with the calibration prompts and records of preparation that it names."""
     (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
     for digest in named_in(recipe):
         keep(recall(digest), folder)
     for source in recipe.sources:
         if source.preparation is not None:
             copy_preparation(resolve(source.path, source.revision), folder)
-    if card is not None:
-        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _config(config: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from evomerge.cli import app
 from evomerge.compress import compress
 from evomerge.errors import BadRecipe, BadSource, NotEnoughRoom, UserMistake
 from evomerge.merging import compression, exhibit
@@ -304,6 +305,17 @@ def test_what_cannot_be_compressed_is_refused(
             patch.setattr(module, "available_bytes", lambda: -(1 << 30))
             compress(str(folder), 2, prompts, to)
     assert not to.exists()
+
+
+def test_the_command_says_what_it_did(
+    make_family: Maker, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder,) = make_family(config("mixtral"), experts=0)
+    to, options = tmp_path / "small", ["--experts", "2", "--prompts", str(prompts)]
+    app(["compress", str(folder), *options, "--to", str(to), "--like", str(folder)], standalone_mode=False)
+    said = capsys.readouterr()
+    assert said.out == f"wrote {to}\n"
+    assert "4 experts became 2 in each of 2 layers" in said.err
 
 
 @pytest.mark.parametrize(
