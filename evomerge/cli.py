@@ -29,6 +29,7 @@ COMMANDS = (  # in the order of `evomerge --help`
     models.export,
     models.merge,
     models.align,
+    models.compress,
     models.evaluate,
 )
 

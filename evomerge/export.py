@@ -101,6 +101,7 @@ def export(
             card = search_card(results, candidate, recipe)
             return _adapter(recipe, place, rank=rank, card=card, progress=progress)
         if kind == "checkpoint":
+            recipe = _pinned(recipe)
             card = search_card(results, candidate, recipe)
             return _checkpoint(recipe, place, card=card, memory_limit=memory_limit, progress=progress)
         if kind == "reversible":
@@ -162,6 +163,7 @@ def merge_file(
     with local(to) as place:
         if kind == "reversible":
             return _reversible(recipe, place, to, rank=rank, progress=progress)
+        recipe = _pinned(recipe)
         card = plain_card(recipe, place.name)
         return _checkpoint(recipe, place, card=card, memory_limit=memory_limit, progress=progress)
 
@@ -238,7 +240,7 @@ def _checkpoint(
 
     remarks: list[str] = []
     limit = None if memory_limit is None else parse_bytes(memory_limit)
-    write_checkpoint(_pinned(recipe), to, progress=progress, card=card, warn=remarks.append, memory_limit=limit)
+    write_checkpoint(recipe, to, progress=progress, card=card, warn=remarks.append, memory_limit=limit)
     return remarks
 
 

@@ -23,6 +23,7 @@ from evomerge.examples import example_merges, example_recipes
 from evomerge.foreign import a_row
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
+from evomerge.merging.preparations import preparation_of
 from evomerge.minibatches import refuse_few_documents
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
@@ -192,7 +193,12 @@ def prepare(
     compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
-        Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))
+        Source(
+            path=source.path,
+            revision=source.revision,
+            digest=source_files.fingerprint(folder),
+            preparation=preparation_of(folder),
+        )
         for source, folder in zip(models, folders, strict=True)
     )
     with_tokenizer = folders[:1] if file.sources.vocabulary is None else folders

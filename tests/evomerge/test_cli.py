@@ -39,6 +39,7 @@ OPTIONS = {
         "--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--memory-limit", "--storage"
     },
     "align": {"--like", "--to"},
+    "compress": {"--experts", "--prompts", "--to", "--like"},
     "merge": {"--to", "--format", "--rank", "--dtype", "--memory-limit"},
     "evaluate": {
         "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
