@@ -27,6 +27,7 @@ NAMES = (
     "natural_niches_digits",
     "natural_niches_experts",
     "calibration",
+    "compression",
     "demo_quality",
     "scale",
     "chaos",

@@ -36,6 +36,11 @@ def raised(error: BaseException) -> Raised:
     return Raised(type(error).__name__, _text(error), "".join(lines))
 
 
+def one_line(text: object) -> str:
+    """Return a text, or that of one of Ray's errors (they fill a dozen lines), as one line."""
+    return " ".join(str(text).split())
+
+
 def factory_failed(cause: Raised) -> WorkersFailed:
     """Return the error that says that the factory raised ``cause``: one line, then the worker's traceback."""
     return WorkersFailed(

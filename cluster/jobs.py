@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from cluster.calls import one_line
 from cluster.ray_environment import RAY_SETS, environment, ray_settings, token
 
 T = TypeVar("T")
@@ -244,7 +245,7 @@ def _job(details: Any) -> Job:
     return Job(
         id=details.submission_id or details.job_id,
         state=cast(JobState, str(details.status.value).lower()),
-        message=" ".join((details.message or "").split()),
+        message=one_line(details.message or ""),
         tags=dict(details.metadata or {}),
         started=_seconds(details.start_time),
         ended=_seconds(details.end_time),

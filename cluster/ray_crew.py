@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.calls import factory_failed
+from cluster.calls import factory_failed, one_line
 from cluster.pool import Doing, Place, Raised, WorkerNow, WorkersFailed
 from cluster.ray_worker import WorkerHost
 
@@ -226,8 +226,3 @@ class Crew:
         self.actors.add(actor)
         self.placing[handle.place.remote()] = actor
         self.starting[handle.start.remote(self._factory)] = actor
-
-
-def one_line(error: Exception) -> str:
-    """Return the text of one of Ray's errors (they fill a dozen lines) as one line."""
-    return " ".join(str(error).split())

@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cluster.calls import raised
+from cluster.calls import one_line, raised
 from cluster.pool import Call, CallOutcome, Finished, Lost, TimedOut, WorkerFactory, WorkerNow, WorkersFailed
-from cluster.ray_crew import Actor, Crew, one_line
+from cluster.ray_crew import Actor, Crew
 from cluster.ray_metrics import Meters
 from cluster.ray_session import RaySession
 from cluster.ray_watch import Watch

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cluster.calls import one_line
 from cluster.fair_shares import room
 from cluster.ray_environment import RAY_SETS, environment, ray_settings
 
@@ -73,10 +74,8 @@ class RaySession:
         except BaseException as error:
             self._undo.close()
             if where == "local" and isinstance(error, Exception):
-                text = " ".join(str(error).split())
-                raise ConnectionError(
-                    f"{NOT_STARTED}: {text} Is the machine overloaded or short of memory? Run the same command again"
-                ) from error
+                remedy = "Is the machine overloaded or short of memory? Run the same command again"
+                raise ConnectionError(f"{NOT_STARTED}: {one_line(error)} {remedy}") from error
             raise
 
     def capacity(self, needs: Mapping[str, float]) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from lm_eval.api.instance import Instance
 
 from evaluators.encoding import Encoded, Prompt, Window
-from evaluators.errors import TaskError
+from evaluators.errors import TaskError, one_line
 from evaluators.library_state import calling_lm_eval
 from evaluators.loaded import LoadedTask
 from evaluators.request_cache import RequestCache, Requests
@@ -114,7 +114,7 @@ class RequestBook:
             where = inspect.trace()[-1].function
             raise TaskError(
                 f"the prompts of task {loaded.name} cannot be built: {type(error).__name__}: "
-                f"{' '.join(str(error).split())} (in {where})"
+                f"{one_line(error)} (in {where})"
             ) from error
 
     def _encode(self, instance: Instance) -> Iterator[Encoded]:

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 import numpy as np
 import psutil
 
-from evaluators.errors import MeasurementFailed, OverLimits
+from evaluators.errors import MeasurementFailed, OverLimits, one_line
 from evaluators.evaluation import FailureKind
 from evaluators.judging import Judge
 from evaluators.objective import EvaluationSettings, Objective
@@ -58,7 +58,7 @@ def main() -> None:
         except MeasurementFailed as failed:
             answer = _failure(failed.kind, str(failed), over_limits=isinstance(failed, OverLimits))
         except Exception as error:
-            answer = _failure(FailureKind.METRIC_ERROR, f"{type(error).__name__}: {' '.join(str(error).split())}")
+            answer = _failure(FailureKind.METRIC_ERROR, f"{type(error).__name__}: {one_line(error)}")
         _send(replies, answer)
 
 

@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from evaluators.errors import TaskError
+from evaluators.errors import TaskError, one_line
 
 _SKIPPED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}
 
@@ -111,7 +111,7 @@ def _unreadable(folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
                 try:
                     load_yaml(path, resolve_func=False)
                 except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
-                    yield path.stem, f"{path} cannot be read: {' '.join(str(error).split())}"
+                    yield path.stem, f"{path} cannot be read: {one_line(error)}"
 
 
 def _unknown(name: str, within: str, known: Sequence[str], folders: Sequence[str], broken: Mapping[str, str]) -> str:

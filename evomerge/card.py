@@ -84,11 +84,14 @@ def _model_index(results: Results, candidate: CandidateRecord, name: str) -> lis
 
 
 def _sources(recipe: Recipe) -> list[str]:
+    from evomerge.merging.preparations import file_name
+
     lines = ["Merged from:", ""]
     for position, source in enumerate(recipe.sources):
         role = "base" if position == recipe.base else "expert"
         digest = f", content `{source.digest[:16]}`" if source.digest else ""
-        lines.append(f"- {role} `{source.path.replace('`', '')}`{digest}")
+        prepared = f", prepared as `{file_name(source.preparation)}` says" if source.preparation else ""
+        lines.append(f"- {role} `{source.path.replace('`', '')}`{digest}{prepared}")
     return lines
 
 

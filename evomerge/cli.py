@@ -29,6 +29,7 @@ COMMANDS = (  # in the order of `evomerge --help`
     models.export,
     models.merge,
     models.align,
+    models.compress,
     models.evaluate,
 )
 
@@ -73,12 +74,12 @@ def _status_of(error: Exception) -> int | None:
 
 
 def _text_of(error: Exception) -> str:
+    from cluster.calls import one_line
     from cluster.pool import WorkersFailed
 
     if isinstance(error, WorkersFailed):
         return str(error)  # with the worker's own traceback
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return " ".join(str(message).split())
+    return one_line(error.format_message() if hasattr(error, "format_message") else error)
 
 
 def _stop() -> None:

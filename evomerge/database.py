@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from evaluators.errors import one_line
 from evomerge.driver_lock import DriverLocks, FileLocks, LockLost, ServerLocks
 from evomerge.errors import BadSearch
 from evomerge.schema import prepare
@@ -152,8 +153,8 @@ class Database:
             raise BadSearch(f"storage {self._place}: {explain(self._text(error))}") from None
 
     def _text(self, error: sa.exc.DBAPIError | LockLost) -> str:
-        text = str(error.orig if isinstance(error, sa.exc.DBAPIError) else error)
-        return without_passwords(" ".join(text.split()), self._url)
+        known = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig else error
+        return without_passwords(one_line(known), self._url)
 
 
 def explain(text: str) -> str:

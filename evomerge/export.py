@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +13,7 @@ from evomerge.atomic import write_new
 from evomerge.calibration import restore
 from evomerge.card import plain_card, search_card
 from evomerge.errors import BadRecipe, BadSearch
-from evomerge.explain import explain
+from evomerge.explain import UNKNOWN_KIND, explain
 from evomerge.plugins import PLUGINS, refuse_other_packages, with_packages
 from evomerge.preferences import ConstraintSettings, PreferenceSettings, parse_prefer
 from evomerge.records import CandidateRecord, Split
@@ -100,6 +101,7 @@ def export(
             card = search_card(results, candidate, recipe)
             return _adapter(recipe, place, rank=rank, card=card, progress=progress)
         if kind == "checkpoint":
+            recipe = _pinned(recipe)
             card = search_card(results, candidate, recipe)
             return _checkpoint(recipe, place, card=card, memory_limit=memory_limit, progress=progress)
         if kind == "reversible":
@@ -161,6 +163,7 @@ def merge_file(
     with local(to) as place:
         if kind == "reversible":
             return _reversible(recipe, place, to, rank=rank, progress=progress)
+        recipe = _pinned(recipe)
         card = plain_card(recipe, place.name)
         return _checkpoint(recipe, place, card=card, memory_limit=memory_limit, progress=progress)
 
@@ -176,18 +179,30 @@ def read_recipe(file: Path) -> Recipe:
 
         return from_mergekit(file)
     try:
-        recipe = Recipe.model_validate_json(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BadRecipe(f"{file}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadRecipe(f"{file}: cannot be read: {error}") from None
+    try:
+        recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
-        raise BadRecipe(f"{file}: not a recipe: {explain(error, Recipe)}") from None
+        raise BadRecipe(f"{file}: {_lacking(error, text) or f'not a recipe: {explain(error, Recipe)}'}") from None
     from evomerge.merging.calibrations import fetch
 
     refuse_other_packages(recipe)
     fetch(recipe, file.parent)
     return with_packages(recipe)
+
+
+def _lacking(error: ValidationError, text: str) -> str | None:
+    """Which operator nobody brings, though the recipe says which packages did; None if ``error`` is another."""
+    faults = error.errors(include_url=False)
+    lacking = [str(f["ctx"]["tag"]) for f in faults if f["type"] == UNKNOWN_KIND and f["loc"][-1] == "operator"]
+    if not lacking or not (packages := json.loads(text).get("packages")):
+        return None
+    named = " ".join(map(str, packages))
+    return f"operator {lacking[0]!r} is not installed; the recipe was made with {named}: pip install {named}"
 
 
 def _adapter(recipe: Recipe, to: Path, *, rank: int | None, card: str, progress: Progress | None) -> list[str]:
@@ -225,7 +240,7 @@ def _checkpoint(
 
     remarks: list[str] = []
     limit = None if memory_limit is None else parse_bytes(memory_limit)
-    write_checkpoint(_pinned(recipe), to, progress=progress, card=card, warn=remarks.append, memory_limit=limit)
+    write_checkpoint(recipe, to, progress=progress, card=card, warn=remarks.append, memory_limit=limit)
     return remarks
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
+from evaluators.errors import one_line
 from evomerge.errors import BadSearch
 
 MOST_YAML_NODES = 100_000  # with every alias written out
@@ -30,10 +32,15 @@ def a_row() -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        text = (str(error).splitlines() or [""])[0]
+        text = _first_fault(error) if isinstance(error, ValidationError) else (str(error).splitlines() or [""])[0]
         raise BadSearch(
             f"a row of the record is damaged ({type(error).__name__}: {text}); was it changed by hand?"
         ) from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
 
 
 def read_json(file: Path) -> Any:
@@ -65,7 +72,7 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"not YAML: {one_line(error)}") from None
 
 
 def _nodes(node: yaml.Node, known: dict[int, int]) -> int:

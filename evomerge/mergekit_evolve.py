@@ -7,6 +7,7 @@ from typing import Any
 
 from evomerge.config import read_mapping
 from evomerge.errors import BadSearch
+from search_spaces.near_names import hint
 from search_spaces.presets import mergekit_evolve
 
 GENOME_KEYS = {
@@ -121,4 +122,4 @@ def _evaluation(value: dict[str, Any]) -> dict[str, Any]:
 def _refuse_unknown(path: Path, place: str, value: dict[str, Any], known: set[str]) -> None:
     unknown = sorted(set(value) - known)
     if unknown:
-        raise BadSearch(f"{path}: unknown key {place}{unknown[0]} (known: {', '.join(sorted(known))})")
+        raise BadSearch(f"{path}: unknown key {place}{unknown[0]}{hint(unknown[0], sorted(known))}")

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
+from typing_extensions import TypedDict  # pydantic cannot read typing's before Python 3.12
 
 from evaluators import objective_kinds
 from evaluators.errors import one_line
@@ -20,7 +21,16 @@ from search_spaces import operators
 from search_spaces.recipe import Recipe
 
 T = TypeVar("T", bound=BaseModel)
-Described = dict[str, str]  # group, name, package and version of a plug-in
+
+
+class Described(TypedDict):
+    """What the record keeps of a plug-in."""
+
+    group: str
+    name: str
+    package: str
+    version: str
+
 
 GROUPS = ("operators", "objectives", "optimizers")
 PLUGINS = "plugins"  # key of a search's plan
@@ -65,7 +75,7 @@ def changed(recorded: Iterable[Described], now: Iterable[Described]) -> str | No
     """Return which plug-in is not what it was when a search began; None if all are the same."""
     there = {(each["group"], each["name"]): each for each in now}
     for before in recorded:
-        found = there.get((before["group"], before["name"]), {})
+        found = there.get((before["group"], before["name"]))
         if found != before:
             now_there = f"{found['package']} {found['version']}" if found else "nothing of that name"
             return f"{_in_words(before)}, and {now_there} is installed"

@@ -20,14 +20,17 @@ from evomerge.calibration import CALIBRATION, make_calibration
 from evomerge.config import SearchFile, differences, fixed_part
 from evomerge.errors import BadSearch, BadSource
 from evomerge.examples import example_merges, example_recipes
+from evomerge.foreign import a_row
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
+from evomerge.merging.preparations import preparation_of
 from evomerge.minibatches import refuse_few_documents
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
 from evomerge.plugins import PLUGINS
 from evomerge.preferences import aim_of
+from evomerge.records import check_plan
 from evomerge.shares import by_tenths, shares
 from evomerge.worker import WorkerSpec
 from search_spaces.calibration import Calibration
@@ -190,7 +193,12 @@ def prepare(
     compatibility.check(checkpoints, compatibility.mergeable_names(checkpoints[0]))
     say("fingerprinting the models")
     pinned = tuple(
-        Source(path=source.path, revision=source.revision, digest=source_files.fingerprint(folder))
+        Source(
+            path=source.path,
+            revision=source.revision,
+            digest=source_files.fingerprint(folder),
+            preparation=preparation_of(folder),
+        )
         for source, folder in zip(models, folders, strict=True)
     )
     with_tokenizer = folders[:1] if file.sources.vocabulary is None else folders
@@ -351,8 +359,11 @@ def check_unchanged(problem: Problem, recorded_file: dict[str, Any], recorded_pl
 
     Raises:
         BadSource: a model's files have changed.
-        BadSearch: anything else but budget, cluster, logging and storage has; the difference is shown.
+        BadSearch: anything else but budget, cluster, logging and storage has; the difference is shown. Or the plan
+            was not written by evomerge.
     """
+    with a_row():
+        check_plan(recorded_plan)
     name = problem.file.name
     fixed = problem.file.fixed_part()
     recorded = fixed_part(recorded_file)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import (
+    Any,
+    Literal,
+    NotRequired,  # pydantic cannot read typing's before Python 3.12
+    TypeAlias,
+)
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
-from typing_extensions import TypedDict  # pydantic cannot read typing's before Python 3.12
+from typing_extensions import TypedDict
 
 from evaluators.evaluation import Cost, Failure, Floats, Stop
-from evomerge import plugins  # noqa: F401  recipes may name operators of other packages
+from evomerge import plugins
 from evomerge.foreign import a_row
 from search_spaces.genes import Genome
 from search_spaces.recipe import Recipe
@@ -114,6 +119,7 @@ class _Plan(TypedDict):
     genes: list[str]
     suite: str
     documents: dict[Split, dict[str, list[int]]]
+    plugins: NotRequired[list[plugins.Described]]
 
 
 _PLAN: TypeAdapter[_Plan] = TypeAdapter(_Plan)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from search_spaces.canonical import Frozen
+from search_spaces.near_names import hint
 from search_spaces.operators import KnobSpec, OperatorPlugIn, operator_class
 from search_spaces.operators.averages import Direction, Form
 from search_spaces.operators.base import MergeOperator, Scope
@@ -168,4 +169,4 @@ class OperatorSettings(OwnKnobs, StepKnobs, OwnOptions):
             raise ValueError("options is for operators that other packages bring; this one has keys of its own")
         known = [*knobs, *sorted(operator.fixed_fields())]
         if strange := sorted(self.options.keys() - set(known)):
-            raise ValueError(f"options: unknown key {strange[0]!r} (known: {', '.join(known)})")
+            raise ValueError(f"options: unknown key {strange[0]!r}{hint(strange[0], known)}")

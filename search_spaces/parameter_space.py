@@ -15,15 +15,18 @@ import numpy as np
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from search_spaces.genes import Gene, Genes, Genome
+from search_spaces.near_names import hint
 from search_spaces.operator_settings import Bounds, OperatorSettings, ShareBounds
 from search_spaces.operators import OPERATORS, KnobSpec, MergeOperator, Operator, operator_class
 from search_spaces.recipe import Block, Blocks, Dtype, Recipe, Source
 from search_spaces.vocabulary import Vocabulary
 
+INSTALL = "if a plug-in brings it, install its package"
+
 
 def _known(kind: str) -> str:
     if operator_class(kind) is None:
-        raise ValueError(f"operator {kind!r} is not known ({', '.join(OPERATORS)})")
+        raise ValueError(f"operator {kind!r} is not known{hint(kind, OPERATORS)}; {INSTALL}")
     return kind
 
 
@@ -72,7 +75,7 @@ class ParameterSpaceSettings(OperatorSettings):
             return value
         rest = {key: part for key, part in value.items() if key != "preset"}
         if value["preset"] not in PRESETS:
-            raise ValueError(f"preset {value['preset']!r} is not known ({', '.join(PRESETS)})")
+            raise ValueError(f"preset {value['preset']!r} is not known{hint(str(value['preset']), PRESETS)}")
         return {**PRESETS[value["preset"]], **rest}
 
     @model_validator(mode="after")

@@ -33,6 +33,11 @@ class Source(Frozen):
     path: str = Field(min_length=1, description="folder or Hub id")
     revision: str | None = Field(default=None, description="commit of a Hub id")
     digest: str | None = Field(default=None, description="SHA-256 over the weights and the config")
+    preparation: str | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="SHA-256 of the record of how it was aligned or compressed; follows from the content",
+    )
 
     @property
     def identity(self) -> str:

@@ -123,6 +123,23 @@ def align(
     _wrote("", to, remarks)
 
 
+def compress(
+    model: Annotated[str, typer.Argument(help="folder, Hub id or URL of a mixture-of-experts model")],
+    experts: Annotated[int, typer.Option(help="how many are left in a layer")],
+    prompts: Annotated[Path, typer.Option(help="text with a prompt a line, or calibration prompts of an export")],
+    to: To,
+    like: Annotated[
+        str | None, typer.Option(help="model whose experts decide what is merged, for models that share a base: it")
+    ] = None,
+) -> None:
+    """Write a mixture-of-experts model with fewer experts, each the merge of similar ones (M-SMoE)."""
+    from evomerge.compress import compress as write
+
+    with progress_bar("compressing") as progress:
+        remarks = write(model, experts, prompts, to, like=like, progress=shares(progress, "compressing"))
+    _wrote("", to, remarks)
+
+
 def _wrote(what: str, to: str, remarks: Sequence[str]) -> None:
     from evomerge.targets import shown
 

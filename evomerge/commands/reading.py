@@ -121,6 +121,6 @@ def dashboard(
     server = Server(storage, host=host, port=port, token=token)
     typer.echo(f"dashboard: {server.address(name)} (Ctrl-C ends it)")
     try:
-        server.run()
+        server.run(name)
     finally:
         server.close()

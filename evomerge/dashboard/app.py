@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from importlib.resources import files
 from typing import Any
 
@@ -12,7 +13,7 @@ from flask import Flask
 from waitress.server import create_server
 
 from evomerge.dashboard import guard, pages
-from evomerge.dashboard.callbacks import register
+from evomerge.dashboard.callbacks import read_ahead, register
 from evomerge.dashboard.links import search_path
 from evomerge.dashboard.live import Live
 from evomerge.errors import UserMistake
@@ -67,7 +68,7 @@ class Server:
             UserMistake: the storage cannot be opened, or the address cannot be listened on.
         """
         self.token = token or (None if guard.is_loopback(host) else secrets.token_urlsafe(24))
-        live = Live(storage)
+        self._live = live = Live(storage)
         logging.getLogger("waitress").setLevel(logging.ERROR)
         self._app: Flask | None = None
 
@@ -90,8 +91,9 @@ class Server:
         query = f"?token={self.token}" if self.token else ""
         return f"http://{name}:{self.port}{search_path(search) if search else '/'}{query}"
 
-    def run(self) -> None:
-        """Serve."""
+    def run(self, search: str | None = None) -> None:
+        """Serve; somebody is about to look at ``search`` (by default the newest), so it is read at once."""
+        threading.Thread(target=read_ahead, args=(self._live, search), daemon=True).start()
         self._server.run()
 
     def close(self) -> None:

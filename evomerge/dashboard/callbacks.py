@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import plotly.graph_objects as go
@@ -33,6 +34,13 @@ def register(app: Dash, live: Live) -> None:
         Output("narrow", "data"),
         Input("toggle", "n_clicks"),
         State("theme", "data"),
+    )
+    app.clientside_callback(
+        ClientsideFunction("evomerge", "settled"),
+        Output("settled", "data"),
+        Input("front-figure", "figure"),
+        State("version", "data"),
+        State("settled", "data"),
     )
     _register_page(app, live)
     _register_front(app, live)
@@ -68,6 +76,15 @@ def _register_page(app: Dash, live: Live) -> None:
             return no_update, no_update, no_update  # the page says what is wrong
         now, leads = f"{name} {version(results)}", f"{name} {_leader(results)}"
         return (now if now != shown else no_update), (leads if leads != led else no_update), no_update
+
+
+def read_ahead(live: Live, name: str | None) -> None:
+    """Do what the first visitor would wait for: read a search (None: the newest) and draw its front."""
+    with suppress(EvomergeError, *BROKEN):  # the page says what is wrong
+        for newest in live.names()[:1]:
+            results = live.results(name or newest)
+            front(results, "plane", ()).to_json()
+            parts.headline(results)
 
 
 def _leader(results: Results) -> str:
@@ -283,13 +300,13 @@ def _register_sections(app: Dash, live: Live) -> None:
 
     @app.callback(
         Output("progress-figure", "figure"),
-        Input("version", "data"),
+        Input("settled", "data"),
         Input("over", "value"),
         Input("theme", "data"),
         State("narrow", "data"),
         State("place", "pathname"),
     )
-    def draw_progress(_version: Any, over: str, theme: str, narrow: bool | None, path: str) -> Any:
+    def draw_progress(_settled: Any, over: str, theme: str, narrow: bool | None, path: str) -> Any:
         results = _results(live, path)
         if results is None:
             return no_update
@@ -299,20 +316,20 @@ def _register_sections(app: Dash, live: Live) -> None:
 
     @app.callback(
         Output("tested", "children"),
-        Input("version", "data"),
+        Input("settled", "data"),
         Input("theme", "data"),
         State("narrow", "data"),
         State("place", "pathname"),
     )
-    def show_tested(_version: Any, theme: str, narrow: bool | None, path: str) -> Any:
+    def show_tested(_settled: Any, theme: str, narrow: bool | None, path: str) -> Any:
         results = _results(live, path)
         columns = 1 if narrow else 3
         return sections.tested(results, dark=theme == DARK, columns=columns) if results else no_update
 
     @app.callback(
-        Output("costs", "children"), Input("version", "data"), Input("theme", "data"), State("place", "pathname")
+        Output("costs", "children"), Input("settled", "data"), Input("theme", "data"), State("place", "pathname")
     )
-    def show_costs(_version: Any, theme: str, path: str) -> Any:
+    def show_costs(_settled: Any, theme: str, path: str) -> Any:
         results = _results(live, path)
         return (
             sections.costs(results, live.store.driver(results.record.name), dark=theme == DARK)

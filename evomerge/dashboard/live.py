@@ -19,7 +19,7 @@ class Live:
             BadSearch: it cannot be opened.
         """
         self.store = Store(storage)
-        self._read: dict[str, Results] = {}
+        self.known: dict[str, Results] = {}  # what has been read, by name
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -36,9 +36,9 @@ class Live:
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
-            known = self._read.get(name)
+            known = self.known.get(name)
             now = known.newer() if known else Results.of(self.store.search(name))
-            self._read[name] = now
+            self.known[name] = now
             return now
 
 

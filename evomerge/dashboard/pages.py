@@ -27,6 +27,7 @@ def frame() -> html.Div:
             dcc.Store(id="narrow"),
             dcc.Store(id="version"),
             dcc.Store(id="leader"),
+            dcc.Store(id="settled"),
             dcc.Interval(id="tick", interval=3000),
             html.A("Skip to the content", href="#page", className="skip"),
             html.Header(

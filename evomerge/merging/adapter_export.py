@@ -15,7 +15,7 @@ from evomerge.atomic import check_free, writing_folder
 from evomerge.errors import BadRecipe
 from evomerge.merging.adapter import CONFIG, PREFIX, WEIGHTS, Adapter
 from evomerge.merging.engine import DTYPES, MergeEngine
-from evomerge.merging.export import open_merge
+from evomerge.merging.export import open_merge, write_recipe
 from evomerge.merging.kernels import Combination
 from evomerge.merging.lowrank import LowRank
 from evomerge.shares import Progress
@@ -138,4 +138,4 @@ def _write(folder: Path, pairs: dict[str, Pair], recipe: Recipe) -> None:
         "target_modules": sorted(ranks),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
+    write_recipe(recipe, folder)

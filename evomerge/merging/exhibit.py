@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.errors import NotEnoughRoom
+from evomerge.errors import BadRecipe, NotEnoughRoom
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.resident import ResidentModel, available_bytes
-from search_spaces.calibration import Sample
+from search_spaces.calibration import Calibration, Sample
 from search_spaces.operators import Operator, TaskArithmetic
 from search_spaces.recipe import MOST_LAYERS, Block, Blocks, Recipe, alone
 
@@ -44,6 +44,11 @@ class Exhibit:
     def tensors(self) -> Any:
         """The weights by their names in the checkpoints; writing to them changes the model."""
         return self._resident.tensors
+
+    @property
+    def bytes(self) -> int:
+        """How much memory the weights take."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @cached_property
     def names(self) -> dict[int, str]:
@@ -77,6 +82,20 @@ class Exhibit:
     def tokens(self, sample: Sample) -> Tensor:
         """Return the tokens of ``sample``, int64 (1, n)."""
         return torch.tensor([sample.tokens], device=self.device)
+
+    def check_vocabulary(self, calibration: Calibration) -> None:
+        """Refuse prompts with tokens that the model does not have.
+
+        Raises:
+            BadRecipe: there are such.
+        """
+        size = self.model.get_input_embeddings().weight.shape[0]
+        largest = max(max(sample.tokens) for sample in calibration.samples)
+        if largest >= size:
+            raise BadRecipe(
+                f"calibration prompts {calibration.digest[:16]} hold token {largest}, and the vocabulary has "
+                f"{size}: they were made for other models"
+            )
 
     def room(self) -> int:
         """Return the bytes that are left for statistics."""

@@ -26,13 +26,13 @@ from evomerge.merging.opening import open_sources
 from evomerge.merging.path_export import layer_types, path_config, verify_path
 from evomerge.merging.paths import FoldedPath
 from evomerge.merging.pieces import Fill
+from evomerge.merging.preparations import copy_preparation
 from evomerge.merging.rounding import Rounding
-from evomerge.merging.safetensors_writer import plan_shards, tensor_bytes, write_index, write_shard
-from evomerge.merging.sources import verify
+from evomerge.merging.safetensors_writer import SHARD_BYTES, info_of, tensor_bytes, write_weights
+from evomerge.merging.sources import resolve, verify
 from evomerge.shares import Progress
 from search_spaces.recipe import PathBody, Recipe
 
-SHARD_BYTES = 5_000_000_000
 _MARGIN_BYTES = 1 << 20  # for file system metadata
 
 
@@ -51,8 +51,8 @@ def write_checkpoint(
     The scales of a path are folded into the weights; the result is loaded and compared with the path before it is kept.
 
     The folder holds safetensors, config.json with the recipe's dtype, the tokenizer files, chat template and
-    generation config of the recipe's tokenizer source, recipe.json with the calibration prompts that it names,
-    and README.md when ``card`` gives its text.
+    generation config of the recipe's tokenizer source, recipe.json with the calibration prompts and records of
+    preparation that it names, and README.md when ``card`` gives its text.
     A few pieces of a tensor are held in memory at a time. ``progress`` is called with the bytes of weights written and
     in total. What rounding to 16 bits leaves of the step from the base goes into the card; ``warn`` hears if that is
     little.
@@ -162,7 +162,8 @@ def _check_disk(parent: Path, recipe: Recipe, made: _Weights, donor: Checkpoint)
 def _write_weights(
     made: _Weights, dtype: torch.dtype, folder: Path, max_shard_bytes: int, progress: Progress | None
 ) -> None:
-    total = sum(tensor_bytes(shape, dtype) for shape in made.shapes.values())
+    tensors = {name: info_of(shape, dtype) for name, shape in made.shapes.items()}
+    total = sum(info.bytes for info in tensors.values())
     written = 0
 
     def merge(name: str) -> Fill:
@@ -177,10 +178,7 @@ def _write_weights(
 
         return noted
 
-    shards = plan_shards(made.shapes, dtype, max_shard_bytes=max_shard_bytes)
-    for shard in shards:
-        write_shard(shard, folder, dtype, merge=merge)
-    write_index(shards, folder, dtype)
+    write_weights(tensors, folder, merge=merge, max_shard_bytes=max_shard_bytes)
 
 
 def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | None) -> None:
@@ -190,11 +188,19 @@ def _write_rest(recipe: Recipe, folder: Path, donor: Checkpoint, card: str | Non
         value = path_config(value, hops=recipe.body.hops, types=layer_types(donor))
     config = json.dumps(value, indent=2, sort_keys=True)
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    write_recipe(recipe, folder)
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write recipe.json into ``folder``, with the calibration prompts and records of preparation that it names."""
     (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
     for digest in named_in(recipe):
         keep(recall(digest), folder)
-    if card is not None:
-        (folder / "README.md").write_text(card, encoding="utf-8")
+    for source in recipe.sources:
+        if source.preparation is not None:
+            copy_preparation(resolve(source.path, source.revision), folder)
 
 
 def _config(config: dict[str, Any], dtype: str) -> dict[str, Any]:

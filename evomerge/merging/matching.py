@@ -26,13 +26,12 @@ from evomerge.merging.checkpoint import Checkpoint, text_config
 from evomerge.merging.companions import copy_companions
 from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.pieces import Fill
-from evomerge.merging.safetensors_writer import plan_shards, write_index, write_shard
+from evomerge.merging.preparations import ALIGNMENT
+from evomerge.merging.safetensors_writer import write_weights
 from evomerge.merging.sources import fingerprint
 from search_spaces.tensors import by_layer
 
-RECORD = "alignment.json"
 _FORMAT = "evomerge-alignment-1"
-_SHARD_BYTES = 5_000_000_000
 _ROWS, _COLUMNS = 0, 1
 _MLP = {"mlp.gate_proj": _ROWS, "mlp.up_proj": _ROWS, "mlp.down_proj": _COLUMNS}
 _QUERIES = {"self_attn.q_proj": _ROWS, "self_attn.o_proj": _COLUMNS}
@@ -108,14 +107,13 @@ def match(model: Checkpoint, reference: Checkpoint, *, progress: Progress | None
 def write_aligned(model: Checkpoint, matching: Matching, to: Path) -> None:
     """Write ``model`` in the order of ``matching`` as folder ``to``: the same function, with the record beside it.
 
+    Every tensor keeps its dtype.
+
     Raises:
         UserMistake: ``to`` exists and is not an empty folder.
         NotEnoughRoom: the disk is full; nothing is left behind.
     """
     names = mergeable_names(model)
-    dtypes = {model.info(name).dtype for name in names}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # the smallest that holds all without rounding
-    shapes = {name: model.info(name).shape for name in names}
     parts = {
         name: (layer, name)
         for number, own in by_layer(names, model.layers).items()
@@ -135,13 +133,11 @@ def write_aligned(model: Checkpoint, matching: Matching, to: Path) -> None:
         return fill
 
     with writing_folder(to) as folder:
-        shards = plan_shards(shapes, dtype, max_shard_bytes=_SHARD_BYTES)
-        for shard in shards:
-            write_shard(shard, folder, dtype, merge=merge)
-        write_index(shards, folder, dtype)
+        tensors = {name: model.info(name) for name in names}
+        write_weights(tensors, folder, merge=merge)
         copy_companions(model.path, folder)
         (folder / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
-        (folder / RECORD).write_text(matching.to_json() + "\n", encoding="utf-8")
+        (folder / ALIGNMENT).write_text(matching.to_json() + "\n", encoding="utf-8")
 
 
 def permuted(tensor: Tensor, name: str, order: LayerOrder, heads: tuple[int, int]) -> Tensor:
@@ -153,11 +149,12 @@ def permuted(tensor: Tensor, name: str, order: LayerOrder, heads: tuple[int, int
     ):
         for part, side in parts.items():
             if f".{part}." in name and not (side == _COLUMNS and tensor.dim() == 1):  # a bias of the stream stays
-                return _moved(tensor, places, count, side)
+                return moved(tensor, places, count, side)
     return tensor
 
 
-def _moved(tensor: Tensor, places: Sequence[int], count: int, side: int) -> Tensor:
+def moved(tensor: Tensor, places: Sequence[int], count: int, side: int) -> Tensor:
+    """Return ``tensor`` with the ``count`` equal parts of its dimension ``side`` in the order of ``places``."""
     shape = tensor.shape
     split = tensor.reshape(*shape[:side], count, -1, *shape[side + 1 :])
     moved: Tensor = split.index_select(side, torch.tensor(places))
@@ -181,16 +178,16 @@ class _Pair:
     def order(self) -> LayerOrder:
         self._check()
         heads, groups = self.heads
-        units = _best(self._similarity(_MLP, self._units))
+        units = best_assignment(self._similarity(_MLP, self._units))
         query, key = self._similarity(_QUERIES, heads), self._similarity(_KEYS, groups)
         size = heads // groups
         gain, inner = key.copy(), np.empty((groups, groups), dtype=object)
         for a in range(groups):
             for b in range(groups):
                 block = query[a * size : (a + 1) * size, b * size : (b + 1) * size]
-                inner[a, b] = _best(block)
+                inner[a, b] = best_assignment(block)
                 gain[a, b] += block[np.arange(size), inner[a, b]].sum()
-        of_groups = _best(gain)
+        of_groups = best_assignment(gain)
         of_heads = [int(b) * size + int(i) for a, b in enumerate(of_groups) for i in inner[a, b]]
         return LayerOrder(tuple(units.tolist()), tuple(of_heads), tuple(of_groups.tolist()))
 
@@ -232,18 +229,18 @@ class _Pair:
         for name in self.names:
             for part, side in parts.items():
                 if f".{part}." in name and (side == _ROWS or self.reference.info(name).shape[1:]):
-                    rows = [_rows(each.tensor(name), side, count) for each in (self.reference, self.model)]
+                    rows = [rows_of(each.tensor(name), side, count) for each in (self.reference, self.model)]
                     total += rows[0] @ rows[1].T
         return total.numpy()
 
 
-def _rows(tensor: Tensor, side: int, count: int) -> Tensor:
-    """Return what belongs to each unit or head as a row, float64 (count, elements)."""
+def rows_of(tensor: Tensor, side: int, count: int) -> Tensor:
+    """Return what belongs to each of the ``count`` parts of dimension ``side`` as a row, float64 (count, elements)."""
     turned = tensor.double().transpose(0, side) if side else tensor.double()
     return turned.reshape(count, -1)
 
 
-def _best(similarity: np.ndarray) -> np.ndarray:
+def best_assignment(similarity: np.ndarray) -> np.ndarray:
     """Return for each row the column of the assignment with the largest sum."""
     columns: np.ndarray = linear_sum_assignment(similarity, maximize=True)[1]
     return columns

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from evomerge.atomic import alone
-from evomerge.errors import BadRecipe
 from evomerge.merging import gradients, layer_inputs
 from evomerge.merging.calibrations import recall
 from evomerge.merging.checkpoint import Checkpoint
@@ -79,7 +78,7 @@ class _Observation:
         if not missing:
             return
         exhibit = Exhibit(self.recipe, self.checkpoints, device=self.device)
-        self._check_vocabulary(exhibit)
+        exhibit.check_vocabulary(self.calibration)
         counter = _Counter(self._runs(exhibit, missing), progress)
         step = counter.step
         if missing[0].kind == "merged_inputs":
@@ -114,15 +113,6 @@ class _Observation:
         if missing[0].kind == "merged_inputs":
             return runs * self.checkpoints[0].layers
         return runs * layer_inputs.passes(exhibit) if missing[0].kind == "inputs" else runs
-
-    def _check_vocabulary(self, exhibit: Exhibit) -> None:
-        size = exhibit.model.get_input_embeddings().weight.shape[0]
-        largest = max(max(sample.tokens) for sample in self.calibration.samples)
-        if largest >= size:
-            raise BadRecipe(
-                f"calibration prompts {self.calibration.digest[:16]} hold token {largest}, and the vocabulary has "
-                f"{size}: they were made for other models"
-            )
 
 
 class _Counter:

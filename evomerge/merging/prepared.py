@@ -16,7 +16,7 @@ from torch import Tensor
 from evomerge.atomic import replacing
 from evomerge.errors import NotEnoughRoom
 from evomerge.merging.pieces import Fill
-from evomerge.merging.safetensors_writer import Shard, write_shard
+from evomerge.merging.safetensors_writer import Shard, info_of, write_shard
 from evomerge.merging.sources import CACHE_VARIABLE, cache_folder
 
 _KEY = "vectors"
@@ -45,8 +45,8 @@ def prepared_in_pieces(
     file = cache_folder() / kind / key / f"{name}.safetensors"
     if not file.is_file():
         with in_the_cache(file), replacing(file) as temporary:
-            shard = Shard(temporary.name, {_KEY: (math.prod(shape),)})
-            write_shard(shard, temporary.parent, dtype, merge=lambda _: fill)
+            shard = Shard(temporary.name, {_KEY: info_of((math.prod(shape),), dtype)})
+            write_shard(shard, temporary.parent, merge=lambda _: fill)
     return mapped(file)
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from evomerge.atomic import check_free, writing_folder
@@ -22,6 +22,7 @@ from evomerge.merging.adapter import Adapter
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import DTYPES
 from evomerge.merging.export import open_merge
+from evomerge.merging.growing import Growing, growing
 from evomerge.merging.sources import BASIS, COEFFICIENTS, fingerprint
 from evomerge.merging.spectral import shared_basis
 from search_spaces.recipe import Recipe, Source, alone
@@ -31,9 +32,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class _Expert:
-    """What is written of one expert, and how far it is from what it was: squared norms."""
+    """The file of one expert, and how far it is from what it was: squared norms."""
 
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    file: Growing
     lost: float = 0.0
     whole: float = 0.0
 
@@ -42,12 +43,19 @@ class _Expert:
         """The norm of what cannot be restored over that of the task vector."""
         return math.sqrt(self.lost / self.whole) if self.whole else 0.0
 
+    def add(self, name: str, tensor: Tensor, tau: Tensor, restored: Tensor) -> None:
+        """Write ``tensor``, which restores ``tau`` as ``restored``."""
+        self.file.add(name, tensor)
+        self.lost += float((tau - restored).square().sum())
+        self.whole += float(tau.square().sum())
+
 
 def write_reversible(recipe: Recipe, to: Path, *, rank: int | None, progress: Progress | None = None) -> list[float]:
     """Write the experts of ``recipe`` to folder ``to`` as a basis, their coefficients and recipes that restore them.
 
     Matrices are cut to ``rank`` directions, by default all that adapters have; other tensors are kept as they are.
-    Everything has the recipe's dtype. What its body does with the experts does not matter.
+    Everything has the recipe's dtype. What its body does with the experts does not matter. One tensor of each expert is
+    held at a time.
 
     Returns:
         For every expert the norm of what is lost, rounding included, over the norm of its task vector.
@@ -68,20 +76,26 @@ def write_reversible(recipe: Recipe, to: Path, *, rank: int | None, progress: Pr
     base, experts = checkpoints[recipe.base], [checkpoints[position] for position in recipe.experts]
     if rank is None and not all(isinstance(expert, Adapter) for expert in experts):
         raise BadRecipe("a basis of all directions of whole models is as large as they are; give --rank")
-    bases: dict[str, Tensor] = {}
-    written = [_Expert() for _ in experts]
-    for done, name in enumerate(engine.order, start=1):
-        _add_tensor(name, base, experts, written, bases, rank, DTYPES[recipe.dtype])
-        if progress is not None:
-            progress(done, len(engine.order))
-    if not bases and not any(expert.tensors for expert in written):
-        raise BadRecipe("the experts are the base itself: there is nothing that coefficients could restore")
-    _write(recipe, to, bases, written, fingerprint(base.path))
+    names = engine.order
+    with writing_folder(to) as folder:
+        with ExitStack() as files:
+            bases = files.enter_context(growing(folder / BASIS, names, base=fingerprint(base.path)))
+            written = []
+            for number in range(1, len(experts) + 1):
+                (folder / _name(number)).mkdir()
+                written.append(_Expert(files.enter_context(growing(folder / _name(number) / COEFFICIENTS, names))))
+            for done, name in enumerate(names, start=1):
+                _add_tensor(name, base, experts, written, bases, rank, DTYPES[recipe.dtype])
+                if progress is not None:
+                    progress(done, len(names))
+        if all(expert.file.empty for expert in written):
+            raise BadRecipe("the experts are the base itself: there is nothing that coefficients could restore")
+        _write_recipes(recipe, Path(to).absolute(), folder, [expert.error for expert in written])
     return [expert.error for expert in written]
 
 
 def _add_tensor(
-    name: str, base: Checkpoint, experts: Sequence[Checkpoint], written: Sequence[_Expert], bases: dict[str, Tensor],
+    name: str, base: Checkpoint, experts: Sequence[Checkpoint], written: Sequence[_Expert], bases: Growing,
     rank: int | None, dtype: torch.dtype,
 ) -> None:  # fmt: skip
     """Take tensor ``name`` of every expert: its coefficients, or the tensor itself where it is no matrix."""
@@ -91,37 +105,30 @@ def _add_tensor(
         return
     if start.ndim != 2:
         for expert, tau in zip(written, taus, strict=True):
-            expert.tensors[name] = (start + tau).to(dtype)
-            _count(expert, tau, expert.tensors[name].double() - start)
+            tensor = (start + tau).to(dtype)
+            expert.add(name, tensor, tau, tensor.double() - start)
         return
     basis = shared_basis([tau.T for tau in taus])[:, :rank].T.to(dtype).contiguous()
-    bases[name] = basis
+    bases.add(name, basis)
     for expert, tau in zip(written, taus, strict=True):
-        expert.tensors[name] = (tau @ basis.double().T).to(dtype)
-        _count(expert, tau, expert.tensors[name].double() @ basis.double())
+        tensor = (tau @ basis.double().T).to(dtype)
+        expert.add(name, tensor, tau, tensor.double() @ basis.double())
 
 
-def _count(expert: _Expert, tau: Tensor, restored: Tensor) -> None:
-    expert.lost += float((tau - restored).square().sum())
-    expert.whole += float(tau.square().sum())
+def _name(number: int) -> str:
+    return f"expert-{number}"
 
 
-def _write(recipe: Recipe, to: Path, bases: dict[str, Tensor], written: Sequence[_Expert], digest: str) -> None:
+def _write_recipes(recipe: Recipe, to: Path, folder: Path, errors: Sequence[float]) -> None:
+    """Write into ``folder``, which will be ``to``, a recipe that restores each expert, and the card."""
     assert recipe.base is not None
-    with writing_folder(to) as folder:
-        save_file(bases, folder / BASIS, metadata={"format": "pt", "base": digest})
-        lines = []
-        for number, (position, expert) in enumerate(zip(recipe.experts, written, strict=True), start=1):
-            own = folder / f"expert-{number}"
-            own.mkdir()
-            save_file(expert.tensors, own / COEFFICIENTS, metadata={"format": "pt"})
-            source = Source(path=str(Path(to).absolute() / own.name), digest=fingerprint(own))
-            restoring = Recipe(
-                sources=(recipe.sources[recipe.base], source), base=0, dtype=recipe.dtype, body=alone(1, 2)
-            )
-            (folder / f"{own.name}.json").write_text(restoring.to_json() + "\n", encoding="utf-8")
-            lines.append(f"| `{own.name}` | {recipe.sources[position].path} | {expert.error:.3g} |")
-        (folder / "README.md").write_text(_card(recipe.sources[recipe.base].path, lines), encoding="utf-8")
+    lines = []
+    for number, (position, error) in enumerate(zip(recipe.experts, errors, strict=True), start=1):
+        source = Source(path=str(to / _name(number)), digest=fingerprint(folder / _name(number)))
+        restoring = Recipe(sources=(recipe.sources[recipe.base], source), base=0, dtype=recipe.dtype, body=alone(1, 2))
+        (folder / f"{_name(number)}.json").write_text(restoring.to_json() + "\n", encoding="utf-8")
+        lines.append(f"| `{_name(number)}` | {recipe.sources[position].path} | {error:.3g} |")
+    (folder / "README.md").write_text(_card(recipe.sources[recipe.base].path, lines), encoding="utf-8")
 
 
 def _card(base: str, lines: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from evomerge.atomic import replacing
 from evomerge.errors import BadSource
 from evomerge.merging.companions import tokenizer_files
+from evomerge.merging.preparations import RECORDS, preparation_of
 from evomerge.merging.staging import is_url, staged
 from search_spaces.recipe import Source
 
@@ -22,6 +23,7 @@ _HUB_FILES = (
     "*.safetensors.index.json",
     "config.json",
     "adapter_config.json",
+    *RECORDS,
     "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
@@ -123,7 +125,7 @@ def cache_folder() -> Path:
 
 
 def pin(source: Source, *, cache: Path | None = None) -> Source:
-    """Return ``source`` with its digest, and for a Hub id with the commit that was found, filled in.
+    """Return ``source`` with its digests, and for a Hub id with the commit that was found, filled in.
 
     Raises:
         BadSource: see `resolve` and `fingerprint`.
@@ -132,7 +134,8 @@ def pin(source: Source, *, cache: Path | None = None) -> Source:
     revision = source.revision
     if not Path(source.path).expanduser().is_dir() and _COMMIT.fullmatch(folder.name):
         revision = folder.name
-    return source.model_copy(update={"digest": fingerprint(folder, cache=cache), "revision": revision})
+    found = {"digest": fingerprint(folder, cache=cache), "preparation": preparation_of(folder)}
+    return source.model_copy(update={**found, "revision": revision})
 
 
 def on_this_node(source: Source, folder: str) -> Path:
@@ -158,6 +161,11 @@ def verify(source: Source, *, cache: Path | None = None) -> Path:
                 f"{source.path}: the weights or the config have changed: expected digest {source.digest}, "
                 f"found {found}; restore the files, or start anew with this source"
             )
+    if source.preparation is not None and preparation_of(folder) != source.preparation:
+        raise BadSource(
+            f"{source.path}: the record of its preparation ({' or '.join(RECORDS)}) is gone or another: expected "
+            f"digest {source.preparation}; restore the file"
+        )
     return folder
 
 

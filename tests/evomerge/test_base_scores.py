@@ -181,7 +181,10 @@ def test_text_files_are_relative_to_the_search_file_and_endpoints_are_no_sources
     assert json.loads(load(path).model_dump_json())["objectives"][0]["kind"] == "perplexity"
     for change, expected in (
         ({"objectives": [{"kind": "distance"}]}, "at least one objective must be measured on documents"),
-        ({"objectives": [{"kind": "length", "tsk": "a"}]}, "unknown key 'objectives.0.tsk' (known: direction, weight"),
+        (
+            {"objectives": [{"kind": "length", "tsk": "a"}]},
+            "unknown key 'objectives.0.tsk': did you mean 'task'? (known: direction, weight",
+        ),
         ({"objectives": [{"kind": "magic"}]}, "objectives.0: "),
         ({"sources": {"base": "https://host/v1/completions", "experts": ["./e"]}}, "an endpoint has no weights"),
     ):

@@ -1,6 +1,7 @@
 """The command line on a recorded search of fakes: what reads, what refuses, and the frozen set of options."""
 
 import json
+import runpy
 import sys
 from contextlib import closing
 
@@ -38,6 +39,7 @@ OPTIONS = {
         "--to", "--candidate", "--best", "--prefer", "--format", "--rank", "--dtype", "--memory-limit", "--storage"
     },
     "align": {"--like", "--to"},
+    "compress": {"--experts", "--prompts", "--to", "--like"},
     "merge": {"--to", "--format", "--rank", "--dtype", "--memory-limit"},
     "evaluate": {
         "--tasks", "--objectives", "--base", "--endpoint", "--model", "--tokenizer", "--include-path", "--trusted-path",
@@ -87,6 +89,13 @@ def test_commands_and_options_are_frozen():
         for name, command in commands.items()
     }
     assert found == OPTIONS
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evomerge", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("evomerge", run_name="__main__")
+    assert "status" in capsys.readouterr().out
 
 
 def test_status_front_and_show_as_json(run, storage):

@@ -72,6 +72,8 @@ def test_what_makes_no_sense_is_refused(tmp_path):
             parse(value, folder=tmp_path, where="x.yaml")
 
     refused("distance from the base compares all tensors", objectives=[{"task": "first"}, {"kind": "distance"}])
-    refused("unknown key 'space.model' .known: form", space={"kind": "data_flow", "model": ["one"]})
+    refused(
+        "unknown key 'space.model': did you mean 'models'. .known: form", space={"kind": "data_flow", "model": ["one"]}
+    )
     with pytest.raises(ValueError, match="cma_es searches real genes only, but insert/two.0 is integer; use cat_cma"):
         finish(path_file(tmp_path, "edits", optimizer={"kind": "cma_es"}))

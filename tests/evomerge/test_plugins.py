@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from fakes import problem, search_file
-from pydantic import ValidationError
 
 from evaluators.answers import Answers
 from evaluators.errors import MeasurementFailed
@@ -139,7 +138,7 @@ def test_an_operator_becomes_genes_recipes_and_digests(site, tmp_path):
         ({"space": {"operator": "nothing"}}, "operator 'nothing' is not known"),
         (
             {"space": {"operator": "half", "options": {"bendd": [1, 2]}}},
-            "unknown key 'bendd' (known: weight, bend,",
+            "unknown key 'bendd': did you mean 'bend'? (known: weight, bend,",
         ),
         ({"space": {"operator": "half", "options": {"bend": [2, 1]}}}, "low < high"),
         ({"space": {"operator": "half", "options": {"bend": [1, 5]}}}, "bend of half must lie within"),
@@ -154,7 +153,7 @@ def test_an_operator_becomes_genes_recipes_and_digests(site, tmp_path):
         ({"optimizer": {"kind": "draw", "step": "x"}}, "optimizer.step: Input should be a valid number"),
         ({"optimizer": {"kind": "draw", "stepp": 1}}, "unknown key 'optimizer.stepp'"),
         ({"objectives": [{"kind": "words", "task": "t", "x": 1}]}, "unknown key 'objectives.0.x'"),
-        ({"objectives": [{"kind": "wordz", "task": "t"}]}, "objectives.0: Input tag 'wordz'"),
+        ({"objectives": [{"kind": "wordz", "task": "t"}]}, "objectives.0: kind 'wordz' is not known"),
     ],
 )
 def test_mistakes_are_one_line(site, tmp_path, changes, expected):
@@ -249,11 +248,39 @@ def test_a_recipe_says_which_packages_it_was_made_with_and_others_are_refused(si
 
 def test_a_recipe_with_an_operator_that_is_not_there_is_refused(site, tmp_path, monkeypatch):
     file = parsed(tmp_path, space=HALF)
-    text = problem(file).space.decode(make_optimizer(file.optimizer, problem(file).setting()).ask(1)[0]).to_json()
+    recipe = problem(file).space.decode(make_optimizer(file.optimizer, problem(file).setting()).ask(1)[0])
+    bare, named = tmp_path / "bare.json", tmp_path / "named.json"
+    bare.write_text(recipe.to_json())
+    named.write_text(plugins.with_packages(recipe).to_json())
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(site)])
     plugins.forget()
-    with pytest.raises(ValidationError, match="'half' found using 'kind' does not match"):
-        Recipe.model_validate_json(text)
+    with pytest.raises(BadRecipe, match="operator 'half' is not installed; .* with sample==1.0: pip install sample==1"):
+        read_recipe(named)
+    with pytest.raises(
+        BadRecipe, match=r"blocks.0.operator: kind 'half' is not known.*if a plug-in brings it, install"
+    ):
+        read_recipe(bare)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        ([{"group": "operators", "name": "half", "version": "1.0"}], "plugins.0.package: Field required"),
+        ([{"group": "operators", "name": "half", "package": 3, "version": "1.0"}], "plugins.0.package: Input"),
+        ([7], "plugins.0: Input"),
+        ({"half": "1.0"}, "plugins: Input"),
+    ],
+)
+def test_what_a_record_says_of_its_plug_ins_is_checked(site, tmp_path, recorded, expected):
+    file = parsed(tmp_path, space=HALF)
+    plan = {**problem(file).plan(), "plugins": recorded}
+    store = Store(file.storage, create=True)
+    record = store.create("fake", file=file.model_dump(mode="json"), plan=plan)
+    with pytest.raises(BadSearch, match=expected):
+        Results.of(record)
+    with pytest.raises(BadSearch, match=expected):
+        check_unchanged(problem(file), file.model_dump(mode="json"), plan)
+    store.close()
 
 
 class Merge:

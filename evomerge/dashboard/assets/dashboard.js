@@ -10,8 +10,26 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
       document.documentElement.dataset.theme = next;
       return [next, next === "dark" ? "Light" : "Dark", matchMedia("(max-width: 760px)").matches];
     },
+    // The version of which the front is drawn: what lies below it waits for that.
+    settled: (_figure, version, settled) =>
+      version === settled ? window.dash_clientside.no_update : version,
   },
 });
+
+// The library that draws is large: it is loaded while the server makes the page of a search, or while one looks at the
+// list. Dash loads it only when there is a figure, unless something stands in its place; then it waits for that.
+{
+  const load = () => {
+    window.Plotly ??= new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = "/_dash-component-suites/plotly/package_data/plotly.min.js";
+      script.onload = resolve;
+      script.onerror = reject;
+      document.head.append(script);
+    });
+  };
+  if (location.pathname.startsWith("/search/")) { load(); } else { setTimeout(load, 1000); }
+}
 
 document.addEventListener("click", async (event) => {
   const button = event.target.closest(".copy-button");

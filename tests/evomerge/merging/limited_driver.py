@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from evomerge.merging.export import write_checkpoint
-from evomerge.merging.safetensors_writer import Shard, write_shard
+from evomerge.merging.safetensors_writer import Shard, info_of, write_shard
 from search_spaces.operators import Breadcrumbs, DareTies, Linear, LocalizeStitch, Operator, Ties, TsvM
 from search_spaces.recipe import Block, Blocks, Recipe, Source
 
@@ -52,7 +52,8 @@ def save_model(folder: Path, *, words: int, hidden: int, noise: float) -> None:
         return fill
 
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 0.02 + noise * torch.randn(1000)
-    write_shard(Shard("model.safetensors", shapes), folder, torch.float32, merge=merge)
+    tensors = {name: info_of(shape, torch.float32) for name, shape in shapes.items()}
+    write_shard(Shard("model.safetensors", tensors), folder, merge=merge)
 
 
 class Peak:

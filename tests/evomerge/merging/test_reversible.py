@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from evomerge.export import merge_file
 from evomerge.merging.adapter import Adapter, is_adapter
 from evomerge.merging.adapter_export import write_adapter
 from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.growing import growing
 from evomerge.merging.reversible import write_reversible
 from search_spaces.operators import Fisher, TaskArithmetic
 from search_spaces.recipe import Block, Blocks, Recipe, Source
@@ -39,6 +41,23 @@ def experts(family: list[Path], tmp_path_factory: pytest.TempPathFactory) -> lis
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         found.append(folder)
     return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_grows_by_the_tensors_that_come(tmp_path: Path, dtype: torch.dtype) -> None:
+    come = {'a "quoted" name': torch.randn(3, 5), "long" * 40: torch.randn(7), "b": torch.randn(2, 2, 2)}
+    with growing(tmp_path / "file", [*come, *map(str, range(50))], base="0" * 64) as file:
+        assert file.empty
+        for name, tensor in come.items():
+            file.add(name, tensor.to(dtype))
+    found = load_file(tmp_path / "file")
+    assert found.keys() == come.keys()
+    assert all(torch.equal(found[name], tensor.to(dtype)) for name, tensor in come.items())
+    with safe_open(tmp_path / "file", "pt") as opened:
+        assert opened.metadata() == {"format": "pt", "base": "0" * 64}
+    with growing(tmp_path / "empty", ["a"]):
+        pass
+    assert load_file(tmp_path / "empty") == {}
 
 
 def recipe_of(folders: list[Path], dtype: str = "float32") -> Recipe:

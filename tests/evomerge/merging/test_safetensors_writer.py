@@ -11,7 +11,7 @@ from safetensors.torch import load
 
 from evomerge.merging import safetensors_writer
 from evomerge.merging.pieces import Fill
-from evomerge.merging.safetensors_writer import Shard, write_shard
+from evomerge.merging.safetensors_writer import Shard, info_of, write_shard
 
 SHAPES = {"a": (7, 513), "b": (), "c": (3,), "d": (90, 101), "e": (0, 4)}
 
@@ -26,7 +26,8 @@ def written(folder: Path, dtype: torch.dtype) -> tuple[bytes, dict[str, torch.Te
 
         return fill
 
-    write_shard(Shard("model.safetensors", SHAPES), folder, dtype, merge=merge)
+    infos = {name: info_of(shape, dtype) for name, shape in SHAPES.items()}
+    write_shard(Shard("model.safetensors", infos), folder, merge=merge)
     return (folder / "model.safetensors").read_bytes(), tensors
 
 

@@ -253,6 +253,16 @@ def test_a_growing_record_is_noticed(make_search, storage):
     assert len(now.candidates) == len(before.candidates) + 1
 
 
+def test_the_newest_search_is_read_ahead(finished, make_search, storage):
+    make_search("newest").add_seeds()
+    live = Live(storage)
+    callbacks.read_ahead(live, None)
+    assert list(live.known) == ["newest"]
+    callbacks.read_ahead(live, "ja-math")
+    assert "front" in vars(live.known["ja-math"])
+    callbacks.read_ahead(live, "gone")  # the page says so
+
+
 # ---------------------------------------------------------------- hostile records
 
 

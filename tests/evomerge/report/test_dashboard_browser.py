@@ -41,6 +41,7 @@ for (const trace of document.querySelector('#front-figure .js-plotly-plot').calc
 }
 return found;"""
 
+LIBRARY = "return performance.getEntriesByType('resource').filter(e => e.name.endsWith('/plotly.min.js')).length"
 SHOWN_AXES = "return [...document.querySelectorAll('label.axis:not([hidden]) button')].map(axis => axis.id)"
 NICHES_COLOUR = """
 const plot = document.querySelector('#niches .js-plotly-plot');
@@ -172,6 +173,7 @@ def test_hostile_names_stay_texts(browser, serve, make_search):
     browser.get(server.address("ja-math"))
     until(browser, lambda: evil in text(browser, "#candidate"))
     until(browser, lambda: len(browser.execute_script(DRAWN)) > 5)
+    assert browser.execute_script(LIBRARY) == 1  # what is loaded ahead is not loaded again
     assert browser.execute_script("return window.hacked") is None
     assert browser.find_elements(By.CSS_SELECTOR, "img[src='x']") == []
     assert errors(browser) == []
