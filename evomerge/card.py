@@ -106,12 +106,16 @@ def _rebuild(recipe: Recipe) -> list[str]:
 
 def _exactness(recipe: Recipe) -> str:
     from evomerge.merging.calibrations import named_in
+    from evomerge.merging.virtual import Spectral
+    from search_spaces.operators import Knots
 
     if named_in(recipe):
         return (
             ", from statistics of its sources on the prompts in `calibration-*.json` (bit for bit on an equal machine "
             "with as many threads; others round the statistics differently)"
         )
+    if any(isinstance(operator, Spectral | Knots) for operator in recipe.operators):
+        return " (bit for bit on an equal machine with as many threads; others decompose matrices differently)"
     return " bit for bit"
 
 

@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from evomerge.card import plain_card, search_card
-from search_spaces.operators import Fisher
-from search_spaces.recipe import Block, Blocks, Recipe
+from search_spaces.operators import Fisher, IsoC
+from search_spaces.recipe import Block, Blocks, Recipe, Source
 
 
 def card_of(results, candidate):
@@ -49,6 +49,14 @@ def test_bits_are_promised_only_where_they_are_kept(finished):
     card = plain_card(calibrated, "x")
     assert "rebuilds it bit for bit" not in card
     assert "bit for bit on an equal machine with as many threads" in card
+
+
+def test_the_card_of_decomposed_matrices_promises_no_more_than_lapack_does() -> None:
+    block = Block(layers=(0, 2), operator=IsoC())
+    recipe = Recipe(sources=(Source(path="base"), Source(path="one")), dtype="float32", body=Blocks(blocks=(block,)))
+    card = plain_card(recipe, "x")
+    assert "rebuilds it bit for bit" not in card
+    assert "others decompose matrices differently" in card
 
 
 def test_search_scores_are_not_quoted_as_results(finished):
