@@ -8,6 +8,7 @@ On a random model of about 162 M parameters with 3 experts, per operator:
   model, as a share of what a plain copy of as many bytes reaches. Copies and merges take turns, and the medians count.
   `new` merges have weights and densities that were never seen; `again` repeats them, so that thresholds are known.
 * preparing: processor time of the histograms of every expert, per million elements, once a search.
+* copying: every source read once through a small buffer, and a file of the result's size written and synced.
 * mergekit: its run_merge beside `evomerge merge`'s export of the same recipe, both in processes of their own, both
   warm (the better of the last two of four merges counts). Ours is synced to the disk, mergekit's is not. Peaks
   are those of memory in the second merge, imports included: what was private, and all that was resident.
@@ -88,6 +89,26 @@ OURS = TIMED.format(
     imports="from pathlib import Path\nfrom evomerge.merging.export import write_checkpoint\n"
     "from search_spaces.recipe import Recipe\nrecipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())",
     merge="write_checkpoint(recipe, Path(f'{folder}-{turn}'))",
+)
+
+COPY = TIMED.format(
+    imports="""import os
+from pathlib import Path
+files = [Path(line) for line in open(sys.argv[1]).read().splitlines()]
+buffer = bytearray(1 << 20)
+
+def copy(to):
+    os.mkdir(to)
+    for file in files:
+        with file.open("rb", buffering=0) as source:
+            while source.readinto(buffer):
+                pass
+    with open(f"{to}/copy", "wb", buffering=0) as target:
+        left = files[0].stat().st_size
+        while left:
+            left -= target.write(memoryview(buffer)[:left])
+        os.fsync(target.fileno())""",
+    merge="copy(f'{folder}-{turn}')",
 )
 
 
@@ -189,6 +210,10 @@ def preparing(checkpoints: list[Checkpoint], model: ResidentModel) -> float:
 def beside_mergekit(root: Path, folders: list[Path], dtype: str) -> list[dict[str, Any]]:
     """Return a row per operator that both know: seconds and MiB of each, from disk to disk."""
     rows = []
+    files = root / "files.txt"
+    files.write_text("\n".join(str(folder / "model.safetensors") for folder in folders), encoding="utf-8")
+    copy = timed(sys.executable, COPY, files, root / "copy")
+    print(f"copying {copy['wall_s']:.2f} s, {copy['cpu_s']:.2f} s of processor time")
     for kind in BESIDE_MERGEKIT:
         recipe = recipe_of(operators(1)[kind], folders, dtype)
         config, ours = root / f"{kind}.yml", root / f"{kind}.json"
@@ -198,11 +223,13 @@ def beside_mergekit(root: Path, folders: list[Path], dtype: str) -> list[dict[st
         theirs = timed(common.mergekit_python(), THEIRS, config, root / f"mergekit-{kind}")
         row = {"operator": kind, "evomerge": own, "mergekit": theirs}
         row |= {"times_faster_wall": theirs["wall_s"] / own["wall_s"], "times_less_cpu": theirs["cpu_s"] / own["cpu_s"]}
+        row |= {"copy": copy, "times_a_copy_wall": own["wall_s"] / copy["wall_s"]}
         rows.append(row)
         print(
             f"{kind:16} export {own['wall_s']:6.2f} s ({own['private_mib']:.0f} MiB private)   mergekit "
             f"{theirs['wall_s']:6.2f} s ({theirs['private_mib']:.0f} MiB private)   "
-            f"{row['times_faster_wall']:.1f} times faster, {row['times_less_cpu']:.1f} times less processor time",
+            f"{row['times_faster_wall']:.1f} times faster, {row['times_less_cpu']:.1f} times less processor time, "
+            f"{row['times_a_copy_wall']:.1f} times a copy",
             flush=True,
         )
     return rows
@@ -219,7 +246,7 @@ def timed(python: str, code: str, file: Path, to: Path) -> dict[str, float]:
 
 def kind_of(code: str) -> str:
     """Return whose code it is."""
-    return "mergekit" if code is THEIRS else "evomerge"
+    return {THEIRS: "mergekit", OURS: "evomerge"}.get(code, "copying")
 
 
 def main() -> None:

@@ -48,11 +48,13 @@ class Rules:
 
 def fits(sources: Sequence[Tensor], *others: Tensor) -> bool:
     """Whether the kernels take ``sources`` and ``others``: contiguous on the CPU, each in a dtype that they know."""
-    return all(t.device.type == "cpu" and t.dtype in _BITS and t.is_contiguous() for t in (*sources, *others))
+    return all(t.is_cpu and t.dtype in _BITS and t.is_contiguous() for t in (*sources, *others))
 
 
 def rules_of(keeps: Sequence[Keep | None], size: int) -> Rules | None:
     """Return the selections on tensors of ``size`` elements as rules; None if one is of a kind that has none."""
+    if not any(keeps):
+        return _everything(len(keeps))
     kinds, integers = np.zeros((len(keeps), 2), np.int64), np.zeros((len(keeps), 2, 7), np.int64)
     limits = np.zeros((len(keeps), 2), np.float32)
     held: list[Tensor] = []
@@ -66,6 +68,14 @@ def rules_of(keeps: Sequence[Keep | None], size: int) -> Rules | None:
                 return None
             kinds[number, place] = kind
     return Rules(kinds, limits, integers, tuple(held))
+
+
+@lru_cache(maxsize=64)
+def _everything(count: int) -> Rules:
+    """Return the rules that keep everything of so many task vectors: what most merges ask for, piece after piece."""
+    return Rules(
+        np.zeros((count, 2), np.int64), np.zeros((count, 2), np.float32), np.zeros((count, 2, 7), np.int64), ()
+    )
 
 
 def _rule(keep: Keep, size: int, limit: np.ndarray, integers: np.ndarray, held: list[Tensor]) -> int | None:

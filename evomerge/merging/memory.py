@@ -17,7 +17,7 @@ from evomerge.merging.adapter import Adapter
 from evomerge.merging.aligned import Aligned
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.kernels import Scratch
-from evomerge.merging.safetensors_writer import BUFFERS, PIECE, tensor_bytes
+from evomerge.merging.safetensors_writer import BUFFER, BUFFERS, tensor_bytes
 from evomerge.merging.selection import CACHE_BYTES
 from evomerge.merging.statistics import Statistical
 from evomerge.merging.virtual import Spectral
@@ -66,7 +66,7 @@ def cache_within(limit: int | None, recipe: Recipe, checkpoints: Sequence[Checkp
 def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> int:
     sources, dtype = len(checkpoints), getattr(torch, recipe.dtype)
     rows = (5 + sources) * Scratch(torch.device("cpu")).chunk * 4
-    pieces = PIECE * (BUFFERS * dtype.itemsize + 8)  # float32 before a path is folded, and after
+    pieces = BUFFER * (BUFFERS + 8 // dtype.itemsize)  # float32 before a path is folded, and after
     needed: int = _FIXED + sources * _PER_SOURCE + _CACHE + rows + pieces
     plain = [checkpoint.source if isinstance(checkpoint, Aligned) else checkpoint for checkpoint in checkpoints]
     needed += sum(_of_adapter(checkpoint) for checkpoint in plain if isinstance(checkpoint, Adapter))

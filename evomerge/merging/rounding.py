@@ -30,15 +30,14 @@ class Rounding:
     def look(self, name: str, merge: Fill) -> None:
         """Take note of what the cast changes of tensor ``name``, which ``merge`` makes."""
         base = self._base.tensor(name).view(-1)
-        sums, seen = torch.zeros(3, dtype=torch.float64), 0
-        for start, stop in _spans(base.numel()):
-            merged = torch.empty(stop - start)
-            merge(merged, start)
-            own = base[start:stop].double()
-            asked, written = merged.double() - own, merged.to(self.dtype).double() - own
-            sums += torch.stack([asked.dot(asked), written.dot(written), asked.dot(written)])
-            seen += stop - start
-        self._sums += sums * (base.numel() / seen)
+        spans = _spans(base.numel())
+        own = torch.cat([base[start:stop] for start, stop in spans]).double()
+        merged = torch.empty(own.numel())
+        for part, (start, _) in zip(torch.split(merged, own.numel() // len(spans)), spans, strict=True):
+            merge(part, start)
+        asked, written = merged.double() - own, merged.to(self.dtype).double() - own
+        sums = torch.stack([asked.dot(asked), written.dot(written), asked.dot(written)])
+        self._sums += sums * (base.numel() / own.numel())
         cosine = _cosine(sums)
         if cosine is not None and (self.worst is None or cosine < self.worst[0]):
             self.worst = cosine, name

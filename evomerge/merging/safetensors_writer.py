@@ -1,31 +1,35 @@
 """Safetensors shards written as a stream: the headers follow from names and shapes, and of the tensors a few pieces are
 held at a time.
 
-The library's own writer wants every tensor of a file in memory at once. Here one thread makes pieces, a second hands
-them to the system and a third asks it to bring them to the disk, so that the slowest of the three decides.
+The library's own writer wants every tensor of a file in memory at once. Here one thread makes pieces and another
+writes them, so that the slower of the two decides. Where the file system takes direct writes, they go to the disk
+without a copy in the page cache, which costs more than the merge and would drive the sources out of it.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from evomerge.merging.checkpoint import DTYPES, TensorInfo
 from evomerge.merging.pieces import Fill
 
-PIECE = 1 << 19  # elements
-BUFFERS = 4
+BUFFER, BUFFERS = 1 << 20, 4  # bytes; what is written again and again stays in the second- and third-level cache
 SHARD_BYTES = 5_000_000_000  # most, of a file
-_SYNC_BYTES = 64 << 20
+_DIRECT: int = getattr(os, "O_DIRECT", 0)
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -75,46 +79,77 @@ def write_shard(shard: Shard, folder: Path, *, merge: Callable[[str], Fill]) -> 
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with (folder / shard.file).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        with _written_behind(file, max((info.dtype.itemsize for _, info in tensors), default=1)) as write:
+    head = torch.frombuffer(bytearray(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
+    handle = os.open(folder / shard.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        _set_direct(handle, on=True)
+        with _written_behind(handle) as write:
+            write(partial(_copy, head), info_of((len(head),), torch.uint8))
             for name, info in tensors:
-                fill, size = merge(name), int(torch.Size(info.shape).numel())
-                for start in range(0, size, PIECE):
-                    write(fill, info.dtype, start, min(PIECE, size - start))
-        file.flush()
-        os.fsync(file.fileno())
+                write(merge(name), info)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
-def _written_behind(file: BinaryIO, width: int) -> Iterator[Callable[[Fill, torch.dtype, int, int], None]]:
-    """Yield a function that makes elements [start, start + size) of a tensor and leaves writing them to others.
+def _written_behind(handle: int) -> Iterator[Callable[[Fill, TensorInfo], None]]:
+    """Yield a function that makes a tensor, piece by piece, and leaves writing it to a second thread.
 
-    ``width`` is the size in bytes of the widest number.
+    What lies before a tensor in the file is a multiple of the size of its numbers.
     """
-    buffers = deque(torch.empty(PIECE * width, dtype=torch.uint8) for _ in range(BUFFERS))
-    writes: deque[Future[Any]] = deque()
-    syncs: list[Future[None]] = []
-    unsynced = 0
+    buffers = deque(torch.frombuffer(mmap.mmap(-1, BUFFER), dtype=torch.uint8) for _ in range(BUFFERS))
+    writes: deque[Future[None]] = deque()
+    used = 0
 
-    def write(fill: Fill, dtype: torch.dtype, start: int, size: int) -> None:
-        nonlocal unsynced
+    def write(fill: Fill, info: TensorInfo) -> None:
+        nonlocal used
+        done = 0
+        while done < info.bytes:
+            piece = buffers[0][used : used + info.bytes - done]
+            fill(piece.view(info.dtype), done // info.dtype.itemsize)
+            done, used = done + len(piece), used + len(piece)
+            if used == BUFFER:
+                hand_over()
+
+    def hand_over() -> None:
+        nonlocal used
+        writes.append(writer.submit(_put, handle, buffers[0][:used].numpy().data))
+        buffers.rotate(-1)
+        used = 0
         if len(writes) == BUFFERS:
             writes.popleft().result()
-        piece = buffers[0][: size * dtype.itemsize]
-        buffers.rotate(-1)
-        fill(piece.view(dtype), start)
-        writes.append(writer.submit(file.write, piece.numpy().data))
-        unsynced += len(piece)
-        if unsynced >= _SYNC_BYTES and all(sync.done() for sync in syncs):
-            syncs[:] = [syncer.submit(os.fdatasync, file.fileno())]
-            unsynced = 0
 
-    with ThreadPoolExecutor(1) as syncer, ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
         yield write
-        for done in (*writes, *syncs):
+        hand_over()
+        for done in writes:
             done.result()
+
+
+def _copy(source: Tensor, out: Tensor, first: int) -> None:
+    out.copy_(source[first : first + len(out)])
+
+
+def _put(handle: int, data: memoryview) -> None:
+    """Write all of ``data``; what is no whole number of blocks, as the end of a file, cannot be written directly."""
+    while data:
+        try:
+            data = data[os.write(handle, data) :]
+        except OSError as error:
+            if error.errno != errno.EINVAL or not fcntl.fcntl(handle, fcntl.F_GETFL) & _DIRECT:
+                raise
+            _set_direct(handle, on=False)
+
+
+def _set_direct(handle: int, *, on: bool) -> None:
+    """Write past the page cache from now on, or through it; not every file system can do the former."""
+    flags = fcntl.fcntl(handle, fcntl.F_GETFL) & ~_DIRECT
+    try:
+        fcntl.fcntl(handle, fcntl.F_SETFL, flags | _DIRECT if on else flags)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def write_index(shards: Sequence[Shard], folder: Path) -> None:

@@ -111,7 +111,7 @@ def test_pieces_of_rows_make_the_same_tensors(
     policy = Vocabulary(source="union", pad_to_multiple_of=8)
     whole = open_sources(strangers, 0, vocabulary=policy)
     expected = [[source.tensor(name) for name in BY_TOKEN] for source in whole]
-    monkeypatch.setattr(safetensors_writer, "PIECE", 37)
+    monkeypatch.setattr(safetensors_writer, "BUFFER", 148)
     monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path))
     pieces = open_sources(strangers, 0, vocabulary=policy)
     for source, tensors in zip(pieces, expected, strict=True):
