@@ -29,7 +29,8 @@ from typing import Any
 
 from common import ROOT, save
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tests/evomerge must not hide evomerge
+sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))  # else tests/evomerge hides evomerge
 
 from faults.checks import Graveyard
 from faults.places import Cluster, Disk, NotStarted, Wires

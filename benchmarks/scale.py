@@ -30,7 +30,8 @@ import numpy as np
 import psutil
 from common import RESULTS, ROOT, save
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tests/evomerge must not hide evomerge
+sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))  # else tests/evomerge hides evomerge
 
 from fake_search import started
 from fakes import FakeSpec, search_file
