@@ -1,10 +1,14 @@
-"""The workers of a search as its driver saw them last: what each does, where, since when."""
+"""The workers of a search as its driver saw them last: what each does, where, since when.
+
+A driver takes them out of the record when it ends on its own: those of one that was killed stay.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +73,17 @@ class Crew:
         return f"{len(self.seats)}: {', '.join(parts)}" + (f" ({', '.join(hosts)})" if hosts else "")
 
 
+@contextmanager
+def kept(record: SearchRecord, dispatcher: Dispatcher) -> Iterator[None]:
+    """Keep in the record what the workers of ``dispatcher`` do, until the block ends."""
+    dispatcher.every_few_seconds(lambda: save(record, dispatcher))
+    try:
+        yield
+    finally:
+        mine = crews.c.search_id == record.row.id
+        record.store.database.write(lambda c: c.execute(crews.delete().where(mine)), done=lambda _: None)
+
+
 def save(record: SearchRecord, dispatcher: Dispatcher) -> None:
     """Record what the workers of ``dispatcher`` do now, in place of what they did before."""
     now = time.time()
@@ -84,10 +99,11 @@ def save(record: SearchRecord, dispatcher: Dispatcher) -> None:
 
 def at_work(record: SearchRecord) -> Crew | None:
     """Return the workers of the search as its driver saw them last, or None if no driver runs."""
-    return _read(record) if record.store.driver(record.name) else None
+    return latest(record) if record.store.driver(record.name) else None
 
 
-def _read(record: SearchRecord) -> Crew | None:
+def latest(record: SearchRecord) -> Crew | None:
+    """Return the workers as a driver saw them last; None if none ever did, or the last one ended on its own."""
     query = crews.select().where(crews.c.search_id == record.row.id)
     row = record.store.database.read(lambda connection: connection.execute(query).first())
     return None if row is None else _crew(row)

@@ -46,10 +46,10 @@ def test_who_works_is_said_while_a_driver_runs(tmp_path):
 
 def test_a_search_tells_of_its_workers_by_itself(tmp_path):
     with started(search_file(tmp_path)) as search:
-        search._dispatcher.every_few_seconds(lambda: crews.save(search.record, search._dispatcher))
-        search.run()
-        with search.record.store.driving("fake"):
+        with search.record.store.driving("fake"), crews.kept(search.record, search._dispatcher):
+            search.run()
             assert crews.at_work(search.record) is not None
+        assert crews.latest(search.record) is None
 
 
 def test_a_crew_is_told_by_host():
