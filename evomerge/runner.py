@@ -161,7 +161,7 @@ def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) 
         metrics = SearchMetrics(meters, record, problem.file, dispatcher)
         dispatcher.every_few_seconds(metrics.send)
         listeners.append(metrics)
-    with crews.kept(record, dispatcher), closing(optuna_view.Live(record)) as view:
+    with crews.kept(record, dispatcher, watcher.say), closing(optuna_view.Live(record)) as view:
         search = Search(problem, record, optimizer, dispatcher, Several([*listeners, view]))
         watcher.say(f"the search stops: {search.run()}")
         conclude(search)

@@ -130,7 +130,7 @@ def documents_of(results: Results, split: Split) -> int:
 
 def status_json(results: Results) -> dict[str, Any]:
     """Return the same as JSON types."""
-    now = standing(results)
+    now, crew = standing(results), crews.at_work(results.record)
     return {
         "search": results.record.name,
         "state": now.state,
@@ -148,7 +148,8 @@ def status_json(results: Results) -> dict[str, Any]:
         "winner": results.winner.number if results.winner else None,
         "surrogates": surrogates.r_squared if (surrogates := _surrogates(results)) else None,
         "winner_shrunken": results.finalists[0].worth if results.winner else None,
-        "workers": [asdict(seat) for seat in crew.seats] if (crew := crews.at_work(results.record)) else [],
+        "workers": [asdict(seat) for seat in crew.seats] if crew else [],
+        "crowd": crew.crowd._asdict() if crew and crew.crowd else None,
     }
 
 

@@ -223,7 +223,8 @@ def workers_table(results: Results, *, now: float | None = None) -> Children:
             link = [place, f" on {longest.split} documents, for {since}"]
         words = ", ".join(f"{count} {kind}" for kind, count in doing.items())
         rows.append([clipped(host, 80), f"{len(seats):,}", words, link])
-    return [table(["node", "workers", "what they do", "the longest at work"], rows, words=(2, 3))]
+    waits = [html.P(f"Workers: {crew.line}.", className="warn")] if crew.crowd else []
+    return [*waits, table(["node", "workers", "what they do", "the longest at work"], rows, words=(2, 3))]
 
 
 def last_result(results: Results, now: float) -> str | None:

@@ -30,7 +30,7 @@ import signal
 signal.signal(signal.SIGTERM, cli._interrupt)
 folder = Path(sys.argv[1])
 with started(search_file(folder)) as search:
-    with search.record.store.driving("fake"), crews.kept(search.record, search._dispatcher):
+    with search.record.store.driving("fake"), crews.kept(search.record, search._dispatcher, print):
         crews.save(search.record, search._dispatcher)
         (folder / "runs").touch()
         time.sleep(60)
