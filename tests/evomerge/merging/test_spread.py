@@ -1,6 +1,6 @@
 """Models whose layers lie on several devices, which are pretended: everything follows the layers, no number changes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ ARCHITECTURES = PLAIN | {
     "qwen3-moe": transformers.Qwen3MoeConfig(**GROUPED, **EXPERTS, num_experts=4),
     "mixtral": transformers.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
 }
+QUICK = {"llama", "llama-tied", "gemma2", "gpt2", "qwen3-moe"}
 IDS = torch.arange(3, 43).view(2, 20)
 MakeFamily = Callable[..., list[Path]]
 
@@ -99,7 +100,11 @@ def devices(model: Any) -> set[str]:
     return {str(parameter.device) for parameter in model.parameters()}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+def families(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", families(ARCHITECTURES))
 def test_a_merge_spread_over_devices_is_the_merge_on_one(name: str, make_family: MakeFamily) -> None:
     folders = make_family(ARCHITECTURES[name], experts=1, noise=0.05)
     recipe = recipe_of(folders)
@@ -155,7 +160,7 @@ def test_masks_and_rotary_embeddings_come_over_once(make_family: MakeFamily) -> 
     assert not any(getattr(hook, "_copies", ()) for hook in hooks), "and are gone when what they copy is"
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", families(PLAIN))
 def test_paths_cross_devices_at_every_hop(name: str, make_family: MakeFamily) -> None:
     folders = make_family(ARCHITECTURES[name], experts=1, noise=0.05)
     recipe = path_of(folders)
@@ -206,7 +211,7 @@ def test_too_large_a_model_is_refused_before_anything_is_taken(
 # ------------------------------------------------------------------------------------------------------ statistics
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3-moe", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "qwen3-moe"))])
 @pytest.mark.parametrize("operator", [Fisher, RegMean, RegMeanPlus, partial(Rcp, source=1)])
 def test_statistics_are_those_of_one_device(
     operator: Any, name: str, make_family: MakeFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
