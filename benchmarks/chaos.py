@@ -30,6 +30,7 @@ from typing import Any
 from common import ROOT, save
 
 sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))  # else tests/evomerge hides evomerge
 
 from faults.checks import Graveyard
 from faults.places import Cluster, Disk, NotStarted, Wires

@@ -31,6 +31,7 @@ import psutil
 from common import RESULTS, ROOT, save
 
 sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))  # else tests/evomerge hides evomerge
 
 from fake_search import started
 from fakes import FakeSpec, search_file

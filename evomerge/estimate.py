@@ -45,6 +45,7 @@ class CheckReport:
     over_limits: dict[str, int]
     vocabulary: tuple[str, ...] = ()
     seconds_per_minibatch: float | None = None
+    racing: bool = False  # then nobody knows how much candidates will see, and `seconds_of_search` is an upper bound
     warnings: tuple[str, ...] = ()
     placements: tuple[Placement, ...] = ()
 
@@ -58,6 +59,7 @@ class CheckReport:
         mebibyte = 2**20
         part = self.seconds_per_minibatch
         minibatch = "" if part is None else f", {part:.2f} s on a minibatch"
+        known = "at most about" if self.racing else "about"
         cut = ", ".join(f"{count} of {task}" for task, count in self.truncated.items())
         over = ", ".join(f"{count} of {task}" for task, count in self.over_limits.items())
         return [
@@ -78,7 +80,7 @@ class CheckReport:
             f"private per worker above its imports, {self.workers} workers on {self.device}",
             *(f"spread     {line}" for placement in self.placements for line in placement.lines()),
             f"time       {self.seconds_per_evaluation:.2f} s and {self.tokens_per_evaluation} tokens an evaluation "
-            f"(the base, measured now){minibatch}, about {self.seconds_of_search / 60:.0f} min "
+            f"(the base, measured now){minibatch}, {known} {self.seconds_of_search / 60:.0f} min "
             f"for {self.evaluations} evaluations",
         ]
 
@@ -166,5 +168,6 @@ def _report(
         over_limits=dict(measured.over_limits),
         vocabulary=problem.vocabulary_notes,
         seconds_per_minibatch=part.cost.seconds if part else None,
+        racing=problem.file.evaluation.racing is not None,
         warnings=(*problem.inspection.warnings, *undecided(problem.file, problem.splits.search.ids)),
     )

@@ -158,13 +158,12 @@ def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) 
     optimizer = make_optimizer(optimizer_settings(record, problem.file), problem.setting())
     dispatcher = Dispatcher(pool, timeout_seconds=problem.longest_seconds, losses=Losses(record))
     watcher.search_begins(record, problem.file)
-    dispatcher.every_few_seconds(lambda: crews.save(record, dispatcher))
     listeners: list[Listener] = [watcher]
     if (meters := getattr(pool, "meters", None)) is not None:
         metrics = SearchMetrics(meters, record, problem.file, dispatcher)
         dispatcher.every_few_seconds(metrics.send)
         listeners.append(metrics)
-    with closing(optuna_view.Live(record)) as view:
+    with crews.kept(record, dispatcher, watcher.say), closing(optuna_view.Live(record)) as view:
         search = Search(problem, record, optimizer, dispatcher, Several([*listeners, view]))
         watcher.say(f"the search stops: {search.run()}")
         conclude(search)

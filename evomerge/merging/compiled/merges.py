@@ -25,19 +25,35 @@ from evomerge.merging.compiled.rules import ALL, apply_rules, write_mask, write_
 
 @kernel
 def combine_few(base: Any, others: Any, out: Any, weights: Any, scale: Any, span: Any) -> Any:
-    """See `kernels.Combination`, for four terms (some may weigh nothing) of the base's dtype, without rules."""
+    """See `kernels.Combination`, for three or four terms (weights may be 0) of the base's dtype, without rules."""
     wrong = np.uint32(0)
     for start in range(span[0], span[1], BLOCK):
         stop = min(start + BLOCK, span[1])
+        pivot, block = base[start:stop], out[start:stop]
         a, b = view_at(others[0, 0], base, start, stop), view_at(others[1, 0], base, start, stop)
-        c, d = view_at(others[2, 0], base, start, stop), view_at(others[3, 0], base, start, stop)
-        wrong |= _sum_up(base[start:stop], a, b, c, d, weights, scale, out[start:stop])
+        c = view_at(others[2, 0], base, start, stop)
+        if others.shape[0] == 3:
+            _sum_of_three(pivot, a, b, c, weights, scale, block)
+        else:
+            _sum_of_four(pivot, a, b, c, view_at(others[3, 0], base, start, stop), weights, scale, block)
+        wrong |= not_finite(block)
     return wrong
 
 
 @kernel
-def _sum_up(p: Any, a: Any, b: Any, c: Any, d: Any, weights: Any, scale: Any, out: Any) -> Any:
-    """Write ``scale p + sum_k weights_k (x_k - p)`` in one pass: memory is all that it waits for."""
+def _sum_of_three(p: Any, a: Any, b: Any, c: Any, weights: Any, scale: Any, out: Any) -> None:
+    """Write ``scale p + sum_k weights_k (x_k - p)`` in one pass, so that memory is most of what it waits for."""
+    first, second, third = weights[0], weights[1], weights[2]
+    for i in range(out.size):
+        pivot = load(p, i)
+        total = first * (load(a, i) - pivot) + second * (load(b, i) - pivot)
+        total += third * (load(c, i) - pivot)
+        store(out, i, total + scale * pivot)
+
+
+@kernel
+def _sum_of_four(p: Any, a: Any, b: Any, c: Any, d: Any, weights: Any, scale: Any, out: Any) -> None:
+    """Write the same with one term more."""
     first, second, third, fourth = weights[0], weights[1], weights[2], weights[3]
     for i in range(out.size):
         pivot = load(p, i)
@@ -45,7 +61,6 @@ def _sum_up(p: Any, a: Any, b: Any, c: Any, d: Any, weights: Any, scale: Any, ou
         total += third * (load(c, i) - pivot)
         total += fourth * (load(d, i) - pivot)
         store(out, i, total + scale * pivot)
-    return not_finite(out)
 
 
 @kernel
