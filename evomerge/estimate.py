@@ -94,6 +94,7 @@ def estimate(file: SearchFile, *, say: Callable[[str], None], progress: Progress
     problem = prepare(file, say=say, progress=progress)
     share = _share_in_full(problem)
     machine = find_machine(file.cluster, problem)
+    _refuse_without_gpus(machine)
     say("measuring the base once")
     worker = problem.worker_spec(device=machine.device, threads=machine.threads)()
     full = _measured(worker.evaluate, problem, problem.splits.search)
@@ -103,6 +104,22 @@ def estimate(file: SearchFile, *, say: Callable[[str], None], progress: Progress
         part = _measured(measure, problem, minibatches(problem.splits.search, settings)[0])
     report = _report(problem, machine, full, part, share)
     return replace(report, placements=worker.placements)
+
+
+def _refuse_without_gpus(machine: Machine) -> None:
+    """Refuse to measure here what needs GPUs that only other nodes of the cluster have.
+
+    Raises:
+        BadSearch: so it is.
+    """
+    import torch
+
+    needed = 0 if machine.device == "cpu" else max(1, int(machine.gpus))
+    if needed > (here := torch.cuda.device_count()):
+        raise BadSearch(
+            f"check measures the base with the {needed} GPUs of a worker, and this machine has {here}: run it on a "
+            "node of the cluster that has them"
+        )
 
 
 def _share_in_full(problem: Problem) -> float:

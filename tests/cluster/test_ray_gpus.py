@@ -18,7 +18,7 @@ from cluster.ray_pool import RayPool
 from cluster.testing import Probe
 
 ray.init(address="local", num_cpus=4, num_gpus=5, include_dashboard=False, log_to_driver=False)
-with closing(RayPool(Probe, gpus_per_worker=2)) as pool:
+with closing(RayPool(Probe, gpus_per_worker=2.0)) as pool:
     seen = {}
     while len(seen) < pool.workers:
         tickets = [pool.submit(Call(method, ("CUDA_VISIBLE_DEVICES",))) for method in ("variable",) * pool.free]

@@ -10,6 +10,7 @@ from pretend_devices import pretended
 
 from evaluators.evaluation import Evaluation
 from evaluators.objective import EvaluationSettings, Objective
+from evomerge import estimate
 from evomerge.errors import BadSearch, NotEnoughRoom
 from evomerge.estimate import _report
 from evomerge.merging.observation import default_device
@@ -45,6 +46,15 @@ def test_more_gpus_than_there_are_is_refused(tmp_path, monkeypatch):
 def test_workers_of_one_process_do_not_share_several_gpus(tmp_path, monkeypatch):
     with pytest.raises(BadSearch, match="2 workers of one process would share the same 2 GPUs; ask for one, or for"):
         machine(tmp_path, monkeypatch, gpus=2, backend="in_process", workers=2)
+
+
+def test_check_says_that_the_gpus_are_elsewhere(tmp_path, monkeypatch):
+    file = search_file(tmp_path)
+    monkeypatch.setattr(estimate, "prepare", lambda *_, **__: problem(file))
+    monkeypatch.setattr(estimate, "find_machine", lambda *_: Machine(TWO, 3, 1, 2.0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(BadSearch, match="with the 2 GPUs of a worker, and this machine has 1: run it on a"):
+        estimate.estimate(file, say=lambda _: None)
 
 
 def test_a_model_on_gpus_takes_no_memory_of_the_machine(tmp_path):
