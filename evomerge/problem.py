@@ -142,7 +142,7 @@ class Problem:
             },
         }
 
-    def worker_spec(self, *, device: str, threads: int) -> WorkerSpec:
+    def worker_spec(self, *, device: str | tuple[str, ...], threads: int) -> WorkerSpec:
         """What a worker needs to make itself."""
         return WorkerSpec(
             folders=tuple(map(str, self.folders)),
@@ -231,7 +231,7 @@ def prepare(
     if calibration is not None:
         told = shares(progress or by_tenths(say), "running the experts on calibration prompts")
         for recipe in example_merges(space):
-            ensure(recipe, checkpoints, device=default_device(), progress=told)
+            ensure(recipe, checkpoints, device=default_device(file.cluster.gpus_per_worker), progress=told)
     if isinstance(space, PathSpace) and space.settings.scale_start is not None:
         if moments is None:
             say("measuring the residual streams of the models")
