@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 
 from cluster.pool import Crowd
 from evomerge.foreign import a_row
@@ -77,6 +78,9 @@ class Crew:
         return f"{len(self.seats)}: {', '.join(parts)}" + (f" ({', '.join(hosts)})" if hosts else "")
 
 
+_CREW: TypeAdapter[Crew] = TypeAdapter(Crew)
+
+
 def in_words(crowd: Crowd) -> str:
     """Return why there is no worker, and until when."""
     return (
@@ -137,8 +141,7 @@ def _crew(row: Any) -> Crew:
     told = json.loads(row.workers)
     if isinstance(told, list):  # of older versions
         told = {"seats": told, "crowd": None}
-    crowd = Crowd(*told["crowd"]) if told["crowd"] else None
-    return Crew(tuple(Seat(**seat) for seat in told["seats"]), row.seen, crowd)
+    return _CREW.validate_python({**told, "seen": row.seen})
 
 
 def _seat(worker: WorkerNow, dispatcher: Dispatcher, now: float) -> Seat:
