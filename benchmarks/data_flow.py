@@ -8,12 +8,13 @@ Questions:
    CPU time. Target: at most 3 %.
 3. candidates: laying and measuring a path in a worker, for random paths; beside it the same paths written, loaded and
    measured with the same evaluator, and as the peer does it: mergekit's passthrough to disk, then
-   `lm_eval.simple_evaluate`, in one warm process of its own. CPU seconds a candidate, the first two not counted; scores
-   are compared. Target: 10 times as many a minute as the peer. Needs `make mergekit-env`.
+   `lm_eval.simple_evaluate`, in one warm process of its own. Three tasks, answers generated or chosen among four, 8 to
+   128 documents each. CPU seconds a candidate, the first two not counted; scores are compared. Target: 10 times as many
+   a minute as the peer. Needs `make mergekit-env`.
 
 Run: `.venv/bin/python benchmarks/data_flow.py [quality|overhead|candidates ...]`. Each part saves
-results/data_flow_PART.json; `quality` goes on where it stopped, or starts anew with `--fresh`. About 40 CPU minutes,
-nearly all of them `quality`.
+results/data_flow_PART.json; `quality` goes on where it stopped, or starts anew with `--fresh`. About 60 CPU minutes,
+most of them `quality`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ from search_spaces.recipe import Recipe
 SEEDS, EVALUATIONS = (10, 11, 12, 13, 14), 100
 FRESH = "--fresh"
 ROUNDS, WARM_UP, CANDIDATES = 40, 2, 10
-PEER = "mergekit and lm-eval"
+KINDS = {"generated": ("", "exact_match"), "chosen among four": ("_mc", "acc")}  # ending of the task, metric
+DOCUMENTS = (8, 16, 48, 128)  # of each task
+OURS, PEER = "by reference", "mergekit and lm-eval"
 MODELS = ["expert-language", "expert-add", "expert-sort", "expert-reverse"]
 MERGE = {"operator": "task_arithmetic", "layer_groups": 2}
 SPACES: dict[str, tuple[dict[str, Any], str]] = {
@@ -71,16 +74,20 @@ SPACES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def search_file(folder: Path, space: dict[str, Any], kind: str, seed: int) -> SearchFile:
-    """Return the demo's search with another space."""
+def search_file(
+    folder: Path, space: dict[str, Any], kind: str, seed: int, *, tasks: str = "generated", documents: int = 48
+) -> SearchFile:
+    """Return the demo's search with another space, and other tasks of the same questions."""
     value: dict[str, Any] = demo.search_file(experts(), folder, budget=EVALUATIONS, seed=seed)
+    ending, metric = KINDS[tasks]
+    value["objectives"] = [{"task": each["task"] + ending, "metric": metric} for each in value["objectives"]]
     value |= {
         "space": space,
         "optimizer": {"kind": kind, "seed": seed},
         "cluster": {"backend": "in_process", "workers": 1},
         "baselines": {"single_coefficient": 0, "random_search": False},
     }
-    value["evaluation"] |= {"search_documents": 48, "validation_documents": 64, "test_documents": 192}
+    value["evaluation"] |= {"search_documents": documents, "validation_documents": 64, "test_documents": 192}
     value["budget"] |= {"finalists": 4}
     return parse(value, folder=folder, where="benchmark")
 
@@ -160,32 +167,37 @@ def random_recipes(space: PathSpace) -> list[Recipe]:
 
 def candidates() -> None:
     """Measure random paths by reference, as checkpoints with the same evaluator, and as the peer does."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        problem = prepare(search_file(folder, *SPACES["data flow"], seed=0))
-        assert isinstance(problem.space, PathSpace)
-        recipes = random_recipes(problem.space)
-        rows, scores = in_worker(problem, recipes, folder)
-        names = [objective.task for objective in problem.file.objectives if isinstance(objective, Objective)]
-        documents = problem.splits.search.ids
-        tasks = search_tasks(Path(problem.file.evaluation.include_path[0]), documents, folder / "search-tasks")
-        peer = measure_by_mergekit(recipes, tasks=tasks, names=names, folder=folder, warm_up=WARM_UP)
-    seconds = {
-        kind: {k: float(np.mean([r[k] for r in each[WARM_UP:]])) for k in each[0]} for kind, each in rows.items()
-    }
+    rows = []
+    for kind in KINDS:
+        for documents in DOCUMENTS:
+            with tempfile.TemporaryDirectory() as folder:
+                rows.append({"tasks": kind, **candidates_of(kind, documents, Path(folder))})
+            print(rows[-1], flush=True)
+            save("data_flow_candidates", {"candidates": CANDIDATES, "rows": rows})
+
+
+def candidates_of(kind: str, documents: int, folder: Path) -> dict[str, Any]:
+    """Return CPU seconds of each way for so many documents a task, and how far their scores are apart."""
+    problem = prepare(search_file(folder, *SPACES["data flow"], seed=0, tasks=kind, documents=documents))
+    assert isinstance(problem.space, PathSpace)
+    recipes = random_recipes(problem.space)
+    rows, scores = in_worker(problem, recipes, folder)
+    names = [objective.task for objective in problem.file.objectives if isinstance(objective, Objective)]
+    tasks = search_tasks(
+        Path(problem.file.evaluation.include_path[0]), problem.splits.search.ids, folder / "search-tasks"
+    )
+    peer = measure_by_mergekit(recipes, tasks=tasks, names=names, folder=folder, warm_up=WARM_UP)
+    seconds = {way: {k: float(np.mean([r[k] for r in each[WARM_UP:]])) for k in each[0]} for way, each in rows.items()}
     seconds[PEER] = {"make": peer["parts"]["merge"], "whole": peer["cpu_seconds"]}
     scores[PEER] = [[each[name] for name in names] for each in peer["scores"]]
-    ours = "by reference"
-    found = {
+    return {
         "documents": problem.splits.search.count,
         "cpu_seconds": seconds,
-        "times_by_reference": {kind: {k: each[k] / seconds[ours][k] for k in each} for kind, each in seconds.items()},
+        "times_by_reference": {way: {k: each[k] / seconds[OURS][k] for k in each} for way, each in seconds.items()},
         "largest_difference_of_scores": {
-            kind: float(np.abs(np.subtract(each, scores[ours])).max()) for kind, each in scores.items()
+            way: float(np.abs(np.subtract(each, scores[OURS])).max()) for way, each in scores.items()
         },
     }
-    print(found)
-    save("data_flow_candidates", found)
 
 
 def in_worker(
@@ -205,7 +217,7 @@ def in_worker(
         copy.deepcopy(resident.apply(recipe, folded=True)).save_pretrained(target)
         return transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
 
-    makers: dict[str, Callable[[Recipe], Any]] = {"by reference": resident.apply, "written and loaded": written}
+    makers: dict[str, Callable[[Recipe], Any]] = {OURS: resident.apply, "written and loaded": written}
     rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in makers}
     scores: dict[str, list[list[float]]] = {kind: [] for kind in makers}
     for recipe in recipes:

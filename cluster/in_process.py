@@ -187,6 +187,9 @@ class InProcessPool:
         unmade = self._workers - len(busy) - len(idle)
         return [*busy, *idle, *(WorkerNow("waiting", None, now - self._opened) for _ in range(unmade))]
 
+    def crowd(self) -> None:
+        """Return None: nobody else uses these workers."""
+
     def close(self) -> None:
         """Let every worker go; a busy one gets a few seconds to return, unheard. Safe to call twice.
 

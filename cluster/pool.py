@@ -87,6 +87,13 @@ class WorkerNow:
     ticket: int | None = None
 
 
+class Crowd(NamedTuple):
+    """Why a pool has no worker yet: ``pools``, this one included, share a cluster whose ``workers`` the others hold."""
+
+    pools: int
+    workers: int
+
+
 class Finished(NamedTuple):
     """A call that came back: the ticket that `submit` gave, and the outcome."""
 
@@ -132,6 +139,9 @@ class Pool(Protocol):
 
     def crew(self) -> Sequence[WorkerNow]:
         """Return what each worker does now, in no order."""
+
+    def crowd(self) -> Crowd | None:
+        """Return who has the workers that this pool waits for; None if it has one, or nobody shares its machines."""
 
     def close(self) -> None:
         """Stop every worker; calls that are out are dropped. Safe to call twice."""

@@ -83,6 +83,14 @@ class Crew:
         """Lines that have a place on the cluster, or are to get one that was seen to be free."""
         return self.lines - sum(actor.hoped for actor in self.placing.values())
 
+    @property
+    def is_left_out(self) -> bool:
+        """Whether no actor has a place, and none was seen that one could get."""
+        now = time.monotonic()
+        return bool(self.actors) and all(
+            actor.place is None and (actor.hoped or now - actor.since > PLACED_WITHIN_SECONDS) for actor in self.actors
+        )
+
     def grow(self, count: int, *, hoped: bool = False) -> None:
         """Start ``count`` lines; ``hoped`` where there seems to be no room for them yet."""
         self.lines += count

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.calls import one_line, raised
-from cluster.pool import Call, CallOutcome, Finished, Lost, TimedOut, WorkerFactory, WorkerNow, WorkersFailed
+from cluster.pool import Call, CallOutcome, Crowd, Finished, Lost, TimedOut, WorkerFactory, WorkerNow, WorkersFailed
 from cluster.ray_crew import Actor, Crew
 from cluster.ray_metrics import Meters
 from cluster.ray_session import RaySession
@@ -177,6 +177,11 @@ class RayPool:
     def crew(self) -> Sequence[WorkerNow]:
         """Return what each worker does now, in no order."""
         return self._crew.now({run.actor: run.ticket for run in self._running.values()})
+
+    def crowd(self) -> Crowd | None:
+        """Return who has the workers that this pool waits for; None if it has one, or no other pool holds any."""
+        view = self._watch.view
+        return Crowd(view.pools, view.taken) if view.taken and self._crew.is_left_out else None
 
     def close(self) -> None:
         """Kill every worker, and end the Ray session if this pool opened it. Safe to call twice."""

@@ -41,6 +41,7 @@ class View:
         share: how many workers this pool shall have, so that all that share the cluster have as many.
         room: how many more would fit on the nodes now.
         pools: how many pools share the cluster.
+        taken: how many workers the others hold.
     """
 
     nodes: frozenset[str]
@@ -48,6 +49,7 @@ class View:
     share: int
     room: int
     pools: int = 1
+    taken: int = 0
 
 
 class Watch:
@@ -118,7 +120,8 @@ class Watch:
         whole = {kind: min(amount, offered.get(kind, 0.0)) for kind, amount in whole.items()}
         share = min(fair_shares(claims, whole)[own], self._session.capacity(self._needs))
         nodes = self._session.nodes()
-        return View(nodes, self._session.node in nodes, share, room, len(claims))
+        taken = sum(claim.held for claim in others)
+        return View(nodes, self._session.node in nodes, share, room, len(claims), taken)
 
     def _others(self) -> Iterator[Claim]:
         """What the other living pools ask for."""

@@ -199,8 +199,8 @@ class _Decoding:
         """Take the rows that are over out of the batch."""
         kept = torch.nonzero(going).flatten()
         self._going = self._going[kept]
+        self._cache.batch_select_indices(kept)  # on the CPU: layers may lie on several devices
         kept = kept.to(chosen.device)
-        self._cache.batch_select_indices(kept)
         if self._mask is not None:
             self._mask = self._mask[kept]
         if self._history is not None:

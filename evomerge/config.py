@@ -150,13 +150,15 @@ class ClusterSettings(_Section):
     backend: Literal["ray", "in_process"] = "ray"
     workers: int | Literal["auto"] = "auto"
     cpus_per_worker: float = Field(default=1.0, gt=0.0)
-    gpus_per_worker: float | None = Field(default=None, ge=0.0, description="1 where there are GPUs, else 0")
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0.0, description="1 where there are GPUs, else 0; several share the layers of one model"
+    )
 
     @field_validator("gpus_per_worker")
     @classmethod
-    def _at_most_one(cls, gpus: float | None) -> float | None:
-        if gpus is not None and gpus > 1.0:
-            raise ValueError("at most 1: a worker keeps its model on one GPU; larger models cannot be searched yet")
+    def _whole_above_one(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1.0 and not gpus.is_integer():
+            raise ValueError(f"{gpus:g} GPUs: a part of one (0.5), or a whole number of them (2), expected")
         return gpus
 
     @field_validator("workers")

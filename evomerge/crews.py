@@ -1,15 +1,21 @@
-"""The workers of a search as its driver saw them last: what each does, where, since when."""
+"""The workers of a search as its driver saw them last: what each does, where, since when.
+
+A driver takes them out of the record when it ends on its own: those of one that was killed stay.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 
+from cluster.pool import Crowd
 from evomerge.foreign import a_row
 from evomerge.schema import crews
 from evomerge.store import SearchRecord
@@ -46,10 +52,11 @@ class Seat:
 
 @dataclass(frozen=True)
 class Crew:
-    """All workers at one moment, in seconds since the epoch."""
+    """All workers at one moment, in seconds since the epoch; ``crowd``: who has those that are waited for."""
 
     seats: tuple[Seat, ...]
     seen: float
+    crowd: Crowd | None = None
 
     @property
     def by_host(self) -> Mapping[str, list[Seat]]:
@@ -62,6 +69,8 @@ class Crew:
     @property
     def line(self) -> str:
         """How many there are, what they do and where, in words."""
+        if self.crowd:
+            return in_words(self.crowd)
         doing = [(kind, sum(seat.doing == kind for seat in self.seats)) for kind in ("busy", "idle", "starting")]
         doing.append(("without a place", sum(seat.doing == "waiting" for seat in self.seats)))
         hosts = [f"{len(seats)} on {host}" for host, seats in self.by_host.items() if seats[0].process]
@@ -69,11 +78,44 @@ class Crew:
         return f"{len(self.seats)}: {', '.join(parts)}" + (f" ({', '.join(hosts)})" if hosts else "")
 
 
+_CREW: TypeAdapter[Crew] = TypeAdapter(Crew)
+
+
+def in_words(crowd: Crowd) -> str:
+    """Return why there is no worker, and until when."""
+    return (
+        f"none yet: {crowd.pools} searches share the cluster, the others have its {crowd.workers} worker"
+        f"{'s' if crowd.workers > 1 else ''}; this one goes on when one of them ends, or a node joins"
+    )
+
+
+@contextmanager
+def kept(record: SearchRecord, dispatcher: Dispatcher, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep in the record what the workers of ``dispatcher`` do, until the block ends; ``say`` that there are none."""
+    said: Crowd | None = None
+
+    def beat() -> None:
+        nonlocal said
+        save(record, dispatcher)
+        crowd = dispatcher.crowd()
+        if crowd != said:
+            say(f"workers: {in_words(crowd)}" if crowd else "workers: the first has a place")
+        said = crowd
+
+    dispatcher.every_few_seconds(beat)
+    try:
+        yield
+    finally:
+        mine = crews.c.search_id == record.row.id
+        record.store.database.write(lambda c: c.execute(crews.delete().where(mine)), done=lambda _: None)
+
+
 def save(record: SearchRecord, dispatcher: Dispatcher) -> None:
     """Record what the workers of ``dispatcher`` do now, in place of what they did before."""
     now = time.time()
     seats = [_seat(worker, dispatcher, now) for worker in dispatcher.workers()]
-    row = {"search_id": record.row.id, "workers": json.dumps([asdict(seat) for seat in seats]), "seen": now}
+    told = {"seats": [asdict(seat) for seat in seats], "crowd": dispatcher.crowd()}
+    row = {"search_id": record.row.id, "workers": json.dumps(told), "seen": now}
 
     def replace(connection: sa.Connection) -> None:
         connection.execute(crews.delete().where(crews.c.search_id == record.row.id))
@@ -84,10 +126,11 @@ def save(record: SearchRecord, dispatcher: Dispatcher) -> None:
 
 def at_work(record: SearchRecord) -> Crew | None:
     """Return the workers of the search as its driver saw them last, or None if no driver runs."""
-    return _read(record) if record.store.driver(record.name) else None
+    return latest(record) if record.store.driver(record.name) else None
 
 
-def _read(record: SearchRecord) -> Crew | None:
+def latest(record: SearchRecord) -> Crew | None:
+    """Return the workers as a driver saw them last; None if none ever did, or the last one ended on its own."""
     query = crews.select().where(crews.c.search_id == record.row.id)
     row = record.store.database.read(lambda connection: connection.execute(query).first())
     return None if row is None else _crew(row)
@@ -95,8 +138,10 @@ def _read(record: SearchRecord) -> Crew | None:
 
 @a_row()
 def _crew(row: Any) -> Crew:
-    seats: Sequence[dict[str, Any]] = json.loads(row.workers)
-    return Crew(tuple(Seat(**seat) for seat in seats), row.seen)
+    told = json.loads(row.workers)
+    if isinstance(told, list):  # of older versions
+        told = {"seats": told, "crowd": None}
+    return _CREW.validate_python({**told, "seen": row.seen})
 
 
 def _seat(worker: WorkerNow, dispatcher: Dispatcher, now: float) -> Seat:

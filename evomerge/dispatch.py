@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from cluster.pool import Call, CallOutcome, Finished, Lost, Pool, Raised, Returned, TimedOut, WorkerNow
+from cluster.pool import Call, CallOutcome, Crowd, Finished, Lost, Pool, Raised, Returned, TimedOut, WorkerNow
 from evaluators.evaluation import Documents, Evaluation, Failure, FailureKind, Outcome
 from evaluators.racing import Race
 from evomerge.losses import Losses
@@ -98,6 +98,10 @@ class Dispatcher:
     def workers(self) -> Sequence[WorkerNow]:
         """Return what the workers do now."""
         return self._pool.crew()
+
+    def crowd(self) -> Crowd | None:
+        """Return who has the workers that are waited for; None if there is one, or nobody shares them."""
+        return self._pool.crowd()
 
     def task(self, ticket: int) -> Task | None:
         """Return the task that a worker has under ``ticket``."""

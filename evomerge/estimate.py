@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from evaluators.evaluation import Documents, Evaluation, Failure, Outcome
@@ -11,6 +11,7 @@ from evomerge.calibration import undecided
 from evomerge.config import SearchFile
 from evomerge.errors import BadSearch
 from evomerge.inspection import Inspection
+from evomerge.merging.placement import Placement
 from evomerge.minibatches import minibatches, share_in_full
 from evomerge.optimizers.choice import resolve
 from evomerge.optimizers.registry import make_optimizer
@@ -44,7 +45,9 @@ class CheckReport:
     over_limits: dict[str, int]
     vocabulary: tuple[str, ...] = ()
     seconds_per_minibatch: float | None = None
+    racing: bool = False  # then nobody knows how much candidates will see, and `seconds_of_search` is an upper bound
     warnings: tuple[str, ...] = ()
+    placements: tuple[Placement, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -56,6 +59,7 @@ class CheckReport:
         mebibyte = 2**20
         part = self.seconds_per_minibatch
         minibatch = "" if part is None else f", {part:.2f} s on a minibatch"
+        known = "at most about" if self.racing else "about"
         cut = ", ".join(f"{count} of {task}" for task, count in self.truncated.items())
         over = ", ".join(f"{count} of {task}" for task, count in self.over_limits.items())
         return [
@@ -74,8 +78,9 @@ class CheckReport:
             *([f"limits     {over}: the base's code for them ran out of its limits and scored 0"] if over else []),
             f"memory     model {self.model_bytes / mebibyte:.0f} MiB, at most {self.worker_bytes / mebibyte:.0f} MiB "
             f"private per worker above its imports, {self.workers} workers on {self.device}",
+            *(f"spread     {line}" for placement in self.placements for line in placement.lines()),
             f"time       {self.seconds_per_evaluation:.2f} s and {self.tokens_per_evaluation} tokens an evaluation "
-            f"(the base, measured now){minibatch}, about {self.seconds_of_search / 60:.0f} min "
+            f"(the base, measured now){minibatch}, {known} {self.seconds_of_search / 60:.0f} min "
             f"for {self.evaluations} evaluations",
         ]
 
@@ -89,6 +94,7 @@ def estimate(file: SearchFile, *, say: Callable[[str], None], progress: Progress
     problem = prepare(file, say=say, progress=progress)
     share = _share_in_full(problem)
     machine = find_machine(file.cluster, problem)
+    _refuse_without_gpus(machine)
     say("measuring the base once")
     worker = problem.worker_spec(device=machine.device, threads=machine.threads)()
     full = _measured(worker.evaluate, problem, problem.splits.search)
@@ -96,7 +102,24 @@ def estimate(file: SearchFile, *, say: Callable[[str], None], progress: Progress
     if settings := file.evaluation.minibatches:
         measure = worker.evaluate if settings.measure == "metric" else worker.evaluate_smooth
         part = _measured(measure, problem, minibatches(problem.splits.search, settings)[0])
-    return _report(problem, machine, full, part, share)
+    report = _report(problem, machine, full, part, share)
+    return replace(report, placements=worker.placements)
+
+
+def _refuse_without_gpus(machine: Machine) -> None:
+    """Refuse to measure here what needs GPUs that only other nodes of the cluster have.
+
+    Raises:
+        BadSearch: so it is.
+    """
+    import torch
+
+    needed = 0 if machine.device == "cpu" else max(1, int(machine.gpus))
+    if needed > (here := torch.cuda.device_count()):
+        raise BadSearch(
+            f"check measures the base with the {needed} GPUs of a worker, and this machine has {here}: run it on a "
+            "node of the cluster that has them"
+        )
 
 
 def _share_in_full(problem: Problem) -> float:
@@ -150,9 +173,9 @@ def _report(
         sources=tuple(source.path for source in problem.space.sources),
         documents={split: problem.documents(split).count for split in splits},
         model_bytes=problem.model_bytes,
-        worker_bytes=worker_bytes(problem),
+        worker_bytes=worker_bytes(problem, machine),
         workers=machine.workers,
-        device=machine.device,
+        device=machine.device if isinstance(machine.device, str) else f"{len(machine.device)} GPUs each",
         seconds_per_evaluation=measured.cost.seconds,
         tokens_per_evaluation=measured.cost.tokens,
         evaluations=evaluations,
@@ -162,5 +185,6 @@ def _report(
         over_limits=dict(measured.over_limits),
         vocabulary=problem.vocabulary_notes,
         seconds_per_minibatch=part.cost.seconds if part else None,
+        racing=problem.file.evaluation.racing is not None,
         warnings=(*problem.inspection.warnings, *undecided(problem.file, problem.splits.search.ids)),
     )

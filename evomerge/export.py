@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -92,6 +93,7 @@ def export(
         raise BadSearch(f"--format {kind!r}: expected one of {', '.join((*FORMATS, *TABLES, OPTUNA))}")
     plan = results.record.row.plan
     recipe = with_packages(in_dtype(candidate.recipe, dtype), plan.get(PLUGINS, ()))
+    recipe = _as_recorded(recipe, plan)
     restore(plan)
     _check_options(kind, rank, memory_limit)
     if kind in ("checkpoint", "adapter"):
@@ -245,9 +247,17 @@ def _checkpoint(
 
 
 def _pinned(recipe: Recipe) -> Recipe:
-    from evomerge.merging.sources import pin, verify
+    from evomerge.merging.sources import pin, verify, with_tokenizers
 
     for source in recipe.sources:
-        if source.digest is not None:
+        if source.digest is not None or source.tokenizer is not None:
             verify(source)
-    return recipe.model_copy(update={"sources": tuple(map(pin, recipe.sources))})
+    return with_tokenizers(recipe.model_copy(update={"sources": tuple(map(pin, recipe.sources))}))
+
+
+def _as_recorded(recipe: Recipe, plan: Mapping[str, Any]) -> Recipe:
+    """Return ``recipe`` with the tokenizers that its search recorded."""
+    from evomerge.merging.sources import TOKENIZERS, with_tokenizers
+
+    sources = [(source["path"], source["digest"]) for source in plan["sources"]]
+    return with_tokenizers(recipe, dict(zip(sources, plan.get(TOKENIZERS, ()), strict=False)))

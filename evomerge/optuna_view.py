@@ -7,11 +7,10 @@ cannot change in Optuna, and validation and test come after a trial has been add
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -20,8 +19,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evaluators.errors import one_line
@@ -29,6 +27,7 @@ from evomerge.atomic import alone
 from evomerge.columns import NONE
 from evomerge.errors import BadSearch, EvomergeError, NotEnoughRoom
 from evomerge.optimizers.optuna_quiet import quiet
+from evomerge.optuna_journal import Journal
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
 from evomerge.storage_url import masked, parse, without_passwords
@@ -44,8 +43,7 @@ MOST_PARAMETERS = 50  # every parameter of every trial costs Optuna and its dash
 LATER_SPLITS: tuple[Split, ...] = ("validation", "test")
 EVERY_SECONDS = 5.0  # how often a view that is live looks for something new
 SHARE = 0.05  # of the time that it may take
-MOST_LIVE = 20_000  # candidates that a driver writes
-BYTES_PER_TRIAL = 25_000  # of memory, while Optuna writes
+AT_ONCE = 1000  # trials that Optuna holds, 25 kB each, while they are written to a journal
 CREATED = "search created"  # tells a search from an older one of the same name
 
 _log = logging.getLogger(__name__)
@@ -78,24 +76,16 @@ def sync(results: Results, path: Path | None = None) -> Path:
     """
     path = path or journal_path(results.record.store.storage)
     with quiet(verbosity=optuna.logging.WARNING):
-        _sync(results, path)
+        _sync(results, Journal(path))
     return path
 
 
 def complete(results: Results, *, say: Callable[[str], None]) -> None:
-    """Bring the view beside the record up to date at the end of a search, unless it is too large for that.
+    """Bring the view beside the record up to date at the end of a search.
 
     Raises:
         NotEnoughRoom: it cannot be written.
     """
-    name, count = results.record.name, len(results.candidates)
-    if count > MOST_LIVE:
-        say(
-            f"the Optuna view beside the record is not complete: {count:,} candidates would take some "
-            f"{count * BYTES_PER_TRIAL / 2**30:.1f} GiB of memory; `evomerge export {name} --format optuna --to FILE` "
-            "writes them all"
-        )
-        return
     say("writing the Optuna view")
     try:
         sync(results)
@@ -116,7 +106,7 @@ def export_study(results: Results, to: str) -> None:
             sync(results, Path(to))
             return
         with quiet(verbosity=optuna.logging.WARNING):
-            _write(RDBStorage(parse(to).render_as_string(hide_password=False)), results)
+            _write_database(RDBStorage(parse(to).render_as_string(hide_password=False)), results)
     except EvomergeError:
         raise
     except Exception as error:  # every database has errors of its own
@@ -158,76 +148,66 @@ class Live:
 
     def _work(self) -> None:
         try:
-            results, pause = Results.of(self._record), EVERY_SECONDS
-            while not self._closing.wait(pause) and len(results.candidates) <= MOST_LIVE:
+            results, journal, pause = Results.of(self._record), Journal(self._path), EVERY_SECONDS
+            while not self._closing.wait(pause):
                 if not self._news.is_set():
                     continue
                 self._news.clear()
                 started = time.monotonic()
                 results = results.newer()
-                _sync(results, self._path)
+                _sync(results, journal)
                 pause = max(EVERY_SECONDS, (time.monotonic() - started) / SHARE)
         except Exception as error:  # whatever the disk, the database or Optuna makes of it
             _log.warning("the Optuna view is not live any more: %s", one_line(error))
 
 
-def _sync(results: Results, path: Path) -> None:
+def _sync(results: Results, journal: Journal) -> None:
+    path = journal.path
     # The system frees this lock when a process dies; Optuna's own stays behind.
     with alone(path.with_name(f"{path.name}.sync")):
-        _cut_torn_line(path)
         try:
-            _write_journal(path, results)
+            _write_journal(journal, results)
         except OSError:
             raise
         except Exception as error:  # whatever a damaged journal makes Optuna raise
             _log.warning("%s cannot be read (%s); it is made anew from the record", path, error)
             path.unlink()
-            _write_journal(path, results)
+            _write_journal(journal, results)
             for row in results.record.store.searches():
                 if row.name != results.record.name:
-                    _write_journal(path, Results.of(results.record.store.search(row.name)))
+                    _write_journal(journal, Results.of(results.record.store.search(row.name)))
 
 
-class _Batch(BaseJournalBackend):
-    """A journal that keeps what is written until `flush`, so that a sync costs one write."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = JournalFileBackend(str(path))
-        self._in_file: int | None = None
-        self._fresh: list[dict[str, Any]] = []
-
-    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        """Yield the entries from one number on: those of the file as first read, then those not yet written."""
-        if self._in_file is None:
-            entries = list(self._file.read_logs(0))
-            self._in_file = len(entries)
-            yield from entries[log_number_from:]
-        yield from self._fresh[max(0, log_number_from - self._in_file) :]
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Keep ``logs``."""
-        self._fresh += logs
-
-    def flush(self) -> None:
-        """Write what was kept."""
-        if self._fresh:
-            self._file.append_logs(self._fresh)
+def _write_journal(journal: Journal, results: Results) -> None:
+    journal.read()
+    study = _study(journal.storage(), results)
+    there = journal.candidates(study._study_id)
+    missing = [number for number in _evaluated(results, "search") if number not in there]
+    for start in range(0, len(missing), AT_ONCE):  # Optuna keeps what it writes
+        _add_trials(_study(journal.storage(), results), results, missing[start : start + AT_ONCE])
+        journal.flush()
+    _set_later_scores(_study(journal.storage(), results), results)
+    journal.flush()
 
 
-def _write_journal(path: Path, results: Results) -> None:
-    batch = _Batch(path)
-    _write(JournalStorage(batch), results)
-    batch.flush()
-
-
-def _write(storage: BaseStorage, results: Results) -> None:
+def _write_database(storage: BaseStorage, results: Results) -> None:
     study = _study(storage, results)
     there = {trial.user_attrs.get("candidate") for trial in study.get_trials(deepcopy=False)}
-    describe, known = _Parameters(results), results.candidates
-    for candidate in known.each([number for number in _evaluated(results, "search") if number not in there]):
+    _add_trials(study, results, [number for number in _evaluated(results, "search") if number not in there])
+    _set_later_scores(study, results)
+
+
+def _add_trials(study: optuna.Study, results: Results, numbers: Sequence[int]) -> None:
+    describe = _Parameters(results)
+    for candidate in results.candidates.each(numbers):
         study.add_trial(_trial(results, candidate, describe))
+
+
+def _set_later_scores(study: optuna.Study, results: Results) -> None:
+    """Give the study the validation and test scores of all its candidates."""
     for split in LATER_SPLITS:
-        scores = {str(c.number): _scores(results, c, split) for c in known.each(_evaluated(results, split))}
+        measured = results.candidates.each(_evaluated(results, split))
+        scores = {str(candidate.number): _scores(results, candidate, split) for candidate in measured}
         if study.user_attrs.get(split, {}) != scores:
             study.set_user_attr(split, scores)
 
@@ -327,25 +307,3 @@ def _genes(
     if isinstance(settings, ParameterSpaceSettings):
         return ParameterSpace(settings, sources, names, layers).genes
     return path_space(settings, sources=sources, expert_names=names, layers=layers).genes
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Cut off a last line that was not written to its end: Optuna would append to it and never read it again."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    start = data.rfind(b"\n", 0, max(whole - 1, 0)) + 1
-    if whole and not _is_json(data[start:whole]):
-        whole = start
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True

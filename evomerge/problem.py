@@ -24,6 +24,7 @@ from evomerge.foreign import a_row
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
 from evomerge.merging.preparations import preparation_of
+from evomerge.merging.sources import TOKENIZERS
 from evomerge.minibatches import points_between_middles, refuse_few_documents
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 MERGES = "merges"  # key of a recorded plan: merges that paths lead through and that are not searched
 MOMENTS = "moments"  # key of a recorded plan: what the scales of paths start from
-TOKENIZERS = "tokenizers"  # key of a recorded plan, which those of older versions lack
 CHOSEN_OPTIMIZER = "optimizer"  # key of a recorded plan; like `INSPECTION` not part of what must stay the same
 Say = Callable[[str], None]
 Progress = Callable[[str, float], None]  # what, and the share of it that is done
@@ -142,7 +142,7 @@ class Problem:
             },
         }
 
-    def worker_spec(self, *, device: str, threads: int) -> WorkerSpec:
+    def worker_spec(self, *, device: str | tuple[str, ...], threads: int) -> WorkerSpec:
         """What a worker needs to make itself."""
         return WorkerSpec(
             folders=tuple(map(str, self.folders)),
@@ -231,7 +231,7 @@ def prepare(
     if calibration is not None:
         told = shares(progress or by_tenths(say), "running the experts on calibration prompts")
         for recipe in example_merges(space):
-            ensure(recipe, checkpoints, device=default_device(), progress=told)
+            ensure(recipe, checkpoints, device=default_device(file.cluster.gpus_per_worker), progress=told)
     if isinstance(space, PathSpace) and space.settings.scale_start is not None:
         if moments is None:
             say("measuring the residual streams of the models")

@@ -18,6 +18,7 @@ from evomerge.columns import NONE, SPLITS
 from evomerge.records import CandidateRecord
 from evomerge.results import JOINT, Results, Row
 from evomerge.selection import SINGLE
+from evomerge.standing import standing
 from evomerge.storage_url import masked
 from evomerge.tables import interval
 from search_spaces.recipe import PathBody, Recipe
@@ -131,7 +132,7 @@ def headline_facts(results: Results) -> list[dict[str, str]]:
     """Return name and value of the facts at the head of a report."""
     file = results.file
     pairs = [
-        ("state", results.state),
+        ("state", standing(results).words),
         ("evaluations", f"{results.spent:,} of {file.budget.evaluations:,}"),
         *([("estimated from some documents", f"{results.stopped:,}")] if results.stopped else []),
         *([("search stopped", results.stop_reason)] if results.stop_reason else []),

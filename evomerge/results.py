@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -208,8 +209,8 @@ class Results:
         return number, self.candidates.message(row)
 
     @property
-    def state(self) -> str:
-        """Computed from the record: searching, validating, testing or finished."""
+    def state(self) -> Literal["searching", "validating", "testing", "finished"]:
+        """How far the record is, whether or not anybody works on it (`evomerge.standing` tells)."""
         if self.winner is None:
             return "validating" if self.stop_reason else "searching"
         return "finished" if "test" in self.winner.evaluations else "testing"

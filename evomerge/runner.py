@@ -18,6 +18,7 @@ from evomerge.hybrid import first_step, second_step
 from evomerge.inspection import INSPECTION
 from evomerge.loggers.watcher import logged
 from evomerge.losses import Losses
+from evomerge.merging.placement import gpu_names
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import Algorithm, RandomSettings
@@ -43,11 +44,12 @@ class Machine:
     """What workers of a search run on: this machine, or the cluster that RAY_ADDRESS names.
 
     Attributes:
+        device: where a worker's model lies, or several devices that it is spread over.
         workers: how many; on a cluster as many as its nodes have room for.
         gpus: what each worker reserves.
     """
 
-    device: str
+    device: str | tuple[str, ...]
     workers: int
     threads: int
     gpus: float = 0.0
@@ -156,13 +158,12 @@ def drive(problem: Problem, record: SearchRecord, pool: Pool, watcher: Watcher) 
     optimizer = make_optimizer(optimizer_settings(record, problem.file), problem.setting())
     dispatcher = Dispatcher(pool, timeout_seconds=problem.longest_seconds, losses=Losses(record))
     watcher.search_begins(record, problem.file)
-    dispatcher.every_few_seconds(lambda: crews.save(record, dispatcher))
     listeners: list[Listener] = [watcher]
     if (meters := getattr(pool, "meters", None)) is not None:
         metrics = SearchMetrics(meters, record, problem.file, dispatcher)
         dispatcher.every_few_seconds(metrics.send)
         listeners.append(metrics)
-    with closing(optuna_view.Live(record)) as view:
+    with crews.kept(record, dispatcher, watcher.say), closing(optuna_view.Live(record)) as view:
         search = Search(problem, record, optimizer, dispatcher, Several([*listeners, view]))
         watcher.say(f"the search stops: {search.run()}")
         conclude(search)
@@ -182,11 +183,13 @@ def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
             gpus = _gpus_per_worker(cluster, session.offered().get("GPU", 0.0))
             most = session.capacity({"CPU": cluster.cpus_per_worker, "GPU": gpus})
         workers = most if cluster.workers == "auto" else min(most, cluster.workers)
-        return Machine("cuda" if gpus else "cpu", max(1, workers), threads, gpus)
+        return Machine(_device(gpus), max(1, workers), threads, gpus)
     import torch
 
     there = torch.cuda.device_count()
     gpus = _gpus_per_worker(cluster, there)
+    if gpus > max(1, there):
+        raise BadSearch(f"cluster.gpus_per_worker: {gpus:g} GPUs for each worker, but {there} are here; ask for less")
     if cluster.workers != "auto":
         workers = cluster.workers
     elif cluster.backend == "in_process":
@@ -195,12 +198,25 @@ def find_machine(cluster: ClusterSettings, problem: Problem) -> Machine:
         workers = max(1, room({"GPU": there}, {"GPU": gpus}))
     else:
         workers = max(1, int(len(os.sched_getaffinity(0)) / cluster.cpus_per_worker))
-    _check_memory(problem, workers)
-    return Machine("cuda" if gpus and there else "cpu", workers, threads, gpus)
+    if gpus > 1.0 and cluster.backend == "in_process" and workers > 1:
+        raise BadSearch(
+            f"cluster.workers: {workers} workers of one process would share the same {gpus:g} GPUs; "
+            "ask for one, or for backend: ray"
+        )
+    machine = Machine(_device(gpus if there else 0.0), workers, threads, gpus)
+    _check_memory(problem, machine)
+    return machine
 
 
 def _on_cluster(cluster: ClusterSettings) -> bool:
     return cluster.backend == "ray" and "RAY_ADDRESS" in os.environ
+
+
+def _device(gpus: float) -> str | tuple[str, ...]:
+    """Return where the model of a worker lies that reserves so many GPUs, by the numbers that the worker sees."""
+    if gpus > 1.0:
+        return gpu_names(gpus)
+    return "cuda" if gpus else "cpu"
 
 
 def _gpus_per_worker(cluster: ClusterSettings, there: float) -> float:
@@ -226,19 +242,20 @@ def join_cluster() -> Iterator[RaySession]:
         yield session
 
 
-def worker_bytes(problem: Problem) -> int:
-    """Return the private memory of one worker above its imports, in bytes."""
-    return problem.copies * problem.model_bytes + WORKER_OVERHEAD_BYTES
+def worker_bytes(problem: Problem, machine: Machine) -> int:
+    """Return the private memory of one worker above its imports, in bytes; what is on GPUs is not in it."""
+    here = problem.copies * problem.model_bytes if machine.device == "cpu" else 0
+    return here + WORKER_OVERHEAD_BYTES
 
 
-def _check_memory(problem: Problem, workers: int) -> None:
+def _check_memory(problem: Problem, machine: Machine) -> None:
     from evomerge.merging.resident import available_bytes
 
-    needed = workers * (worker_bytes(problem) + IMPORTS_BYTES)
+    needed = machine.workers * (worker_bytes(problem, machine) + IMPORTS_BYTES)
     available = available_bytes()
     if needed > available:
         raise NotEnoughRoom(
-            f"cluster.workers: {workers} workers need {needed / 2**30:.1f} GiB of memory, "
+            f"cluster.workers: {machine.workers} workers need {needed / 2**30:.1f} GiB of memory, "
             f"{available / 2**30:.1f} GiB are available; ask for fewer workers"
         )
 

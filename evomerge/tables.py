@@ -17,6 +17,7 @@ from evomerge.inspection import PARTS, Distance, Inspection
 from evomerge.optimizers.settings import SURROGATE_KINDS
 from evomerge.records import CandidateRecord, EvaluationRecord, Split
 from evomerge.results import JOINT, Estimate, Results, Row
+from evomerge.standing import standing
 from evomerge.storage_url import masked
 
 if TYPE_CHECKING:
@@ -96,9 +97,10 @@ def front_table(results: Results, members: Sequence[CandidateRecord], what: str 
 
 def status_lines(results: Results) -> list[str]:
     """Return what `evomerge status` prints."""
-    file = results.file
+    file, now = results.file, standing(results)
     lines = [
-        f"search      {results.record.name}: {results.state}",
+        f"search      {results.record.name}: {now.words}",
+        *([f"continue    {now.remedy}"] if now.remedy else []),
         f"evaluations {results.spent} of {file.budget.evaluations} ({results.record.row.seconds:.0f} s)",
         f"stopped     {results.stop_reason or 'no'}",
         f"candidates  {len(results.candidates)}, {len(results.front)} on the front",
@@ -128,9 +130,12 @@ def documents_of(results: Results, split: Split) -> int:
 
 def status_json(results: Results) -> dict[str, Any]:
     """Return the same as JSON types."""
+    now, crew = standing(results), crews.at_work(results.record)
     return {
         "search": results.record.name,
-        "state": results.state,
+        "state": now.state,
+        "driver": now.driver,
+        "last_sign": now.last_sign,
         "evaluations": results.spent,
         "budget": results.file.budget.evaluations,
         "stop_reason": results.stop_reason,
@@ -143,7 +148,8 @@ def status_json(results: Results) -> dict[str, Any]:
         "winner": results.winner.number if results.winner else None,
         "surrogates": surrogates.r_squared if (surrogates := _surrogates(results)) else None,
         "winner_shrunken": results.finalists[0].worth if results.winner else None,
-        "workers": [asdict(seat) for seat in crew.seats] if (crew := crews.at_work(results.record)) else [],
+        "workers": [asdict(seat) for seat in crew.seats] if crew else [],
+        "crowd": crew.crowd._asdict() if crew and crew.crowd else None,
     }
 
 

@@ -14,6 +14,7 @@ from evaluators.objective_kinds import AnyObjective
 from evaluators.racing import Race
 from evomerge import plugins  # noqa: F401  recipes may name operators of other packages
 from evomerge.errors import CandidateFailed
+from evomerge.merging.placement import Placement
 from search_spaces.calibration import Calibration
 from search_spaces.recipe import Dtype, Recipe, Source
 from search_spaces.vocabulary import Vocabulary
@@ -28,6 +29,7 @@ class WorkerSpec:
         tokenizer: position of the source that gives tokenizer and config.
         base: position of the source that objectives relative to a base mean; None if there is none.
         sources: what the folders hold, for workers on machines that do not have them.
+        device: where the model lies, or several devices that it is spread over.
         threads: CPU threads for tensor work.
         calibration: prompts of operators that need statistics, for machines that do not have them.
         vocabulary: the one that the sources are brought to.
@@ -40,7 +42,7 @@ class WorkerSpec:
     dtype: Dtype
     objectives: tuple[AnyObjective, ...]
     evaluation: EvaluationSettings
-    device: str = "cpu"
+    device: str | tuple[str, ...] = "cpu"
     threads: int = 1
     base: int | None = 0
     sources: tuple[Source, ...] = ()
@@ -128,6 +130,11 @@ class Worker:
             return failure
         outcome = self._measure(recipe, documents, as_exported=as_exported)
         return self._base_scores.complete(outcome, documents) if isinstance(outcome, Evaluation) else outcome
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """What lies where, of each copy of the model's weights that is spread over several devices."""
+        return tuple(self._resident.placements)
 
     def evaluate_smooth(self, recipe_json: str, ids: Mapping[str, tuple[int, ...]]) -> Outcome:
         """Return the smooth scores of the merge of ``recipe_json`` under the objectives' names, as `evaluate` does."""

@@ -38,6 +38,12 @@ class Source(Frozen):
         exclude_if=_is_none,
         description="SHA-256 of the record of how it was aligned or compressed; follows from the content",
     )
+    tokenizer: str | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="SHA-256 over the tokenizer's files of a source that gives the merged model its tokenizer; no part "
+        "of the recipe's digest",
+    )
 
     @property
     def identity(self) -> str:

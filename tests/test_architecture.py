@@ -22,7 +22,7 @@ ONLY_IN = {  # library -> places that may import it
     "llvmlite": ("evomerge/merging/compiled/",),
     "py3langid": ("evaluators/languages.py",),
     "moocore": ("evomerge/archives/pareto.py",),
-    "optuna": ("evomerge/optuna_view.py", "evomerge/optimizers/"),
+    "optuna": ("evomerge/optuna_journal.py", "evomerge/optuna_view.py", "evomerge/optimizers/"),
     "dash": ("evomerge/dashboard/",),
     "flask": ("evomerge/dashboard/",),
     "waitress": ("evomerge/dashboard/",),

@@ -6,6 +6,7 @@ import threading
 
 from evomerge.columns import NONE
 from evomerge.results import Results
+from evomerge.standing import standing
 from evomerge.store import Store
 
 
@@ -43,7 +44,8 @@ class Live:
 
 
 def version(results: Results) -> str:
-    """Return a text that changes whenever something is recorded."""
+    """Return a text that changes whenever something is recorded, or a driver comes or goes."""
     known = results.candidates.evaluations
     last = int(known.ids[-1]) if len(known.ids) else NONE
-    return f"{results.record.row.id}.{len(results.candidates)}.{last}.{results.record.row.seconds:.0f}"
+    now = f"{results.record.row.seconds:.0f}.{standing(results).state}"
+    return f"{results.record.row.id}.{len(results.candidates)}.{last}.{now}"

@@ -13,6 +13,7 @@ from evomerge.dashboard.links import search_path
 from evomerge.dashboard.parts import Children, clipped
 from evomerge.optimizers.settings import SURROGATE_KINDS
 from evomerge.results import Results
+from evomerge.standing import standing
 from evomerge.storage_url import masked
 
 STEPS = 20  # of a preference slider
@@ -69,7 +70,7 @@ def search_card(results: Results, *, now: float | None = None) -> Any:
     facts = [f"{len(results.front):,} on the front", f"last result {last or 'never'}", results.optimizer]
     failed = sum(results.failures.values())
     inside = [
-        html.Div([html.B(clipped(results.record.name, 80)), parts.pill(results.state)], className="standing"),
+        html.Div([html.B(clipped(results.record.name, 80)), parts.pill(standing(results))], className="standing"),
         parts.progress(results),
         html.P(" · ".join([*facts, f"{failed:,} failed"] if failed else facts), className="note"),
     ]

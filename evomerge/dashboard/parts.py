@@ -16,6 +16,7 @@ from evomerge.columns import NONE, SPLITS
 from evomerge.dashboard.links import candidate_link
 from evomerge.records import CandidateRecord
 from evomerge.results import JOINT, Estimate, Results
+from evomerge.standing import Standing, standing
 from evomerge.tables import in_words
 
 MOST_RECIPE_CHARACTERS = 200_000  # of a recipe that is shown as text; more freezes a browser
@@ -56,9 +57,9 @@ def clipped(text: object, most: int = MOST_TEXT) -> str:
     return valid if len(valid) <= most else f"{valid[:most]}… ({len(valid):,} characters)"
 
 
-def pill(state: str) -> html.Span:
+def pill(now: Standing) -> html.Span:
     """Return the state of a search as a coloured word."""
-    return html.Span(state, className=f"pill {state}")
+    return html.Span(now.words, className=f"pill {now.state}")
 
 
 def progress(results: Results) -> html.Div:
@@ -73,7 +74,10 @@ def headline(results: Results) -> Children:
     """Return state, progress and the facts of a search."""
     known = [fact for fact in report_facts.headline_facts(results) if fact["name"] not in ("state", "evaluations")]
     items = [html.Li([html.B(clipped(fact["value"])), html.Span(fact["name"])]) for fact in known]
-    return [html.Div([pill(results.state), progress(results)], className="standing"), html.Ul(items, className="facts")]
+    now = standing(results)
+    remedy = [html.P(f"{now.remedy[0].upper()}{now.remedy[1:]}.", className="warn")] if now.remedy else []
+    top = html.Div([pill(now), progress(results)], className="standing")
+    return [top, *remedy, html.Ul(items, className="facts")]
 
 
 def scores(results: Results, candidate: CandidateRecord, *, last: bool = False) -> html.Div:
@@ -219,7 +223,8 @@ def workers_table(results: Results, *, now: float | None = None) -> Children:
             link = [place, f" on {longest.split} documents, for {since}"]
         words = ", ".join(f"{count} {kind}" for kind, count in doing.items())
         rows.append([clipped(host, 80), f"{len(seats):,}", words, link])
-    return [table(["node", "workers", "what they do", "the longest at work"], rows, words=(2, 3))]
+    waits = [html.P(f"Workers: {crew.line}.", className="warn")] if crew.crowd else []
+    return [*waits, table(["node", "workers", "what they do", "the longest at work"], rows, words=(2, 3))]
 
 
 def last_result(results: Results, now: float) -> str | None:

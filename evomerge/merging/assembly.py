@@ -63,7 +63,8 @@ def shadow(module: nn.Module) -> Any:
     """Return a module like ``module`` with the same parameters and buffers, and submodules of its own."""
     twin = module.__new__(type(module))
     twin.__dict__ = module.__dict__.copy()
-    for name in ("_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"):
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+    for name in ("_parameters", "_buffers", *hooks):
         twin.__dict__[name] = module.__dict__[name].copy()
     twin.__dict__["_modules"] = {
         name: None if inner is None else shadow(inner) for name, inner in module.__dict__["_modules"].items()

@@ -113,33 +113,31 @@ class MergeEngine:
         self._check_recipe(recipe)
         body = _merge_in(recipe)
         if isinstance(body, MosaicBody):
-            scratch = self._merge_mosaic(recipe, body, target)
+            self._merge_mosaic(recipe, body, target)
         else:
-            scratch = self._merge_blocks(recipe, body, target)
-        if not scratch.healthy():
+            self._merge_blocks(recipe, body, target)
+        healthy = [scratch.healthy() for scratch in self._scratch.values()]  # each forgets what it has seen
+        if not all(healthy):
             for name in self.order:
                 check_finite(_what(recipe, name), target[name])
 
-    def _merge_blocks(self, recipe: Recipe, body: Blocks, target: Destination) -> Scratch:
+    def _merge_blocks(self, recipe: Recipe, body: Blocks, target: Destination) -> None:
         runs = self._planned(recipe, body, target)
-        scratch = self._scratch_on(runs[0].out.device)
         kernels = [whole_run(block.operator, recipe) if _alike(block) else None for block in body.blocks]
         keys = mask_keys(body.mask_seed, recipe.sources)
         for run in runs:
             kernel = kernels[run.block] or self._kernel(recipe, body.blocks[run.block], run.names[0], keys)
-            kernel.run(run.sources, run.out, scratch)
-        return scratch
+            kernel.run(run.sources, run.out, self._scratch_on(run.out.device))
 
-    def _merge_mosaic(self, recipe: Recipe, body: MosaicBody, target: Destination) -> Scratch:
+    def _merge_mosaic(self, recipe: Recipe, body: MosaicBody, target: Destination) -> None:
         for name in self.order:
             self._check_target(target, name)
         _check_dtype(recipe, target[self.order[0]])
-        scratch = self._scratch_on(target[self.order[0]].device)
         for name in self.order:
             pieces = list(self._mosaics.pieces(body, name))
             sources = [flat[name] for flat in self._flat]
+            scratch = self._scratch_on(target[name].device)
             TensorMerge(name, sources, pieces, scratch).fill_unchecked(target[name].view(-1))
-        return scratch
 
     def merge_tensor(self, recipe: Recipe, name: str) -> Tensor:
         """Return tensor ``name`` of ``recipe``, with the bytes that `merge` would write.

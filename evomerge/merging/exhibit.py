@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evomerge.errors import BadRecipe, NotEnoughRoom
 from evomerge.merging.checkpoint import Checkpoint
-from evomerge.merging.resident import ResidentModel, available_bytes
+from evomerge.merging.resident import ResidentModel, free_bytes
 from search_spaces.calibration import Calibration, Sample
 from search_spaces.operators import Operator, TaskArithmetic
 from search_spaces.recipe import MOST_LAYERS, Block, Blocks, Recipe, alone
@@ -25,8 +25,8 @@ class Exhibit:
         checkpoints: its sources, in order.
     """
 
-    def __init__(self, recipe: Recipe, checkpoints: Sequence[Checkpoint], *, device: str) -> None:
-        """Build it on ``device``.
+    def __init__(self, recipe: Recipe, checkpoints: Sequence[Checkpoint], *, device: str | tuple[str, ...]) -> None:
+        """Build it on ``device``, or spread over several.
 
         Raises:
             BadSource: transformers cannot build the model.
@@ -38,7 +38,8 @@ class Exhibit:
         self.checkpoints = tuple(checkpoints)
         self._resident = ResidentModel(checkpoints, tokenizer=recipe.tokenizer, dtype=self.recipe.dtype, device=device)
         self.model: Any = self._resident.model
-        self.device = torch.device(device)
+        self._devices = [torch.device(name) for name in ([device] if isinstance(device, str) else device)]
+        self.device = self._devices[0]  # of inputs and outputs
 
     @property
     def tensors(self) -> Any:
@@ -98,10 +99,11 @@ class Exhibit:
             )
 
     def room(self) -> int:
-        """Return the bytes that are left for statistics."""
-        if self.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.device)[0])
-        return available_bytes()
+        """Return the bytes that are left for statistics, which lie with the weights that they are of.
+
+        Of several devices, which have about equal shares of the weights, the fullest decides.
+        """
+        return len(self._devices) * min(map(free_bytes, self._devices))
 
     def reserve(self, needed: int, what: str) -> None:
         """Refuse what does not fit.

@@ -12,6 +12,7 @@ from evomerge.merging import gradients, layer_inputs
 from evomerge.merging.calibrations import recall
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.exhibit import Exhibit
+from evomerge.merging.placement import gpu_names
 from evomerge.merging.prepared import in_the_cache
 from evomerge.merging.sources import cache_folder
 from evomerge.merging.statistics import Need, Recorder, Statistic, Statistical, needs
@@ -41,10 +42,15 @@ def any_missing(recipe: Recipe) -> bool:
 
 
 def ensure(
-    recipe: Recipe, checkpoints: Sequence[Checkpoint], *, device: str = "cpu", progress: Progress | None = None
+    recipe: Recipe,
+    checkpoints: Sequence[Checkpoint],
+    *,
+    device: str | tuple[str, ...] = "cpu",
+    progress: Progress | None = None,
 ) -> None:
     """Compute the statistics that ``recipe`` needs and that are not in the cache; one process of a machine at a time.
 
+    The sources are run on ``device``, or each spread over several.
     Beside one model it takes 4 bytes of memory a parameter for Fisher information, 6 for votes, and for Gram matrices
     half of what is free, or less.
 
@@ -70,7 +76,7 @@ class _Observation:
     recipe: Recipe
     calibration: Calibration
     checkpoints: Sequence[Checkpoint]
-    device: str
+    device: str | tuple[str, ...]
 
     def run(self, progress: Progress | None) -> None:
         wanted = needs(self.operator, self.recipe, self.calibration)
@@ -133,6 +139,8 @@ class _Counter:
             self._progress(self._total, self._total)
 
 
-def default_device() -> str:
-    """Return where models are run if nobody says."""
+def default_device(gpus: float | None = None) -> str | tuple[str, ...]:
+    """Return where models are run if nobody says; ``gpus`` of them share a model where there are that many."""
+    if gpus is not None and 1.0 < gpus <= torch.cuda.device_count():
+        return gpu_names(gpus)
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,26 +18,36 @@ from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, Destination, MergeEngine
 from evomerge.merging.fused import Fused, as_one, fused_parameters, laid_out
 from evomerge.merging.paths import FoldedPath, SlotModels, folded_model, path_model
+from evomerge.merging.placement import Placement, place
+from evomerge.merging.spread import follow_the_weights
 from search_spaces.recipe import PathBody, Recipe
 
 _GROUPS = Path("/sys/fs/cgroup")
 
 
 class ResidentModel:
-    """An ordinary transformers model on one flat buffer, and the engine that merges recipes into it.
+    """An ordinary transformers model on one flat buffer a device, and the engine that merges recipes into it.
 
-    ``model`` is in eval mode and undefined until the first `apply` of a merge. Its parameters are views on the buffer;
+    ``model`` is in eval mode and undefined until the first `apply` of a merge. Its parameters are views on the buffers;
     the sources stay mapped from disk. A path is a model of its own, made of layers of the sources and of merges.
+
+    Attributes:
+        placements: what lies where, of each copy of the model's weights that is spread over several devices.
     """
 
     def __init__(
-        self, checkpoints: Sequence[Checkpoint], *, tokenizer: int = 0, dtype: str, device: str = "cpu"
+        self,
+        checkpoints: Sequence[Checkpoint],
+        *,
+        tokenizer: int = 0,
+        dtype: str,
+        device: str | tuple[str, ...] = "cpu",
     ) -> None:
-        """Build the model of ``checkpoints[tokenizer]``'s config in ``dtype`` on ``device``.
+        """Build the model of ``checkpoints[tokenizer]``'s config in ``dtype`` on ``device``, or spread over several.
 
         Raises:
             BadSource: the checkpoints cannot be merged, or transformers names their tensors differently.
-            NotEnoughRoom: the buffer does not fit into memory.
+            NotEnoughRoom: a buffer does not fit into memory.
         """
         self.dtype = dtype
         names = mergeable_names(checkpoints[0])
@@ -48,11 +59,15 @@ class ResidentModel:
         scratch = self.engine.private_bytes_needed
 
         def allocate() -> dict[str, Tensor]:
-            return _allocate(shapes, DTYPES[dtype], torch.device(device), scratch)
+            if isinstance(device, str):
+                return _allocate(shapes, DTYPES[dtype], torch.device(device), scratch)
+            self.placements.append(_placed(shapes, DTYPES[dtype], device, donor.layers))
+            return _allocate_spread(shapes, DTYPES[dtype], self.placements[-1], scratch)
 
         def build(tensors: Mapping[str, Tensor]) -> Any:
             return _build(donor.home, dict(tensors), DTYPES[dtype], fused)
 
+        self.placements: list[Placement] = []
         views = allocate()
         self.model = build(views)
         self._destination = Destination(views)
@@ -109,10 +124,7 @@ def _allocate(
     """Return views on one flat buffer, side by side in the order of ``shapes``."""
     sizes = {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
     needed = sum(sizes.values()) * dtype.itemsize
-    if device.type == "cpu":
-        free, needed_here = available_bytes(), needed + scratch
-    else:
-        free, needed_here = torch.cuda.mem_get_info(device)[0], needed
+    free, needed_here = free_bytes(device), needed + (scratch if device.type == "cpu" else 0)
     if needed_here > free:
         raise NotEnoughRoom(
             f"one copy of the model in {str(dtype).removeprefix('torch.')} needs {needed_here / 2**30:.2f} GiB on "
@@ -121,6 +133,27 @@ def _allocate(
     flat = torch.empty(sum(sizes.values()), dtype=dtype, device=device)
     pieces = torch.split(flat, list(sizes.values()))
     return {name: piece.view(shapes[name]) for name, piece in zip(sizes, pieces, strict=True)}
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory of ``device`` that this process may still take, in bytes."""
+    return available_bytes() if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
+
+
+def _placed(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, devices: tuple[str, ...], layers: int) -> Placement:
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    return place(sizes, layers=layers, rooms=[(device, free_bytes(torch.device(device))) for device in devices])
+
+
+def _allocate_spread(
+    shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, placement: Placement, scratch: int
+) -> dict[str, Tensor]:
+    views: dict[str, Tensor] = {}
+    for number, device in enumerate(placement.devices):
+        own = {name: shape for name, shape in shapes.items() if placement.position(name) == number}
+        if own:
+            views |= _allocate(own, dtype, torch.device(device), scratch)
+    return views
 
 
 def _build(folder: Path, views: dict[str, Tensor], dtype: torch.dtype, fused: Fused) -> Any:
@@ -150,7 +183,10 @@ def _build(folder: Path, views: dict[str, Tensor], dtype: torch.dtype, fused: Fu
         for own, parameter in model.named_parameters():
             if own not in fused:
                 parameter.data = views[str(found[own])]
-        model.to(device)  # what is left are the buffers
+        if len({view.device for view in views.values()}) > 1:
+            follow_the_weights(model)
+        else:
+            model.to(device)  # what is left are the buffers
     return model.eval()
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from evomerge.atomic import replacing
@@ -14,8 +14,9 @@ from evomerge.errors import BadSource
 from evomerge.merging.companions import tokenizer_files
 from evomerge.merging.preparations import RECORDS, preparation_of
 from evomerge.merging.staging import is_url, staged
-from search_spaces.recipe import Source
+from search_spaces.recipe import Recipe, Source
 
+TOKENIZERS = "tokenizers"  # key of a recorded plan, which those of older versions lack
 CACHE_VARIABLE = "EVOMERGE_CACHE"
 BASIS, COEFFICIENTS = "basis.safetensors", "coefficients.safetensors"  # of experts in one basis: see `reversible`
 _HUB_FILES = (
@@ -101,7 +102,7 @@ def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
 def tokenizer_fingerprint(folder: Path) -> str | None:
     """Return the SHA-256 over the names and contents of the tokenizer's files, chat templates included; None without.
 
-    Sources are named by weights and config alone: this is what a search remembers beside that.
+    Sources are named by weights and config alone: this is what searches and exported recipes remember beside that.
 
     Raises:
         BadSource: a file cannot be read.
@@ -147,11 +148,35 @@ def on_this_node(source: Source, folder: str) -> Path:
     return Path(folder) if Path(folder).is_dir() else verify(source)
 
 
+def with_tokenizers(recipe: Recipe, known: Mapping[tuple[str, str | None], str | None] | None = None) -> Recipe:
+    """Return ``recipe`` whose sources of the merged model's tokenizer name that tokenizer, those that do already as is.
+
+    Args:
+        known: digests that a search recorded, by path and digest of the source; others are made from the files, or
+            with ``known`` not at all.
+
+    Raises:
+        BadSource: see `resolve` and `tokenizer_fingerprint`.
+    """
+    positions = range(len(recipe.sources)) if recipe.vocabulary is not None else (recipe.tokenizer,)
+    sources = list(recipe.sources)
+    for position in positions:
+        source = sources[position]
+        if source.tokenizer is None:
+            found = (
+                tokenizer_fingerprint(resolve(source.path, source.revision))
+                if known is None
+                else known.get((source.path, source.digest))
+            )
+            sources[position] = source.model_copy(update={"tokenizer": found})
+    return recipe.model_copy(update={"sources": tuple(sources)})
+
+
 def verify(source: Source, *, cache: Path | None = None) -> Path:
     """Return the folder of ``source``, whose content is still what its digest says (when it has one).
 
     Raises:
-        BadSource: the content has changed; both digests are named.
+        BadSource: the content has changed; both digests are named. Or the tokenizer that the recipe names has.
     """
     folder = resolve(source.path, source.revision)
     if source.digest is not None:
@@ -161,6 +186,11 @@ def verify(source: Source, *, cache: Path | None = None) -> Path:
                 f"{source.path}: the weights or the config have changed: expected digest {source.digest}, "
                 f"found {found}; restore the files, or start anew with this source"
             )
+    if source.tokenizer is not None and tokenizer_fingerprint(folder) != source.tokenizer:
+        raise BadSource(
+            f"{source.path}: the tokenizer's files have changed since the recipe was made; restore them, or take "
+            f"`tokenizer` out of this source in a recipe's file to merge with what is there now"
+        )
     if source.preparation is not None and preparation_of(folder) != source.preparation:
         raise BadSource(
             f"{source.path}: the record of its preparation ({' or '.join(RECORDS)}) is gone or another: expected "

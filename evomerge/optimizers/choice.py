@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evomerge.optimizers.setting import Setting
 from evomerge.optimizers.settings import Algorithm, AlgorithmKind, AutoSettings, algorithm
 
+# On experts (24 genes) `gp` has with 100 evaluations what CMA-ES has with 300, and CMA-ES with a process before it is
+# ahead of CMA-ES by itself from 50 to 250 evaluations (docs/search-quality.md).
 FEW_EVALUATIONS = 100  # a Gaussian process is still cheap, and a population has hardly moved
-MOST_GENES_OF_A_PROCESS = 20
+MOST_GENES_OF_A_PROCESS = 30
+FORESIGHT = {"preselect": 20, "correlation": 0.3}
+MOST_GENES_OF_FORESIGHT = 99  # from 100 on CMA-ES learns no correlations
 MOST_OBJECTIVES_OF_A_FRONT = 4
 # Below this the weighted mean's optimum, found by CMA-ES, covers more of the front than NSGA-II does: on two bowls of
 # 5, 10 and 30 genes they crossed between 40 and 100, 20 and 50, 33 and 100 evaluations a gene (docs/optimizers.md).
@@ -16,14 +20,24 @@ EVALUATIONS_PER_GENE_OF_A_FRONT = 60
 
 
 class Choice(NamedTuple):
-    """An algorithm and one sentence that says why."""
+    """An algorithm, one sentence that says why, and what is set beside its defaults (records may lack it)."""
 
     kind: AlgorithmKind
     reason: str
+    settings: dict[str, Any] | None = None
 
 
 def choose(setting: Setting) -> Choice:
     """Return the algorithm for a search of ``setting``."""
+    choice = _kind(setting)
+    if choice.kind == "cma_es" and len(setting.genes) <= MOST_GENES_OF_FORESIGHT and not setting.centres:
+        return choice._replace(
+            reason=f"{choice.reason} A Gaussian process chooses which of its points are evaluated.", settings=FORESIGHT
+        )
+    return choice
+
+
+def _kind(setting: Setting) -> Choice:
     genes, budget = setting.genes, setting.evaluations
     if setting.mosaics is not None:
         return Choice("natural_niches", f"mosaics are bred, whatever the budget (here {budget} evaluations).")
@@ -69,7 +83,7 @@ def _aim(setting: Setting) -> str:
 
 
 def resolve(settings: AutoSettings | Algorithm, choice: Choice | None) -> Algorithm:
-    """Return ``settings`` with the algorithm of ``choice`` in the place of `auto`.
+    """Return ``settings`` with the algorithm of ``choice``, as it is set there, in the place of `auto`.
 
     Raises:
         ValueError: `auto`, and nothing was chosen.
@@ -78,4 +92,4 @@ def resolve(settings: AutoSettings | Algorithm, choice: Choice | None) -> Algori
         return settings
     if choice is None:
         raise ValueError("optimizer.kind is auto: expected the choice that the search began with, got none")
-    return algorithm(choice.kind, seed=settings.seed)
+    return algorithm(choice.kind, seed=settings.seed, **(choice.settings or {}))

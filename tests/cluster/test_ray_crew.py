@@ -153,6 +153,23 @@ def test_an_actor_that_finds_no_place_is_let_go_if_another_has_one(crew, ray, cl
     assert (crew.lines, ray.killed) == (1, [1, 2])
 
 
+def test_a_crew_is_left_out_while_none_of_it_has_or_may_expect_a_place(crew, ray, clock):
+    assert not crew.is_left_out
+    crew.grow(1)
+    assert not crew.is_left_out  # room was seen
+    clock.now += PLACED_WITHIN_SECONDS + 1
+    assert crew.is_left_out  # somebody else was faster
+    place(crew, ray, 1)
+    assert not crew.is_left_out
+
+
+def test_a_crew_that_only_hopes_is_left_out_at_once(crew, ray):
+    crew.grow(2, hoped=True)
+    assert crew.is_left_out
+    place(crew, ray, 1)
+    assert not crew.is_left_out
+
+
 def test_a_fixed_crew_keeps_its_lines(crew, ray):
     crew.grow(2)
     place(crew, ray, 2)
@@ -235,6 +252,7 @@ def test_the_one_that_comes_gets_half_of_what_the_first_one_holds(watch, session
     second = watch()
     assert second.view.share == 0  # the first has not said yet what it holds
     assert (first._look().share, second._look().share) == (4, 4)
+    assert (first._look().taken, second._look().taken) == (0, 8)
     first.held = 6  # somebody else has taken two CPUs
     assert (first._look().share, second._look().share) == (3, 3)
 

@@ -136,6 +136,19 @@ def test_auto_fills_the_cluster() -> None:
         assert ask(pool, "variable", "OMP_NUM_THREADS") == Returned("2")
 
 
+def test_a_pool_that_finds_all_workers_with_others_says_so_until_it_has_one() -> None:
+    with closing(RayPool(Probe, workers=2, cpus_per_worker=2)) as first:
+        for _ in range(2):
+            first.submit(Call("count"))
+        drain(first)
+        assert first.crowd() is None
+        with closing(RayPool(Probe, cpus_per_worker=2)) as second:
+            assert until(lambda: not second.wait() and second.crowd() == (2, 2))
+            first.close()
+            assert until(lambda: not second.wait() and second.crowd() is None)
+            assert ask(second, "count") == Returned(1)
+
+
 def test_refuses_what_no_node_has() -> None:
     with pytest.raises(ValueError, match="no node of the cluster has 1 CPUs and 64 GPUs"):
         RayPool(Probe, gpus_per_worker=64)

@@ -80,7 +80,7 @@ def test_a_folder_beside_the_file_is_preferred_to_a_hub_id(tmp_path):
         ({"space": {"operator": "magic"}}, ["space.operator", "task_arithmetic"]),
         ({"space": {"weight": [1, 0]}}, ["space.weight", "low < high"]),
         ({"cluster": {"workers": 0}}, ["at least 1"]),
-        ({"cluster": {"gpus_per_worker": 2}}, ["cluster.gpus_per_worker", "on one GPU"]),
+        ({"cluster": {"gpus_per_worker": 1.5}}, ["cluster.gpus_per_worker", "a whole number of them (2), expected"]),
         ({"optimizer": {"kind": "gradient"}}, ["optimizer: ", "'gradient'", "cma_es"]),
         ({"optimizer": {"kind": "gp", "sigma": 1}}, ["unknown key 'optimizer.sigma'", "known: seed, kind"]),
         ({"optimizer": {"sgima": 1}}, ["unknown key 'optimizer.sgima'", "known: seed, kind, sigma, population"]),

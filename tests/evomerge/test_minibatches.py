@@ -268,6 +268,8 @@ def test_a_noisy_population_is_half_as_large_again_and_a_smooth_one_smaller():
 class Timed:
     """Workers that take a hundredth of a second a document."""
 
+    placements = ()
+
     def __init__(self):
         self.worker = FakeSpec()()
 

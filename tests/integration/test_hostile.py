@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -261,3 +262,36 @@ def test_rows_that_nobody_wrote(record, tmp_path, statement, value):
         assert all(SCRIPT not in line for line in lines)
     except UserMistake as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("workers", "seen"),
+    [
+        (DEEP_JSON, 1.0),
+        ("3", 1.0),
+        ("[]", "yesterday"),
+        ("[]", 1e300),
+        ('[{"doing": "busy", "host": 3, "node": null, "process": "x", "since": "now"}]', 1.0),
+        ('{"seats": [], "crowd": ["many", 1e400]}', 1.0),
+        (json.dumps([{"doing": SCRIPT, "host": SCRIPT, "node": "", "process": 1, "since": 0.0}]), 1.0),
+    ],
+)
+@pytest.mark.parametrize("driven", [True, False])
+def test_workers_that_nobody_wrote(record, workers, seen, driven):
+    from evomerge import tables
+    from evomerge.dashboard import callbacks, parts
+    from evomerge.dashboard.live import Live
+
+    storage, change = record
+    change("delete from evaluations where split = 'test'")
+    change("insert into crews values (1, ?, ?)", workers, seen)
+    results = read(storage)
+    with results.record.store.driving("fake") if driven else nullcontext():
+        for page in (callbacks.page(Live(storage), "/"), callbacks.page(Live(storage), "/search/fake")):
+            assert page
+        try:
+            assert len(tables.status_lines(results)[0]) < 100
+            assert json.dumps(tables.status_json(results))
+            parts.workers_table(results)
+        except UserMistake as error:
+            assert "\n" not in str(error)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from fake_statistics import calibrate, prompts_for
 from operator_settings import needed
+from pretend_devices import pretended
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -156,6 +157,34 @@ def merged(
         except (CandidateFailed, BadRecipe) as refusal:
             assert len(str(refusal)) > 20  # it says what and why
     return found
+
+
+def in_place(family: Family, recipe: Recipe, devices: dict[str, str]) -> dict[str, Tensor]:
+    """Return what the engine writes into tensors on ``devices``."""
+    engine, shapes = family.engine, open_sources(family.folders, 0)[0]
+    dtype = DTYPES[recipe.dtype]
+    out = {name: torch.empty(shapes.info(name).shape, dtype=dtype, device=devices[name]) for name in engine.order}
+    engine.merge(recipe, out)
+    return {name: tensor.cpu() for name, tensor in out.items()}
+
+
+@every
+def test_merges_spread_over_devices_are_those_on_one(
+    family: Family, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = [family.recipe(operator, dtype=dtype) for operator in family.operators() for dtype in DTYPES]
+    names = family.engine.order
+    spread = {name: "cuda:1" if "layers.1" in name else "cuda:0" for name in names}
+    with pretended(monkeypatch, free={0: 1 << 30, 1: 1 << 30}):
+        for recipe in recipes:
+            try:
+                wanted = in_place(family, recipe, dict.fromkeys(names, "cuda:0"))
+            except (CandidateFailed, BadRecipe) as refusal:
+                with pytest.raises(type(refusal)):
+                    in_place(family, recipe, spread)
+                continue
+            found = in_place(family, recipe, spread)
+            assert all(torch.equal(found[name], wanted[name]) for name in names)
 
 
 def with_fields(operator: MergeOperator, **fields: Any) -> MergeOperator:

@@ -10,12 +10,13 @@ import torch
 import transformers
 
 from evomerge.errors import BadSource, CandidateFailed, NotEnoughRoom, UserMistake
+from evomerge.export import _as_recorded, _pinned, merge_file
 from evomerge.merging import export
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.export import write_checkpoint
 from evomerge.merging.pieces import TensorMerge
-from evomerge.merging.sources import pin
+from evomerge.merging.sources import pin, tokenizer_fingerprint
 from search_spaces.operators import DareTies, TaskArithmetic
 from search_spaces.recipe import Recipe
 
@@ -130,3 +131,37 @@ def test_changed_sources_are_refused(family: list[Path], recipe_of: RecipeOf, tm
     with pytest.raises(BadSource, match="have changed"):
         write_checkpoint(recipe, tmp_path / "after")
     assert not (tmp_path / "after").exists()
+
+
+def test_another_tokenizer_is_noticed_by_recipes_that_name_it(
+    family: list[Path], recipe_of: RecipeOf, tmp_path: Path
+) -> None:
+    recipe = recipe_of(PLAIN, tokenizer=2)
+    file = tmp_path / "recipe.json"
+    file.write_text(recipe.to_json())
+    assert "tokenizer" not in json.loads(file.read_text())["sources"][2]  # as versions before wrote it
+    merge_file(file, tmp_path / "first")
+    written = tmp_path / "first" / "recipe.json"
+    named = Recipe.model_validate_json(written.read_text())
+    assert [source.tokenizer is not None for source in named.sources] == [False, False, True, False]
+    merge_file(written, tmp_path / "again")
+    config = family[2] / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("}", ' , "model_max_length": 7}', 1))
+    with pytest.raises(BadSource, match="the tokenizer's files have changed since the recipe was made"):
+        merge_file(written, tmp_path / "changed")
+    assert not (tmp_path / "changed").exists()
+    merge_file(file, tmp_path / "unnamed")  # names none: merged with what is there
+
+
+def test_exports_of_a_search_name_the_tokenizer_that_it_began_with(recipe_of: RecipeOf, family: list[Path]) -> None:
+    recipe = recipe_of(PLAIN)
+    recipe = recipe.model_copy(update={"sources": tuple(map(pin, recipe.sources))})
+    sources = [source.model_dump(mode="json") for source in recipe.sources]
+    kept = tokenizer_fingerprint(family[0])
+    (family[0] / "tokenizer_config.json").write_text("{}")
+    recorded = _as_recorded(recipe, {"sources": sources, "tokenizers": [kept]})
+    assert [source.tokenizer for source in recorded.sources] == [kept, None, None, None]
+    assert recorded.digest == recipe.digest
+    with pytest.raises(BadSource, match="tokenizer's files have changed"):
+        _pinned(recorded)
+    assert _as_recorded(recipe, {"sources": sources}) == recipe  # a record of an older version

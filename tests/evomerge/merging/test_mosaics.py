@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pretend_devices import pretended
 
 from evomerge.errors import BadRecipe, CandidateFailed, NotEnoughRoom
 from evomerge.export import merge_file
@@ -74,6 +75,17 @@ def test_in_memory_and_on_disk_are_the_same_bytes_and_the_right_numbers(family, 
         )
     kept = json.loads((tmp_path / "merged" / "recipe.json").read_text())
     assert [chromosome["name"] for chromosome in kept["body"]["chromosomes"]] == ["attention", "rest"]
+
+
+def test_a_mosaic_spread_over_devices_is_that_on_one(family, monkeypatch):
+    checkpoints, space = make_space(family)
+    recipe, found = space.decode(some_mosaic(space)), []
+    with pretended(monkeypatch, free={0: 1 << 30, 1: 1 << 30}):
+        for device in ("cuda:0", ("cuda:0", "cuda:1")):
+            resident = ResidentModel(checkpoints, dtype="float32", device=device)
+            resident.apply(recipe)
+            found.append({name: tensor.cpu() for name, tensor in resident.tensors.items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_a_pure_mosaic_is_its_source_to_the_last_bit(family):

@@ -7,8 +7,9 @@ from fakes import problem, search_file
 from evaluators.evaluation import Cost, Evaluation
 from evomerge.estimate import _report
 from evomerge.optimizers.choice import Choice, choose, resolve
+from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.setting import Setting
-from evomerge.optimizers.settings import AutoSettings, GpSettings, Nsga2Settings, TpeSettings
+from evomerge.optimizers.settings import AutoSettings, CmaEsSettings, GpSettings, Nsga2Settings, TpeSettings
 from evomerge.problem import check_unchanged
 from evomerge.results import Results
 from evomerge.runner import Machine, optimizer_settings, plan_to_record
@@ -22,8 +23,8 @@ from search_spaces.tiles import TileGrid
     ("genes", "objectives", "budget", "kind"),
     [
         (10, 1, 60, "gp"),
-        (20, 2, 100, "gp"),
-        (21, 2, 100, "cma_es"),
+        (30, 2, 100, "gp"),
+        (31, 2, 100, "cma_es"),
         (10, 1, 101, "cma_es"),
         (10, 2, 599, "cma_es"),
         (10, 2, 600, "nsga2"),
@@ -39,6 +40,16 @@ def test_rules(genes, objectives, budget, kind):
     assert choice.reason.endswith(".")
     assert str(genes) in choice.reason
     assert str(budget) in choice.reason
+
+
+@pytest.mark.parametrize(("genes", "centres", "foresight"), [(99, 0, True), (100, 0, False), (24, 12, False)])
+def test_a_process_looks_ahead_of_cma_es_where_that_was_found_to_pay(genes, centres, foresight):
+    setting = setting_of([Gene(f"g{i}", 0.0, 1.0, 0.5) for i in range(genes)], 3, 300, centres=centres)
+    choice = choose(setting)
+    assert ("Gaussian process" in choice.reason) == foresight
+    found = resolve(AutoSettings(seed=5), choice)
+    assert found == (CmaEsSettings(seed=5, preselect=20, correlation=0.3) if foresight else CmaEsSettings(seed=5))
+    make_optimizer(found, setting)
 
 
 def setting_of(genes, objectives, budget, **more):
@@ -81,8 +92,20 @@ def test_a_search_keeps_the_choice_it_began_with(tmp_path):
     record = store.create("fake", file=begun.file.model_dump(mode="json"), plan=plan_to_record(begun))
     check_unchanged(grown, record.row.file, record.row.plan)
     assert optimizer_settings(record, grown.file) == GpSettings()
-    assert record.row.plan["optimizer"] == {"kind": "gp", "reason": begun.choice().reason}
+    assert record.row.plan["optimizer"] == {"kind": "gp", "reason": begun.choice().reason, "settings": None}
     assert Results.of(record).optimizer == "gp (auto)"
+    store.close()
+
+
+def test_a_search_keeps_its_settings_and_one_from_before_there_were_any_has_the_defaults(tmp_path):
+    begun = problem_of(AutoSettings(), tmp_path, budget={"evaluations": 150})
+    plan = plan_to_record(begun)
+    store = Store(begun.file.storage, create=True)
+    record = store.create("new", file=begun.file.model_dump(mode="json"), plan=plan)
+    assert optimizer_settings(record, begun.file) == CmaEsSettings(preselect=20, correlation=0.3)
+    old = {**plan, "optimizer": {key: plan["optimizer"][key] for key in ("kind", "reason")}}
+    record = store.create("old", file=begun.file.model_dump(mode="json"), plan=old)
+    assert optimizer_settings(record, begun.file) == CmaEsSettings()
     store.close()
 
 

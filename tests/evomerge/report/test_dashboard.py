@@ -185,7 +185,7 @@ def test_pages_of_all_states(make_search, storage):
     assert "No search is recorded" in text_of(callbacks.page(live, "/"))
     search = make_search()
     steps = (lambda: None, search.add_seeds, lambda: search.add_candidates(20, fail_every=5), search.conclude)
-    for step, state in zip(steps, ("searching", "searching", "searching", "finished"), strict=True):
+    for step, state in zip(steps, ("interrupted", "interrupted", "interrupted", "finished"), strict=True):
         step()
         results = live.results("ja-math")
         shown = text_of(callbacks.page(live, "/search/ja-math")) + text_of(parts.headline(results))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -21,9 +23,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from evomerge import optuna_view
+from evomerge import optuna_journal, optuna_view
 from evomerge.errors import BadSearch
-from evomerge.optuna_view import MOST_PARAMETERS, Live, complete, export_study, journal_path, sync
+from evomerge.optuna_journal import Journal
+from evomerge.optuna_view import MOST_PARAMETERS, Live, export_study, journal_path, sync
 from evomerge.results import Results
 from evomerge.store import Store
 from search_spaces.genes import Genome
@@ -89,6 +92,48 @@ def test_sync_adds_only_what_is_new(make_search):
     sync(search.results)
     assert path.read_bytes().startswith(before)
     assert len(study_of(path).trials) == len(search.results.candidates)
+
+
+def test_a_journal_is_read_once_and_then_where_it_has_grown(make_search, monkeypatch):
+    monkeypatch.setattr(optuna_view, "AT_ONCE", 3)
+    read = []
+    loads = json.loads
+    monkeypatch.setattr(optuna_journal, "json", SimpleNamespace(loads=lambda line: read.append(line) or loads(line)))
+    search = make_search()
+    search.add_seeds()
+    sync(search.results)
+    journal = Journal(journal_path(search.record.store.storage))
+    for count in (1, 5, 7):
+        search.add_candidates(count)
+        before = len(study_of(journal.path).trials)
+        read.clear()
+        optuna_view._sync(search.results, journal)
+        if count > 1:  # the first time it reads all
+            assert len(set(read)) == count
+        assert len(study_of(journal.path).trials) == before + count == len(search.results.candidates)
+    assert [t.user_attrs["candidate"] for t in study_of(journal.path).trials] == list(range(search.count))
+
+
+def test_a_journal_that_was_replaced_is_read_anew(make_search):
+    search = make_search()
+    search.add_seeds()
+    journal = Journal(journal_path(search.record.store.storage))
+    optuna_view._sync(search.results, journal)
+    before = contents(study_of(journal.path))
+    for lose in (lambda: journal.path.unlink(), lambda: journal.path.write_bytes(b"")):
+        lose()
+        optuna_view._sync(search.results, journal)
+        assert contents(study_of(journal.path)) == before
+
+
+def test_what_others_add_to_a_journal_stays(finished, random_search):
+    journal = Journal(journal_path(finished.record.store.storage))
+    optuna_view._sync(finished.results, journal)
+    sync(random_search.results)
+    study_of(journal.path).set_user_attr("note", "of a person")
+    optuna_view._sync(finished.results, journal)
+    assert study_of(journal.path).user_attrs["note"] == "of a person"
+    assert len(study_of(journal.path, random_search.file.name).trials) > 0
 
 
 def test_scores_of_later_splits_are_always_complete(make_search):
@@ -201,18 +246,6 @@ def test_journal_lies_beside_the_database(storage, name):
 def test_database_without_a_name_has_no_view(storage):
     with pytest.raises(BadSearch, match="needs a database with a name"):
         journal_path(storage)
-
-
-def test_a_view_that_is_too_large_is_left_to_export(small, monkeypatch):
-    said = []
-    monkeypatch.setattr(optuna_view, "MOST_LIVE", len(small.candidates) - 1)
-    complete(small, say=said.append)
-    path = journal_path(small.record.store.storage)
-    assert not path.exists()
-    assert f"`evomerge export {small.record.name} --format optuna --to FILE` writes them all" in said[-1]
-    monkeypatch.setattr(optuna_view, "MOST_LIVE", len(small.candidates))
-    complete(small, say=said.append)
-    assert len(study_of(path, small.record.name).trials) > 0
 
 
 def test_a_live_view_follows_the_record(make_search, monkeypatch):
