@@ -31,7 +31,7 @@ from evomerge.foundry import Foundry
 from evomerge.results import JOINT
 from evomerge.runner import run
 
-SEEDS = range(10, 20)
+SEEDS = range(10, 30)
 EVALUATIONS = 300
 DOCUMENTS = 64  # of each task, for the search
 FINALISTS = 12
@@ -43,17 +43,24 @@ ARMS: dict[str, dict[str, Any]] = {
     "metric": {"minibatches": MINIBATCHES},
     "racing": {"racing": True},
     "fewer": {"search_documents": round(DOCUMENTS / 3.2)},
+    "eight": {"minibatches": {"count": 8, "measure": "probability_per_token"}},
+    "sixteen": {"minibatches": {"count": 16, "measure": "probability_per_token"}},
 }
+BY_DOCUMENTS = ("eight", "sixteen")  # arms with as many evaluations as a third of the documents allow
 
 
-def search(foundry: Foundry, seed: int, evaluation: dict[str, Any], *, evaluations: int) -> dict[str, Any]:
-    """Run one search with settings of ``evaluation``; return what it saw and what it found."""
+def search(foundry: Foundry, seed: int, arm: str, *, evaluations: int) -> dict[str, Any]:
+    """Run one search with the settings of ``arm``; return what it saw and what it found."""
     with tempfile.TemporaryDirectory() as folder:
         value: dict[str, Any] = demo.search_file(foundry, Path(folder), budget=evaluations, seed=seed)
-        # ranges keep validation and test the same whatever the search takes
-        ranges = {"validation_documents": "0:256", "test_documents": "256:640"}
-        value["evaluation"].update({"search_documents": DOCUMENTS, **ranges, **evaluation})
+        # ranges keep validation and test the same whatever the search takes, which is drawn anew for each seed
+        ranges = {"validation_documents": "0:256", "test_documents": "384:1536", "split_seed": seed}
+        value["evaluation"].update({"search_documents": DOCUMENTS, **ranges, **ARMS[arm]})
         value["budget"]["finalists"] = FINALISTS
+        if arm in BY_DOCUMENTS:
+            all_of_one = len(value["objectives"]) * DOCUMENTS
+            # less one candidate: the last may exceed the budget
+            value["budget"].update({"evaluations": 10_000, "documents": (evaluations // 3 - 1) * all_of_one})
         value["baselines"] = {"single_coefficient": 0, "random_search": False}
         value["cluster"] = {"backend": "in_process", "workers": 1}
         results = run(parse(value, folder=Path(folder), where="benchmark"))
@@ -63,6 +70,7 @@ def search(foundry: Foundry, seed: int, evaluation: dict[str, Any], *, evaluatio
         return {
             "documents": cost.documents,
             "cpu_seconds": round(cost.cpu_seconds, 1),
+            "evaluations": results.spent,
             "estimated": results.stopped,
             "finalists": sum("validation" in c.evaluations for c in results.candidates),
             "search": max(numbers),
@@ -110,7 +118,7 @@ def main() -> None:
         for arm in options.arms:
             if arm in row:
                 continue
-            row[arm] = search(foundry, seed, ARMS[arm], evaluations=options.evaluations)
+            row[arm] = search(foundry, seed, arm, evaluations=options.evaluations)
             print(f"seed {seed}, {arm}: {row[arm]['documents']} documents, test {row[arm]['test']:.3f}", flush=True)
             save(options.name, {"evaluations": options.evaluations, "arms": summary(rows), "seeds": rows})
     for arm, found in summary(rows).items():

@@ -60,7 +60,7 @@ class Arm:
     spent: float = np.inf
     racing: RacingSettings | None = None
     minibatches: int | None = None
-    centres: bool = False
+    centres: int = 0
 
 
 FULL = 400 * TASKS * PART
@@ -72,8 +72,8 @@ ARMS = (
     Arm("32 documents a task", documents=32),
     Arm("24 documents a task", documents=24),
     Arm("200 candidates", candidates=200),
-    Arm("four minibatches", minibatches=4, centres=True),
-    Arm("middles", centres=True),
+    Arm("four minibatches", minibatches=4, centres=12),
+    Arm("middles", centres=12),
     Arm("racing, as many documents as without", candidates=np.inf, spent=FULL, racing=RacingSettings()),
     Arm("24 documents a task, as many documents as without", candidates=FULL / 24 / TASKS, documents=24),
 )

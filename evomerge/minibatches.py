@@ -2,10 +2,11 @@
 
 The search documents are cut into equal parts, and the points of one generation of the optimizer see one part, those of
 the next generation the next. Within a generation all are compared on common documents, and over the generations the
-search sees all documents, so it does not fit itself to few of them. Once a generation the middle of the optimizer's
-distribution is measured on all documents: where noise decides which point of a generation looks best, the middle,
-which is the average of many choices, is better than the best-looking points (Beyer and Sendhoff 2007). These full
-measurements are what the front, the finalists and the figures are made of.
+search sees all documents, so it does not fit itself to few of them. Now and then the middle of the optimizer's
+distribution is measured on all documents, which takes a quarter of them, however many minibatches there are: where
+noise decides which point of a generation looks best, the middle, which is the average of many choices, is better than
+the best-looking points (Beyer and Sendhoff 2007). These full measurements are what the front, the finalists and the
+figures are made of.
 
 What is recorded of the others is an estimate: the mean of the best known (`best_known.py`) on all documents, plus the
 difference to it on the minibatch. So asynchronous workers may mix points of two generations.
@@ -27,6 +28,7 @@ from evomerge.errors import BadSearch
 from evomerge.optimizers.contract import HasGenerations, Observation, Optimizer
 from evomerge.records import CandidateRecord
 
+PER_MIDDLE = 3  # times the search documents that points see for one middle, which sees them all once
 REHEARSED = 300  # points of an optimizer, of which `check` counts those that see all documents
 
 
@@ -61,6 +63,11 @@ def refuse_few_documents(documents: Documents, count: int) -> None:
 def minibatches(documents: Documents, settings: MinibatchSettings) -> list[Documents]:
     """Return ``documents``, all of the search, cut into the parts that generations see."""
     return cut(documents, [number / settings.count for number in range(settings.count + 1)])
+
+
+def points_between_middles(settings: MinibatchSettings) -> int:
+    """Return after how many points on minibatches the middle of the distribution is measured on all documents."""
+    return PER_MIDDLE * settings.count
 
 
 def share_in_full(optimizer: Optimizer, kind: str, *, objectives: int, points: int) -> float:

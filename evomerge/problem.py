@@ -25,7 +25,7 @@ from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
 from evomerge.merging.preparations import preparation_of
 from evomerge.merging.sources import TOKENIZERS
-from evomerge.minibatches import refuse_few_documents
+from evomerge.minibatches import points_between_middles, refuse_few_documents
 from evomerge.optimizers.choice import Choice, choose
 from evomerge.optimizers.registry import Setting, make_optimizer
 from evomerge.optimizers.settings import AutoSettings
@@ -116,7 +116,7 @@ class Problem:
             evaluations=self.file.budget.evaluations,
             aim=aim_of(self.file.objectives, self.file.preference),
             mosaics=self.space.algebra if isinstance(self.space, MosaicSpace) else None,
-            centres=minibatches is not None,
+            centres=points_between_middles(minibatches) if minibatches else 0,
             noisy=minibatches is not None and minibatches.measure == "metric",
         )
 

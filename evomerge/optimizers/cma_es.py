@@ -56,7 +56,7 @@ class CmaEs:
         separable: bool | None = None,
         correlation: float = 0.0,
         preselect: int = 1,
-        centres: bool = False,
+        centres: int = 0,
         noisy: bool = False,
     ) -> None:
         """Make one.
@@ -69,8 +69,8 @@ class CmaEs:
             separable: learn a scale for each gene but no correlations; from 100 genes on if None.
             correlation: between the genes of one group at the start.
             preselect: points drawn for each one that is proposed; 1: all that are drawn are.
-            centres: ask for the middle of the distribution, too, once for as many points as pycma's default population
-                has, if it has moved. Nothing is learnt from it.
+            centres: points after which the middle of the distribution is asked for, too, if it has moved; 0: never.
+                Nothing is learnt from it.
             noisy: points are compared on few documents.
         """
         self._low, self._high = genes.low, genes.high
@@ -80,8 +80,7 @@ class CmaEs:
         self._preference = Preference(weights, aim)
         self._rng = np.random.default_rng(seed)
         self._sigma = sigma
-        self._usual = 4 + int(3 * np.log(len(genes)))
-        default = int(self._usual * (NOISY if noisy else SMOOTH if centres else 1.0))
+        default = int((4 + int(3 * np.log(len(genes)))) * (NOISY if noisy else SMOOTH if centres else 1.0))
         self._population = population or (4 + int(1.5 * np.log(len(genes))) if preselect > 1 else default)
         self._separable = len(genes) >= DIAGONAL_FROM if separable is None else separable
         self._best_seed: tuple[float, Vector] | None = None
@@ -101,7 +100,7 @@ class CmaEs:
         if self._run is None:
             self._run = self._new_run(self._best_seed[1] if self._best_seed else self._start)
         middle = []
-        if count and self._centres and self._centred_at < self._moves and self._asked >= self._usual:
+        if count and self._centres and self._centred_at < self._moves and self._asked >= self._centres:
             self._centred_at, self._asked = self._moves, 0
             middle = [self._genome(self._run.mean)]
         drawn = count - len(middle)

@@ -18,7 +18,7 @@ class Setting:
         evaluations: the budget.
         aim: what the optimizers of a single number maximise.
         mosaics: where mosaics are searched, what crosses them; the genes then only describe them.
-        centres: whether the middle of the optimizer's distribution is to be asked for, too.
+        centres: points after which the middle of the optimizer's distribution is asked for, too; 0: it never is.
         noisy: whether points of one generation are compared on few documents.
     """
 
@@ -27,7 +27,7 @@ class Setting:
     evaluations: int
     aim: Aim = WEIGHTED_MEAN
     mosaics: MosaicAlgebra | None = None
-    centres: bool = False
+    centres: int = 0
     noisy: bool = False
 
     def preference(self) -> Preference:

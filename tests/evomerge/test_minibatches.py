@@ -14,7 +14,7 @@ from evaluators.objective import EvaluationSettings, MinibatchSettings, Objectiv
 from evomerge import estimate, tables
 from evomerge.best_known import BestKnown
 from evomerge.errors import BadSearch
-from evomerge.minibatches import Minibatches, refuse_few_documents, share_in_full
+from evomerge.minibatches import Minibatches, points_between_middles, refuse_few_documents, share_in_full
 from evomerge.optimizers.cma_es import CmaEs
 from evomerge.optimizers.contract import HasGenerations, Observation
 from evomerge.problem import Problem
@@ -219,7 +219,7 @@ def cma(**options):
 
 def test_the_middle_is_asked_for_now_and_then_and_teaches_nothing():
     def run(told_of_middles):
-        optimizer, middles, asked = cma(centres=True), [], []
+        optimizer, middles, asked = cma(centres=12), [], []
         for _ in range(60):
             genome = optimizer.ask(1)[0]
             asked.append(genome)
@@ -231,21 +231,26 @@ def test_the_middle_is_asked_for_now_and_then_and_teaches_nothing():
 
     optimizer, middles, asked = run(1000.0)
     assert isinstance(optimizer, HasGenerations)
-    usual = cma()._population
-    assert optimizer._population < usual
-    assert 60 // (2 * usual) <= len(middles) <= 60 // usual
+    assert optimizer._population < cma()._population
+    assert 60 // (2 * 12) <= len(middles) <= 60 // 12
     distances = [np.abs(middle.values - 0.7).sum() for middle in middles]
     assert distances[-1] < distances[0]
     assert run(-1000.0)[2] == asked
 
 
+@pytest.mark.parametrize("count", [2, 4, 16])
+def test_middles_take_a_quarter_of_the_documents_however_many_minibatches(count):
+    points = points_between_middles(MinibatchSettings(count=count))
+    assert 1 / (1 + points / count) == 0.25
+
+
 def test_a_rehearsal_tells_how_many_points_see_all_documents():
-    optimizer, full = cma(centres=True), 0
+    optimizer, full = cma(centres=12), 0
     for _ in range(300):
         genome = optimizer.ask(1)[0]
         full += optimizer.generation_of(genome) is None
         optimizer.tell([Observation(genome, np.array([genome.values[0]]))])
-    share = share_in_full(cma(centres=True), "cma_es", objectives=1, points=10_000)
+    share = share_in_full(cma(centres=12), "cma_es", objectives=1, points=10_000)
     assert 0.0 < share == pytest.approx(full / 300, abs=0.02)
     assert share_in_full(cma(), "cma_es", objectives=2, points=5) == 0.0
 
@@ -253,8 +258,8 @@ def test_a_rehearsal_tells_how_many_points_see_all_documents():
 def test_a_noisy_population_is_half_as_large_again_and_a_smooth_one_smaller():
     assert cma(noisy=True)._population == int(1.5 * cma()._population)
     assert cma(noisy=True, population=7)._population == 7
-    assert cma(centres=True)._population == int(0.7 * cma()._population)
-    assert cma(centres=True, noisy=True)._population == cma(noisy=True)._population
+    assert cma(centres=12)._population == int(0.7 * cma()._population)
+    assert cma(centres=12, noisy=True)._population == cma(noisy=True)._population
 
 
 # ------------------------------------------------------------------------- what it takes
