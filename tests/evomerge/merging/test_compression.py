@@ -300,9 +300,13 @@ def test_what_cannot_be_compressed_is_refused(
     foreign.write_text(calibration(0).to_json().replace("[4,", "[400,").replace(",40,", ",400,"), encoding="utf-8")
     with pytest.raises(BadRecipe, match="hold token 400"):
         compress(str(folder), 2, foreign, to)
-    for module, match in ((compression, "matching the 12 units"), (exhibit, "Gram matrices of the routers")):
+    rooms = (
+        (compression, "available_bytes", "matching the 12 units"),
+        (exhibit, "free_bytes", "Gram matrices of the routers"),
+    )
+    for module, room, match in rooms:
         with monkeypatch.context() as patch, pytest.raises(NotEnoughRoom, match=match):
-            patch.setattr(module, "available_bytes", lambda: -(1 << 30))
+            patch.setattr(module, room, lambda *_: -(1 << 30))
             compress(str(folder), 2, prompts, to)
     assert not to.exists()
 
