@@ -11,17 +11,11 @@ an idle machine.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import Any
 
 from browser import first_load
-from common import ROOT, save
-from recorded import write_search
+from common import save
+from recorded import large_search, said_by
 
 COUNTS = (10_000, 100_000)
 VISITS = 5
@@ -58,20 +52,12 @@ def main() -> None:
     """Write both records, read each, look at each, save."""
     rows = []
     for count in COUNTS:
-        with tempfile.TemporaryDirectory() as folder:
-            storage = f"sqlite:///{Path(folder) / 'evomerge.db'}"
-            write_search(storage, "big", count)
-            row = {"candidates": count, **_read(storage)}
+        with large_search(count) as storage:
+            row = {"candidates": count, **said_by(READ, storage)}
             row["browser_seconds"] = _looked_at(storage, row["points"])
         rows.append(row)
         print(row, flush=True)
     save("dashboard", {"visits": VISITS, "rows": rows})
-
-
-def _read(storage: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", READ, storage], cwd=ROOT, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def _looked_at(storage: str, points: int) -> dict[str, list[float]]:

@@ -8,14 +8,8 @@ Records are written in bulk (`recorded.py`). CPU seconds and the growth of the p
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-
-from common import ROOT, save
-from recorded import write_search
+from common import save
+from recorded import large_search, said_by
 
 COUNTS = (10_000, 100_000)
 MORE = 10  # candidates that come while the view is live
@@ -52,12 +46,8 @@ def main() -> None:
     """Write both records and their views, save what it cost."""
     rows = []
     for count in COUNTS:
-        with tempfile.TemporaryDirectory() as folder:
-            storage = f"sqlite:///{Path(folder) / 'evomerge.db'}"
-            write_search(storage, "big", count)
-            command = [sys.executable, "-c", MEASURE, storage, str(MORE)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-            rows.append({"candidates": count, **json.loads(done.stdout)})
+        with large_search(count) as storage:
+            rows.append({"candidates": count, **said_by(MEASURE, storage, str(MORE))})
         print(rows[-1], flush=True)
     save("optuna_view", {"rows": rows})
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from common import ROOT
 
 from evaluators.evaluation import Cost, Documents
 from evomerge.config import SearchFile
@@ -27,6 +34,23 @@ LAYERS = 24
 RECIPES = 500  # different genomes; later candidates repeat them, with scores of their own
 BATCH = 10_000
 SPREAD = 0.02  # standard deviation of a candidate's true quality around what its place in the search lets expect
+
+
+@contextmanager
+def large_search(count: int) -> Iterator[str]:
+    """Give the URL of a database with a search `big` of ``count`` candidates, which is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        storage = f"sqlite:///{Path(folder) / 'evomerge.db'}"
+        write_search(storage, "big", count)
+        yield storage
+
+
+def said_by(script: str, *arguments: str) -> dict[str, Any]:
+    """Return the JSON that ``script`` prints in a process of its own."""
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def write_search(storage: str, name: str, count: int, *, seed: int = 0) -> None:
