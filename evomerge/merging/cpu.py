@@ -21,7 +21,7 @@ from evomerge.merging.terms import Term
 _BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 _CODES = {torch.float32: elements.FLOAT32, torch.bfloat16: elements.BFLOAT16, torch.float16: elements.FLOAT16}
 PIECE = 1 << 17  # elements; threads and sums work in such pieces, so that their number changes nothing
-_FEW = (3, 4)  # terms that one pass sums up; fewer are filled up with such that weigh nothing
+_LEAST, _FEW = 3, 4  # terms that one pass sums up; fewer are filled up with such that weigh nothing
 _MOST_DRAWS = 1 << 31  # elements of a tensor that one pair of words draws for
 Span = np.ndarray
 
@@ -115,8 +115,8 @@ def combine(
     base, factor = sources[pivot], np.float32(scale)
     weights = [term.coefficient for term in terms]
     chosen = [sources[term.source] for term in terms]
-    if rules.trivial and len(terms) <= max(_FEW) and all(source.dtype is base.dtype for source in chosen):
-        missing = max(min(_FEW) - len(terms), 0)
+    if rules.trivial and len(terms) <= _FEW and all(source.dtype is base.dtype for source in chosen):
+        missing = max(_LEAST - len(terms), 0)
         few = read_by([*chosen, *[base] * missing])
         padded, start, target = (
             np.array([*weights, *[0.0] * missing], np.float32),

@@ -122,7 +122,7 @@ def _allocate(
     shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device, scratch: int
 ) -> dict[str, Tensor]:
     """Return views on one flat buffer, side by side in the order of ``shapes``."""
-    sizes = {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
+    sizes = _elements(shapes)
     needed = sum(sizes.values()) * dtype.itemsize
     free, needed_here = free_bytes(device), needed + (scratch if device.type == "cpu" else 0)
     if needed_here > free:
@@ -135,13 +135,17 @@ def _allocate(
     return {name: piece.view(shapes[name]) for name, piece in zip(sizes, pieces, strict=True)}
 
 
+def _elements(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    return {name: math.prod(shape) for name, shape in shapes.items()}
+
+
 def free_bytes(device: torch.device) -> int:
     """Return the memory of ``device`` that this process may still take, in bytes."""
     return available_bytes() if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
 
 
 def _placed(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, devices: tuple[str, ...], layers: int) -> Placement:
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    sizes = {name: size * dtype.itemsize for name, size in _elements(shapes).items()}
     return place(sizes, layers=layers, rooms=[(device, free_bytes(torch.device(device))) for device in devices])
 
 
