@@ -9,10 +9,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Direction: TypeAlias = Literal["maximize", "minimize"]
 
 
-class ObjectiveBase(BaseModel):
-    """What every kind of objective has. Its name has two parts, what is measured on and what is measured."""
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+class ObjectiveBase(_Settings):
+    """What every kind of objective has. Its name has two parts, what is measured on and what is measured."""
 
     direction: Direction = "maximize"
     weight: float = Field(default=1.0, gt=0.0, description="importance when objectives are added up")
@@ -74,10 +76,8 @@ DocumentChoice: TypeAlias = Annotated[int, Field(ge=1)] | DocumentRange
 """How many documents of each task, or which ones: ``"first:stop"`` in the task's own order, stop not included."""
 
 
-class RacingSettings(BaseModel):
+class RacingSettings(_Settings):
     """How candidates race; `evaluation.racing: true` takes the defaults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     first: int = Field(default=8, ge=2, description="documents of each task in the first block")
     growth: float = Field(default=2.0, gt=1.0, le=10.0, description="factor from one look to the next")
@@ -97,10 +97,8 @@ Racing: TypeAlias = Annotated[
 ]
 
 
-class MinibatchSettings(BaseModel):
+class MinibatchSettings(_Settings):
     """How the search documents are cut; `evaluation.minibatches: 4` stands for `{count: 4}`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: int = Field(default=4, ge=2, description="minibatches of the search documents; a generation sees one")
     measure: Literal["metric", "probability", "probability_per_token"] = Field(
@@ -118,10 +116,8 @@ Minibatching: TypeAlias = Annotated[
 ]
 
 
-class EvaluationSettings(BaseModel):
+class EvaluationSettings(_Settings):
     """The `evaluation` section of a search file. Document counts are per task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     search_documents: DocumentChoice = Field(default=400, description="number per task, or a range first:stop")
     validation_documents: DocumentChoice = Field(default=200, description="number per task, or a range first:stop")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from evaluators.objective import EvaluationSettings, Objective
 from evaluators.objective_kinds import AnyObjective, Distance
@@ -19,6 +19,7 @@ from evomerge.loggers.settings import LoggerSettings
 from evomerge.optimizers.settings import BREEDERS, CmaEsSettings, OptimizerSettings
 from evomerge.preferences import PreferenceSettings, aim_of
 from search_spaces.calibration import CalibrationSettings
+from search_spaces.canonical import Frozen
 from search_spaces.courses import CourseSettings
 from search_spaces.parameter_space import ParameterSpaceSettings
 from search_spaces.recipe import Dtype
@@ -29,11 +30,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 CHANGEABLE = ("budget", "cluster", "logging", "storage")  # sections that may change between two runs of one search
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class SourceSettings(_Section):
+class SourceSettings(Frozen):
     """One model: a folder (relative to the search file) or a Hub id, written as text or as a mapping."""
 
     path: str = Field(min_length=1)
@@ -61,7 +58,7 @@ class SourceSettings(_Section):
         return self.name or self.path.rstrip("/").rpartition("/")[2]
 
 
-class TokenSettings(_Section):
+class TokenSettings(Frozen):
     """The embedding of one token."""
 
     source: str = Field(description="base, the name of an expert, or zero")
@@ -70,7 +67,7 @@ class TokenSettings(_Section):
     force: bool = Field(default=False, description="in all sources, those that have the token included")
 
 
-class VocabularySettings(_Section):
+class VocabularySettings(Frozen):
     """The tokens of merged models whose sources have different ones, written as text or as a mapping."""
 
     source: str = Field(default="union", description="union, base, or the name of an expert")
@@ -84,7 +81,7 @@ class VocabularySettings(_Section):
         return {"source": value} if isinstance(value, str) else value
 
 
-class SourcesSettings(_Section):
+class SourcesSettings(Frozen):
     """The `sources` section."""
 
     base: SourceSettings
@@ -130,7 +127,7 @@ class SourcesSettings(_Section):
         return experts
 
 
-class BudgetSettings(_Section):
+class BudgetSettings(Frozen):
     """The `budget` section. It counts new evaluations on search documents, seeds and failures included."""
 
     evaluations: int = Field(default=1000, ge=1)
@@ -144,7 +141,7 @@ class BudgetSettings(_Section):
     finalists: int = Field(default=16, ge=1, description="most points of the front that validation measures")
 
 
-class ClusterSettings(_Section):
+class ClusterSettings(Frozen):
     """The `cluster` section."""
 
     backend: Literal["ray", "in_process"] = "ray"
@@ -169,14 +166,14 @@ class ClusterSettings(_Section):
         return workers
 
 
-class BaselineSettings(_Section):
+class BaselineSettings(Frozen):
     """The `baselines` section: what the winner is compared with, besides base, experts and uniform average."""
 
     single_coefficient: int = Field(default=20, ge=0, description="grid of single-coefficient task arithmetic; 0: off")
     random_search: bool = Field(default=False, description="a random search with the same budget, under NAME.random")
 
 
-class SearchFile(_Section):
+class SearchFile(Frozen):
     """A whole search file."""
 
     name: str = Field(pattern=NAME_PATTERN)

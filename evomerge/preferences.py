@@ -6,33 +6,30 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from evaluators.objective_kinds import AnyObjective
 from evomerge.errors import BadSearch
 from evomerge.optimizers.preference import Aim, Chebyshev, Constraint, Preference, WeightedMean
+from search_spaces.canonical import Frozen
 
 UNNAMED_WEIGHT = 1e-9  # of objectives that --prefer leaves out where it names weights
 CHEBYSHEV = "chebyshev"
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class WeightedSettings(_Settings):
+class WeightedSettings(Frozen):
     """The weighted mean of the objectives."""
 
     kind: Literal["weighted"] = "weighted"
 
 
-class ChebyshevSettings(_Settings):
+class ChebyshevSettings(Frozen):
     """The objective that falls shortest, by weight, of the best there can be."""
 
     kind: Literal["chebyshev"] = "chebyshev"
 
 
-class ConstraintSettings(_Settings):
+class ConstraintSettings(Frozen):
     """The weighted mean among the candidates that keep the limits (epsilon-constraint)."""
 
     kind: Literal["constraint"] = "constraint"

@@ -10,8 +10,9 @@ from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, M
 from evomerge.errors import BadSearch
 from evomerge.storage_url import SQLITE
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 ORIGIN_INDEX = "candidates_by_origin"
+EVALUATION_INDEX = "evaluations_by_search"
 
 metadata = MetaData()
 
@@ -74,7 +75,7 @@ evaluations = Table(
     Column("cost", Text, nullable=False),  # JSON
     Column("created", Float, nullable=False),
     Index("evaluations_by_candidate", "candidate_id"),
-    Index("evaluations_by_search", "search_id", "split"),
+    Index(EVALUATION_INDEX, "search_id", "id"),  # in the order in which they are read, so that none sorts them
 )
 
 scores = Table(
@@ -173,6 +174,13 @@ def _add_origin_index(connection: sa.Connection) -> None:
         next(index for index in candidates.indexes if index.name == ORIGIN_INDEX).create(connection)
 
 
+def _order_evaluations(connection: sa.Connection) -> None:
+    """A search's evaluations are found in their order, and new ones without going through the others."""
+    index = next(index for index in evaluations.indexes if index.name == EVALUATION_INDEX)
+    index.drop(connection, checkfirst=True)
+    index.create(connection)
+
+
 def _add_losses_and_crews(connection: sa.Connection) -> None:
     """What died, and who works."""
     losses.create(connection, checkfirst=True)
@@ -185,4 +193,5 @@ MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (  # from version 1 to
     _add_drivers,
     _add_origin_index,
     _add_losses_and_crews,
+    _order_evaluations,
 )

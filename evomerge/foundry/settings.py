@@ -11,7 +11,9 @@ import hashlib
 import json
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from search_spaces.canonical import Frozen
 
 FORMAT_VERSION = 1
 """Part of the digest: raised whenever the code would make other files from the same settings."""
@@ -26,13 +28,7 @@ Rate = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class _Record(BaseModel):
-    """Immutable, refuses unknown keys and non-finite numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Geometry(_Record):
+class Geometry(Frozen):
     """Shape of the Llama that all models share."""
 
     width: Count = 64
@@ -51,7 +47,7 @@ class Geometry(_Record):
         return self
 
 
-class Practice(_Record):
+class Practice(Frozen):
     """What a model is trained on: which questions, and how often the answers are spoiled on purpose."""
 
     skills: dict[Skill, Rate] = Field(min_length=1)
@@ -67,7 +63,7 @@ class Practice(_Record):
     """Probability that the answer is written in language e, whatever the language of the question."""
 
 
-class Stage(_Record):
+class Stage(Frozen):
     """One training run. Linear warm-up, then constant (or linear decay to `final_rate_share` of the peak)."""
 
     steps: Count
@@ -100,7 +96,7 @@ class CleanStage(Stage):
     threshold: Share = 0.9
 
 
-class ExpertSettings(_Record):
+class ExpertSettings(Frozen):
     """One fine-tuned expert. `name` is also its folder and what reports show."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
@@ -109,7 +105,7 @@ class ExpertSettings(_Record):
     """Lowest accuracy on each of its own skills in each of its languages; below it the build fails."""
 
 
-class TaskSettings(_Record):
+class TaskSettings(Frozen):
     """One lm-eval task, and its variant `<name>_mc`: questions of `skills` asked in `language`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -180,7 +176,7 @@ def _tasks() -> tuple[TaskSettings, ...]:
     )
 
 
-class FoundrySettings(_Record):
+class FoundrySettings(Frozen):
     """Everything that decides what `build` writes; equal settings have equal digests and cache entries."""
 
     seed: Annotated[int, Field(ge=0)] = 0

@@ -6,17 +6,14 @@ from importlib.util import find_spec
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from evomerge.errors import BadSearch
 from evomerge.loggers.contract import RunLogger
+from search_spaces.canonical import Frozen
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TensorBoardSettings(_Settings):
+class TensorBoardSettings(Frozen):
     """Event files for TensorBoard."""
 
     kind: Literal["tensorboard"] = "tensorboard"
@@ -29,7 +26,7 @@ class TensorBoardSettings(_Settings):
         return TensorBoardLog(self.folder)
 
 
-class WandbSettings(_Settings):
+class WandbSettings(Frozen):
     """Weights & Biases; the key is the environment's (WANDB_API_KEY) or that of `wandb login`."""
 
     kind: Literal["wandb"] = "wandb"
@@ -44,7 +41,7 @@ class WandbSettings(_Settings):
         return WandbLog(self.project, entity=self.entity, mode=self.mode)
 
 
-class MlflowSettings(_Settings):
+class MlflowSettings(Frozen):
     """An MLflow server or store."""
 
     kind: Literal["mlflow"] = "mlflow"

@@ -6,9 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
     TypeAdapter,
@@ -17,6 +15,7 @@ from pydantic import (
 )
 
 from evomerge.plugins import find
+from search_spaces.canonical import Frozen
 
 if TYPE_CHECKING:
     from evomerge.optimizers.contract import Optimizer
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_KIND = "cma_es"
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+class _Settings(Frozen):
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 

@@ -1,9 +1,11 @@
 """The record in columns says what the record says, however it was read."""
 
-from contextlib import suppress
+import sqlite3
+from contextlib import closing, suppress
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from fake_search import DieAfter, Stop, finish, started
 from fakes import FakeSpec, followed, search_file
 
@@ -123,3 +125,30 @@ def test_stopping_is_the_same_from_columns(results, budget):
     for name in ("_better_at", "_grown_at", "_answers", "_volume"):
         if name in ("_answers",) or budget.plateau is not None or budget.stall is not None:
             assert getattr(one, name) == getattr(other, name)
+
+
+def test_nothing_is_sorted_to_be_read(tmp_path):
+    """Rows come in the order of an index, and new ones are found without going through the others."""
+    results = finish(search_file(tmp_path), None)
+    said = []
+
+    def note(connection, _cursor, statement, parameters, _context, _many):
+        if statement.startswith("SELECT"):
+            said.append((statement, parameters))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        results.candidates.newer()
+        Columns.read(results.record, NAMES)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    steps = [step for statement, parameters in said for step in planned(tmp_path, statement, parameters)]
+    assert any("evaluations_by_search (search_id=? AND id>?" in step for step in steps)
+    assert not [step for step in steps if "TEMP B-TREE" in step or step.startswith("SCAN")]
+
+
+def planned(folder, statement, parameters):
+    """What SQLite does for a statement."""
+    (file,) = folder.glob("*.db")
+    with closing(sqlite3.connect(file)) as connection:
+        return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]

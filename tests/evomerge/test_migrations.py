@@ -18,6 +18,10 @@ DOWN = {  # what makes a record of one version out of one of the next
     3: ("DROP TABLE drivers",),
     4: ("DROP INDEX candidates_by_origin",),
     5: ("DROP TABLE losses", "DROP TABLE crews"),
+    6: (
+        "DROP INDEX evaluations_by_search",
+        "CREATE INDEX evaluations_by_search ON evaluations (search_id, split)",
+    ),
 }
 
 
