@@ -12,6 +12,9 @@ from evomerge.merging.compiled import decisions, selections, vectors
 from evomerge.merging.cpu import PIECE, Span, read_by, rules_of, spread
 from evomerge.merging.keeps import Keep
 
+RARE = 64  # one of so many elements at most is collected: beyond that, looking at all of them again costs less
+MOST_COLLECTED = 1 << 21  # elements, 12 bytes each for every thread
+
 
 def count_magnitudes(base: Tensor, others: Sequence[Tensor], *, shift: int, first: int, bins: int) -> np.ndarray:
     """Return how many magnitudes have the bits ``first + i`` after a right shift, int64 (bins,).
@@ -28,10 +31,46 @@ def count_magnitudes(base: Tensor, others: Sequence[Tensor], *, shift: int, firs
     return np.asarray(sum(spread(base.numel(), count)))
 
 
-def position_of_tie(base: Tensor, others: Sequence[Tensor], limit: float, number: int) -> int:
-    """Return the position of the ``number``-th element (from 1) of exactly the magnitude ``limit``."""
-    span = np.array([0, base.numel()])
-    return int(selections.position_of_tie(read_by([base])[0], read_by(others), np.float32(limit), number, span))
+def pick(base: Tensor, others: Sequence[Tensor], low: int, high: int, *, held: int, wanted: int) -> tuple[float, int]:
+    """Return the ``wanted``-th largest magnitude with bits from ``low`` to ``high``, and its position.
+
+    The magnitudes are those of `count_magnitudes`; of equals the first counts first.
+
+    Args:
+        held: how many magnitudes have bits from ``low`` to ``high``.
+        wanted: from 1 to ``held``.
+    """
+    if held <= min(base.numel() // RARE, MOST_COLLECTED):
+        return _pick_of_few(base, others, low, high, held, wanted)
+    counts = count_magnitudes(base, others, shift=0, first=low, bins=high - low + 1)
+    place, ties = from_the_top(counts, wanted)
+    limit, span = np.uint32(low + place).view(np.float32), np.array([0, base.numel()])
+    position = selections.position_of_tie(read_by([base])[0], read_by(others), limit, ties, span)
+    return float(limit), int(position)
+
+
+def _pick_of_few(
+    base: Tensor, others: Sequence[Tensor], low: int, high: int, held: int, wanted: int
+) -> tuple[float, int]:
+    array, addresses = read_by([base])[0], read_by(others)
+
+    def collect(span: Span) -> tuple[np.ndarray, np.ndarray]:
+        bits, places = np.empty(held, np.uint32), np.empty(held, np.int64)
+        found = selections.collect(array, addresses, low, high, bits, places, span)
+        return bits[:found], places[:found]
+
+    bits, places = (np.concatenate(parts) for parts in zip(*spread(base.numel(), collect), strict=True))
+    limit = np.partition(bits, held - wanted)[held - wanted]
+    ties = wanted - int(np.count_nonzero(bits > limit))
+    return float(limit.view(np.float32)), int(places[bits == limit][ties - 1])
+
+
+def from_the_top(counts: np.ndarray, wanted: int) -> tuple[int, int]:
+    """Return the bin that holds the ``wanted``-th largest element, and its number within the bin."""
+    above = np.cumsum(counts[::-1])
+    place = int(np.searchsorted(above, wanted))
+    before = int(above[place - 1]) if place else 0
+    return counts.size - 1 - place, wanted - before
 
 
 def kept_norms(base: Tensor, other: Tensor, keep: Keep) -> tuple[float, float] | None:

@@ -274,11 +274,17 @@ class Selector:
         return dot / (norms[0] * norms[1])
 
     def _threshold(self, expert: Subject, name: str, count: int) -> KeepLarge:
-        """Find the ``count``-th largest magnitude exactly: a histogram of its upper bits, then of its lower ones."""
-        limit, ties = self._nth_largest(expert, (name,), count)
+        """Find the ``count``-th largest magnitude exactly: by a histogram of its upper bits, then by its lower ones."""
+        if self.compiled(expert, name):
+            first, held, wanted = self._bin(expert, (name,), count)
+            last = first + (1 << _LOW_BITS) - 1
+            limit, place = cpu_counts.pick(*self.tensors(expert, name), first, last, held=held, wanted=wanted)
+        else:
+            limit, ties = self._nth_largest(expert, (name,), count)
+            place = self._position_of_tie(expert, name, limit, ties)
         if limit == 0.0:
             return KeepLarge(0.0, -1)  # the elements left are zero: kept or dropped, the sum is the same
-        return KeepLarge(limit, self._position_of_tie(expert, name, limit, ties))
+        return KeepLarge(limit, place)
 
     def magnitudes(self, expert: int, names: tuple[str, ...], ranks: Sequence[int]) -> tuple[float, ...]:
         """Return the magnitudes of these ``ranks`` (0: the smallest) among the task vector's elements in ``names``."""
@@ -291,13 +297,18 @@ class Selector:
 
     def _nth_largest(self, expert: Subject, names: tuple[str, ...], count: int) -> tuple[float, int]:
         """Return the ``count``-th largest magnitude of all elements in ``names``, and its number among its equals."""
-        used, sizes = self._histogram(expert, names)
-        place, wanted = _from_the_top(sizes, count)
-        first = int(used[place]) << _LOW_BITS
+        first, _, wanted = self._bin(expert, names, count)
         bins = 1 << _LOW_BITS
         counts = sum(self._count(expert, name, shift=0, first=first, bins=bins) for name in names)
-        lower, ties = _from_the_top(np.asarray(counts), wanted)
+        lower, ties = cpu_counts.from_the_top(np.asarray(counts), wanted)
         return float(np.int32(first + lower).view(np.float32)), ties
+
+    def _bin(self, expert: Subject, names: tuple[str, ...], count: int) -> tuple[int, int, int]:
+        """Return the first bits of the bin that holds the ``count``-th largest magnitude, how many the bin holds, and
+        its number among them."""
+        used, sizes = self._histogram(expert, names)
+        place, wanted = cpu_counts.from_the_top(sizes, count)
+        return int(used[place]) << _LOW_BITS, int(sizes[place]), wanted
 
     def _histogram(self, expert: Subject, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return the upper bits that elements in ``names`` have, ascending, and how many have them."""
@@ -330,8 +341,6 @@ class Selector:
 
     def _position_of_tie(self, expert: Subject, name: str, size: float, number: int) -> int:
         """Return the position of the ``number``-th element (from 1) of exactly this magnitude."""
-        if self.compiled(expert, name):
-            return cpu_counts.position_of_tie(*self.tensors(expert, name), size, number)
         for start, _, delta in self._deltas(expert, name):
             equal = delta.abs_().eq_(size)
             here = int(equal.sum())
@@ -358,14 +367,6 @@ class Selector:
 def _magnitude_bits(delta: Tensor) -> Tensor:
     """Return the bits of ``|delta|`` as int32 (n,): in the order of the magnitudes."""
     return delta.view(torch.int32) & 0x7FFFFFFF
-
-
-def _from_the_top(counts: np.ndarray, wanted: int) -> tuple[int, int]:
-    """Return the bin that holds the ``wanted``-th largest element, and its number within the bin."""
-    above = np.cumsum(counts[::-1])
-    place = int(np.searchsorted(above, wanted))
-    before = int(above[place - 1]) if place else 0
-    return counts.size - 1 - place, wanted - before
 
 
 def _ratio(total: float, kept: float) -> float:

@@ -9,6 +9,8 @@ import numpy as np
 from evomerge.merging.compiled.elements import BLOCK, MAGNITUDE, as_bits, kernel, times, write_deltas, write_values
 from evomerge.merging.compiled.rules import ALL, apply_rules, write_mask, write_variance
 
+FLAGS = 8  # bytes of a word
+
 
 @kernel
 def count_magnitudes(base: Any, others: Any, shift: Any, first: Any, counts: Any, span: Any) -> None:
@@ -31,6 +33,34 @@ def count_magnitudes(base: Any, others: Any, shift: Any, first: Any, counts: Any
                 counts[0, places[i]] += 1
             if places[i + 1] < bins:
                 counts[1, places[i + 1]] += 1
+
+
+@kernel
+def collect(base: Any, others: Any, low: Any, high: Any, bits: Any, places: Any, span: Any) -> Any:
+    """Write the bits of the magnitudes from ``low`` to ``high``, both included, and their positions, ascending.
+
+    ``bits`` is uint32 (room,), ``places`` int64 (room,), with room for all of them. Return how many there are. Fast
+    where they are rare.
+    """
+    rows, keys = np.empty((others.shape[0] + 3, BLOCK), np.float32), np.empty(BLOCK, np.uint32)
+    words = np.zeros(BLOCK // FLAGS, np.uint64)
+    inside = words.view(np.uint8)  # eight elements are looked at together
+    least, width = np.uint32(low), np.uint32(high - low)
+    found = 0
+    for start in range(span[0], span[1], BLOCK):
+        size = min(BLOCK, span[1] - start)
+        values = rows[2, :size]
+        _subject(base, others, start, rows, values)
+        for i in range(size):
+            keys[i] = np.uint32((as_bits(values[i]) & MAGNITUDE) - least)
+            inside[i] = np.uint8(keys[i] <= width)
+        for word in range(-(-size // FLAGS)):
+            if words[word]:
+                for i in range(word * FLAGS, min(word * FLAGS + FLAGS, size)):
+                    if inside[i]:
+                        bits[found], places[found] = np.uint32(keys[i] + least), start + i
+                        found += 1
+    return found
 
 
 @kernel

@@ -251,3 +251,28 @@ def test_ranks_asked_for_again_are_kept_on_disk(tmp_path, monkeypatch):
     fresh = Selector([lambda _, t=t: t for t in tensors], 0, {"a": ((SMALL + 64) // 32, 32)})
     fresh.drawn_by_rank(2, "a", 0.5, 0.3, MaskKey(1, "e"), content="another")  # once is not again
     assert len(list((tmp_path / "ranks").rglob("a.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("rare", [0, 1], ids=["counted", "collected"])
+@pytest.mark.parametrize("step", [0.0, 1 / 64], ids=["scattered", "tied"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_nth_largest_magnitude_and_the_first_of_its_equals_are_found(monkeypatch, rare, step, threads):
+    """However it is found: by counting, or by collecting what is near it."""
+    size, before = 3 * (1 << 17) + 11, torch.get_num_threads()
+    monkeypatch.setattr(cpu_counts, "RARE", rare or size)
+    base, expert = sources(size, torch.float32)[:2]
+    if step:
+        base, expert = torch.zeros(size), (expert / step).round() * step
+    moved = (expert - base).abs()
+    order = torch.argsort(moved, descending=True, stable=True)
+    bits = np.sort(moved.numpy().view(np.uint32))[::-1].astype(np.int64)
+    try:
+        torch.set_num_threads(threads)
+        for nth in (1, 2, size // 3, size // 2, int((moved > 0).sum())):
+            low = int(bits[nth - 1]) >> 15 << 15
+            high, above = low + (1 << 15) - 1, int((bits > low + (1 << 15) - 1).sum())
+            held = int(((bits >= low) & (bits <= high)).sum())
+            found = cpu_counts.pick(base, [expert], low, high, held=held, wanted=nth - above)
+            assert found == (float(moved[order[nth - 1]]), int(order[nth - 1]))
+    finally:
+        torch.set_num_threads(before)
