@@ -45,8 +45,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "racing": {"racing": True},
     "fewer": {"search_documents": round(DOCUMENTS / 3.2)},
     "eight": {"minibatches": {"count": 8, "measure": "probability_per_token"}},
+    "sixteen": {"minibatches": {"count": 16, "measure": "probability_per_token"}},
 }
-BY_DOCUMENTS = ("eight",)  # arms with as many evaluations as a third of the documents allow
+BY_DOCUMENTS = ("eight", "sixteen")  # arms with as many evaluations as a third of the documents allow
 
 
 def search(foundry: Foundry, seed: int, arm: str, *, evaluations: int) -> dict[str, Any]:

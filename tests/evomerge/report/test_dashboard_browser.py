@@ -13,6 +13,7 @@ selenium = pytest.importorskip("selenium.webdriver")
 from selenium.common.exceptions import JavascriptException, StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 from evomerge.dashboard.app import Server  # noqa: E402
@@ -46,6 +47,12 @@ SHOWN_AXES = "return [...document.querySelectorAll('label.axis:not([hidden]) but
 NICHES_COLOUR = """
 const plot = document.querySelector('#niches .js-plotly-plot');
 return plot && plot._fullLayout ? plot._fullLayout.paper_bgcolor : null;"""
+
+COLOUR = "return document.documentElement.dataset.theme"
+OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+FOCUSED = """
+const it = document.activeElement;
+return [it.id, it.className, it.getAttribute('role') ?? it.tagName.toLowerCase()].map(String).join(' ');"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -156,9 +163,9 @@ def test_from_the_list_to_a_candidate_and_on_while_the_search_grows(browser, ser
     until(browser, lambda: browser.execute_script(NICHES_COLOUR))
     colour = browser.execute_script(NICHES_COLOUR)
     toggle = browser.find_element(By.ID, "toggle")
-    before = browser.execute_script("return document.documentElement.dataset.theme")
+    before = browser.execute_script(COLOUR)
     toggle.send_keys("\n")
-    until(browser, lambda: browser.execute_script("return document.documentElement.dataset.theme") != before)
+    until(browser, lambda: browser.execute_script(COLOUR) != before)
     until(browser, lambda: browser.execute_script(NICHES_COLOUR) not in (None, colour))
     assert errors(browser) == []
     assert hosts(browser) == {"127.0.0.1"}
@@ -189,3 +196,66 @@ def test_the_token_is_asked_for_once(browser, serve, finished):
     browser.get(server.address().partition("?")[0])  # the cookie is enough
     until(browser, lambda: "ja-math" in text(browser, "a.card"))
     assert browser.execute_script("return document.cookie") == ""  # scripts cannot read it
+
+
+@pytest.fixture
+def phone(browser):
+    """The browser with the screen of a phone."""
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    )
+    yield browser
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("search", [None, "ja-math"], ids=["list", "search"])
+def test_it_fits_a_phone_in_both_colours(phone, serve, finished, search):
+    phone.get(serve().address(search))
+    until(phone, lambda: text(phone, "#comparison" if search else "a.card"))
+    if search:
+        until(phone, lambda: len(phone.execute_script(DRAWN)) > 20)
+    assert phone.execute_script("return document.documentElement.clientWidth") == 390
+    colour = phone.execute_script(COLOUR)
+    assert phone.execute_script(OVERFLOW) <= 0
+    phone.find_element(By.ID, "toggle").click()
+    until(phone, lambda: phone.execute_script(COLOUR) != colour)
+    assert phone.execute_script(OVERFLOW) <= 0
+
+
+def test_it_needs_no_mouse(browser, serve, finished):
+    browser.get(serve().address("ja-math"))
+    until(browser, lambda: len(browser.execute_script(DRAWN)) > 20)
+    until(browser, lambda: "paired" in text(browser, "#comparison"))
+
+    # the first stop skips to the content; from there every control is reached
+    keys = selenium.ActionChains(browser)
+    keys.send_keys(Keys.TAB).perform()
+    assert "skip" in browser.execute_script(FOCUSED)
+    keys.send_keys(Keys.ENTER).perform()
+    until(browser, lambda: browser.execute_script(FOCUSED).startswith("page"))
+    stops = []
+    for _ in range(60):
+        keys.send_keys(Keys.TAB).perform()
+        stops.append(browser.execute_script(FOCUSED))
+    reached = " | ".join(stops)
+    for control in ("axis-x", "axis-y", "slider", "first", "second", "objective", "split", "niches-button"):
+        assert control in reached, f"{control} is not among {reached}"
+
+    # arrows move a slider, and another model may suit
+    shown = browser.find_elements(By.CSS_SELECTOR, "[role=slider]")
+    before = shown[0].get_attribute("aria-valuenow")
+    shown[0].send_keys(Keys.ARROW_LEFT)
+    until(
+        browser, lambda: browser.find_element(By.CSS_SELECTOR, "[role=slider]").get_attribute("aria-valuenow") != before
+    )
+    named = controls(browser)
+    assert {"button", "link", "slider", "radio", "spinbutton"} <= {role for role, _ in named}
+    assert [role for role, name in named if not name] == []
+
+
+def controls(browser):
+    """What can be operated, as a screen reader is told: roles and names."""
+    roles = {"button", "link", "slider", "combobox", "textbox", "radio", "checkbox", "spinbutton"}
+    nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    shown = [node for node in nodes if not node.get("ignored") and node.get("role", {}).get("value") in roles]
+    return [(node["role"]["value"], node.get("name", {}).get("value", "").strip()) for node in shown]
