@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from chart import Line, draw_chart
 
-MERGEKIT, DEFAULT = "mergekit-evolve", "cma_es"
-ANCHORS, MOST_LINES = (MERGEKIT, DEFAULT, "random"), 8
+MERGEKIT = "mergekit-evolve"
+PICKED = ("gp", "cma_es, preselect 20, correlation 0.3")  # by `auto`: for short searches, for longer ones
+ANCHORS, MOST_LINES = (MERGEKIT, "cma_es", "random"), 8
 FIGURES = (  # measure, against what, title
     ("test", "evaluations", "joint score on test documents"),
     ("hypervolume", "evaluations", "hypervolume on search documents"),
@@ -37,7 +38,7 @@ def names_in(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Medians and quartiles of the test score at each checkpoint, the last hypervolume, and the answer."""
+    """Medians and quartiles of the test score at each checkpoint, the last hypervolume, and what `auto` picks beside mergekit-evolve."""
     if not rows:
         return "no run is finished yet"
     checkpoints = [point["evaluations"] for point in max((row["checkpoints"] for row in rows), key=len)]
@@ -50,7 +51,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         unspent = ["-"] * (len(checkpoints) - test.shape[1])
         cells = [cell(column) for column in test.T] + unspent + [cell(volume[:, -1])]
         lines.append(f"| `{name}` | {len(test)} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", answer(rows, checkpoints)])
+    return "\n".join([*lines, "", *(answer(rows, checkpoints, name) for name in PICKED)])
 
 
 def cell(values: np.ndarray) -> str:
@@ -59,20 +60,20 @@ def cell(values: np.ndarray) -> str:
     return f"{median:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def answer(rows: Sequence[dict[str, Any]], checkpoints: list[int]) -> str:
-    """After how many evaluations the default's median reaches the final median of mergekit-evolve, same seeds only."""
+def answer(rows: Sequence[dict[str, Any]], checkpoints: list[int], name: str) -> str:
+    """After how many evaluations an algorithm's median reaches the final median of mergekit-evolve, same seeds only."""
     both = {row["seed"] for row in rows if row["algorithm"] == MERGEKIT}
-    both &= {row["seed"] for row in rows if row["algorithm"] == DEFAULT}
+    both &= {row["seed"] for row in rows if row["algorithm"] == name}
     if not both:
-        return f"No seed has runs of both {MERGEKIT} and {DEFAULT} yet."
+        return f"No seed has runs of both {MERGEKIT} and {name} yet."
     shared = [row for row in rows if row["seed"] in both]
     goal = float(np.median(series(shared, MERGEKIT, "test")[:, -1]))
-    medians = np.median(series(shared, DEFAULT, "test"), axis=0)
-    reached = [count for count, value in zip(checkpoints, medians, strict=True) if value >= goal]
-    when = f"after {reached[0]} evaluations" if reached else f"not within {checkpoints[-1]} evaluations"
+    medians = np.median(series(shared, name, "test"), axis=0)
+    reached = [count for count, value in zip(checkpoints, medians, strict=False) if value >= goal]
+    when = f"after {reached[0]} evaluations" if reached else f"not within {checkpoints[len(medians) - 1]} evaluations"
     return (
         f"{MERGEKIT} ends at a median of {goal:.3f} on test documents after {checkpoints[-1]} evaluations "
-        f"({len(both)} seeds); {DEFAULT} reaches it {when} (target: {checkpoints[-1] // 3})."
+        f"({len(both)} seeds); {name} reaches it {when} (target: {checkpoints[-1] // 3})."
     )
 
 

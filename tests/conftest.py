@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # tests/fakes.py
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("EVOMERGE_TEST_CACHE", ROOT / ".cache" / "foundry"))
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell; what is started inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
