@@ -38,7 +38,7 @@ def names_in(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Medians and quartiles of the test score at each checkpoint, the last hypervolume, and what `auto` picks beside mergekit-evolve."""
+    """Medians and quartiles of the test score at each checkpoint, the last hypervolume, and what `auto` picks."""
     if not rows:
         return "no run is finished yet"
     checkpoints = [point["evaluations"] for point in max((row["checkpoints"] for row in rows), key=len)]
