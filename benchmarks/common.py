@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -60,3 +61,10 @@ def experts(seed: int = 0, *, cache: Path = CACHE) -> Any:
     from evomerge.foundry import FoundrySettings, build
 
     return build(FoundrySettings(seed=seed), cache=cache, progress=lambda what, share: None)
+
+
+def name_of(foundry: Any) -> str:
+    """A name for experts that no others have: of the digests of their files."""
+    manifest = json.loads((foundry.root / "manifest.json").read_text(encoding="utf-8"))["files"]
+    weights = sorted((path, entry["sha256"]) for path, entry in manifest.items() if path.endswith(".safetensors"))
+    return hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:8]

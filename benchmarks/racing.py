@@ -3,10 +3,10 @@
 Question: how many times fewer documents does a search evaluate with `evaluation.minibatches`, by probabilities and by
 the metric itself, or when candidates without a chance leave early (`evaluation.racing`), is the winner as good on test
 documents, and is any of them better than simply taking a third of the search documents? Each seed searches once per arm
-on the same experts and on search documents that it draws, at equal numbers of evaluations; arm `eight` takes as many
-evaluations as a third of the documents allows. Documents are counted over all evaluations on search documents;
-validation and test documents are the same in all arms, and measured in full. Documents are counted, not timed, so a
-busy machine does no harm.
+on the same experts and on search documents that it draws, at equal numbers of evaluations; arms `eight` and `sixteen`
+take as many evaluations as a third of the documents allows. Documents are counted over all evaluations on search
+documents; validation and test documents are the same in all arms, and measured in full. Documents are counted, not
+timed, so a busy machine does no harm.
 
 Run: `.venv/bin/python benchmarks/racing.py [--experts FOLDER] [--arms without token] [--evaluations N]` (two to
 three minutes a seed on one idle core with 300 evaluations and all arms). Writes results/racing.json after every search,
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, experts, save
+from common import RESULTS, experts, name_of, save
 
 from evaluators.evaluation import Floats
 from evaluators.statistics import mean_interval
@@ -32,7 +32,7 @@ from evomerge.foundry import Foundry
 from evomerge.results import JOINT
 from evomerge.runner import run
 
-SEEDS = range(10, 20)
+SEEDS = range(10, 40)
 EVALUATIONS = 300
 DOCUMENTS = 64  # of each task, for the search
 FINALISTS = 12
@@ -113,7 +113,8 @@ def main() -> None:
     parser.add_argument("--name", default="racing", help="of the file with the result")
     options = parser.parse_args()
     foundry = experts(cache=options.experts) if options.experts else experts()
-    rows = load(options.name, evaluations=options.evaluations)
+    known = {"experts": name_of(foundry), "evaluations": options.evaluations}
+    rows = load(options.name, known)
     for seed in options.seeds:
         row = rows.setdefault(str(seed), {})
         for arm in options.arms:
@@ -121,16 +122,16 @@ def main() -> None:
                 continue
             row[arm] = search(foundry, seed, arm, evaluations=options.evaluations)
             print(f"seed {seed}, {arm}: {row[arm]['documents']} documents, test {row[arm]['test']:.3f}", flush=True)
-            save(options.name, {"evaluations": options.evaluations, "arms": summary(rows), "seeds": rows})
+            save(options.name, {**known, "arms": summary(rows), "seeds": rows})
     for arm, found in summary(rows).items():
         print(arm, found)
 
 
-def load(name: str, *, evaluations: int) -> dict[str, dict[str, Any]]:
-    """Return what results/NAME.json holds of searches with as many evaluations, by seed and arm."""
+def load(name: str, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what results/NAME.json holds of searches of the same experts and length, by seed and arm."""
     path = RESULTS / f"{name}.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found["seeds"] if found.get("evaluations") == evaluations and "arms" in found else {}
+    return found["seeds"] if found.items() >= known.items() else {}
 
 
 if __name__ == "__main__":

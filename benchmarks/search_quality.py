@@ -27,7 +27,6 @@ docs/figures/search_quality_*.svg. With --tune it compares variants of the defau
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import search_quality_table
-from common import RESULTS, ROOT, experts, machine, save
+from common import RESULTS, ROOT, experts, machine, name_of, save
 from mergekit_search import MergekitSearch
 
 from evaluators.evaluation import Evaluation
@@ -180,13 +179,6 @@ def run(entry: Entry, foundry: Foundry, seed: int) -> dict[str, Any]:
             trace.rows.append(checkpoint(trace, counted, measurer))
     stopped = getattr(optimizer, "would_have_stopped_at", None)
     return {"seed": seed, "checkpoints": trace.rows, "would_have_stopped_at": stopped}
-
-
-def name_of(foundry: Foundry) -> str:
-    """A name for experts that no others have: of the digests of their files."""
-    manifest = json.loads((foundry.root / "manifest.json").read_text(encoding="utf-8"))["files"]
-    weights = sorted((path, entry["sha256"]) for path, entry in manifest.items() if path.endswith(".safetensors"))
-    return hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:8]
 
 
 def searcher(entry: Entry, problem: Problem, seed: int) -> tuple[Optimizer, ParameterSpace]:
