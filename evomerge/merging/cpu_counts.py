@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.compiled import decisions, selections, vectors
+from evomerge.merging.compiled import decisions, elements, selections, vectors
 from evomerge.merging.cpu import PIECE, Span, read_by, rules_of, spread
 from evomerge.merging.keeps import Keep
 
-RARE = 64  # one of so many elements at most is collected: beyond that, looking at all of them again costs less
+RARE = 256  # one of so many elements at most is collected: of more, most are equal, and counting them costs less
 MOST_COLLECTED = 1 << 21  # elements, 12 bytes each for every thread
 
 
@@ -37,16 +37,41 @@ def pick(base: Tensor, others: Sequence[Tensor], low: int, high: int, *, held: i
     The magnitudes are those of `count_magnitudes`; of equals the first counts first.
 
     Args:
+        low: a number without lower bits, as differences of 16-bit numbers are: where many are equal, it is these.
         held: how many magnitudes have bits from ``low`` to ``high``.
         wanted: from 1 to ``held``.
     """
+    if held > base.numel() // RARE:
+        above, equal = _survey(base, others, low, high)
+        if wanted > above:
+            return _as_float(low), _position(base, others, low, wanted - above, equal)
+        low, held = low + 1, above
     if held <= min(base.numel() // RARE, MOST_COLLECTED):
         return _pick_of_few(base, others, low, high, held, wanted)
     counts = count_magnitudes(base, others, shift=0, first=low, bins=high - low + 1)
     place, ties = from_the_top(counts, wanted)
-    limit, span = np.uint32(low + place).view(np.float32), np.array([0, base.numel()])
-    position = selections.position_of_tie(read_by([base])[0], read_by(others), limit, ties, span)
-    return float(limit), int(position)
+    _, equal = _survey(base, others, low + place, low + place)
+    return _as_float(low + place), _position(base, others, low + place, ties, equal)
+
+
+def _survey(base: Tensor, others: Sequence[Tensor], low: int, high: int) -> tuple[int, np.ndarray]:
+    """Return how many magnitudes have bits above ``low`` up to ``high``, and for every block how many have ``low``."""
+    array, addresses = read_by([base])[0], read_by(others)
+    equal = np.zeros(-(-base.numel() // elements.BLOCK), np.int32)
+    return sum(spread(base.numel(), lambda span: selections.survey(array, addresses, low, high, equal, span))), equal
+
+
+def _position(base: Tensor, others: Sequence[Tensor], bits: int, number: int, equal: np.ndarray) -> int:
+    """Return the position of the ``number``-th magnitude (from 1) with these bits; ``equal``: how many a block has."""
+    block = int(np.searchsorted(np.cumsum(equal), number))
+    before, start = int(equal[:block].sum()), block * elements.BLOCK
+    span = np.array([start, min(start + elements.BLOCK, base.numel())])
+    array, addresses = read_by([base])[0], read_by(others)
+    return int(selections.position_of_tie(array, addresses, np.float32(_as_float(bits)), number - before, span))
+
+
+def _as_float(bits: int) -> float:
+    return float(np.uint32(bits).view(np.float32))
 
 
 def _pick_of_few(

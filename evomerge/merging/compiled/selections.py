@@ -36,6 +36,28 @@ def count_magnitudes(base: Any, others: Any, shift: Any, first: Any, counts: Any
 
 
 @kernel
+def survey(base: Any, others: Any, low: Any, high: Any, equal: Any, span: Any) -> Any:
+    """Write for every block how many magnitudes have exactly the bits ``low``, int32 (blocks,).
+
+    Return how many have bits above ``low`` and up to ``high``. ``span`` begins with a block.
+    """
+    rows = np.empty((others.shape[0] + 3, BLOCK), np.float32)
+    lowest, width, above = np.uint32(low), np.uint32(high - low), 0
+    for start in range(span[0], span[1], BLOCK):
+        size = min(BLOCK, span[1] - start)
+        values = rows[2, :size]
+        _subject(base, others, start, rows, values)
+        same, more = np.uint32(0), np.uint32(0)
+        for i in range(size):
+            place = np.uint32((as_bits(values[i]) & MAGNITUDE) - lowest)
+            same += np.uint32(place == 0)
+            more += np.uint32(place <= width)
+        equal[start // BLOCK] = same
+        above += more - same
+    return above
+
+
+@kernel
 def collect(base: Any, others: Any, low: Any, high: Any, bits: Any, places: Any, span: Any) -> Any:
     """Write the bits of the magnitudes from ``low`` to ``high``, both included, and their positions, ascending.
 
