@@ -53,7 +53,7 @@ def survey(base: Any, others: Any, low: Any, high: Any, equal: Any, span: Any) -
             same += np.uint32(place == 0)
             more += np.uint32(place <= width)
         equal[start // BLOCK] = same
-        above += more - same
+        above += int(more - same)
     return above
 
 
