@@ -1,6 +1,6 @@
 """How near merging comes to the speed of memory, and how it compares with mergekit from disk to disk.
 
-    OMP_NUM_THREADS=1 python benchmarks/merge_bandwidth.py [--scratch DIR] [--dtypes bfloat16 float32] [--no-mergekit]
+    OMP_NUM_THREADS=1 python benchmarks/merge_bandwidth.py [--scratch DIR] [--dtypes bfloat16 float32] [--only mergekit]
 
 On a random model of about 162 M parameters with 3 experts, per operator:
 
@@ -254,7 +254,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, help="where to put up to 10 GB of models for the time of the run")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
-    parser.add_argument("--no-mergekit", action="store_true", help="leave the comparison with mergekit out")
+    parser.add_argument("--only", choices=["bandwidth", "mergekit"], help="leave the other one out")
+    parser.add_argument("--name", default="merge_bandwidth", help="of the file with the result")
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "experts": EXPERTS, "shape": SHAPE}
@@ -262,11 +263,13 @@ def main() -> None:
         print(f"\n{dtype}, base + {EXPERTS}, {torch.get_num_threads()} thread(s)")
         with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
             folders = make_family(Path(folder), getattr(torch, dtype))
-            rows, prepared = bandwidths(folders, dtype)
-            result[dtype] = {"bandwidth": rows, "preparing": prepared}
-            if not arguments.no_mergekit:
+            result[dtype] = {}
+            if arguments.only != "mergekit":
+                rows, prepared = bandwidths(folders, dtype)
+                result[dtype] = {"bandwidth": rows, "preparing": prepared}
+            if arguments.only != "bandwidth":
                 result[dtype]["disk_to_disk"] = beside_mergekit(Path(folder), folders, dtype)
-    common.save("merge_bandwidth", result)
+    common.save(arguments.name, result)
 
 
 if __name__ == "__main__":
