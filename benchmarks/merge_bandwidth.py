@@ -266,7 +266,7 @@ def main() -> None:
             result[dtype] = {}
             if arguments.only != "mergekit":
                 rows, prepared = bandwidths(folders, dtype)
-                result[dtype] = {"bandwidth": rows, "preparing": prepared}
+                result[dtype] |= {"bandwidth": rows, "preparing": prepared}
             if arguments.only != "bandwidth":
                 result[dtype]["disk_to_disk"] = beside_mergekit(Path(folder), folders, dtype)
     common.save(arguments.name, result)

@@ -10,7 +10,7 @@ timed, so a busy machine does no harm.
 
 Run: `.venv/bin/python benchmarks/racing.py [--experts FOLDER] [--arms without token] [--evaluations N]` (two to
 three minutes a seed on one idle core with 300 evaluations and all arms). Writes results/racing.json after every search,
-and goes on from there when it is run again.
+and goes on from there when it is run again with the same experts; with others it begins anew.
 """
 
 from __future__ import annotations

@@ -171,14 +171,18 @@ def _add_drivers(connection: sa.Connection) -> None:
 def _add_origin_index(connection: sa.Connection) -> None:
     """Seeds and baselines are found without going through all candidates."""
     if ORIGIN_INDEX not in {index["name"] for index in sa.inspect(connection).get_indexes("candidates")}:
-        next(index for index in candidates.indexes if index.name == ORIGIN_INDEX).create(connection)
+        _index(candidates, ORIGIN_INDEX).create(connection)
 
 
 def _order_evaluations(connection: sa.Connection) -> None:
     """A search's evaluations are found in their order, and new ones without going through the others."""
-    index = next(index for index in evaluations.indexes if index.name == EVALUATION_INDEX)
+    index = _index(evaluations, EVALUATION_INDEX)
     index.drop(connection, checkfirst=True)
     index.create(connection)
+
+
+def _index(table: Table, name: str) -> Index:
+    return next(index for index in table.indexes if index.name == name)
 
 
 def _add_losses_and_crews(connection: sa.Connection) -> None:

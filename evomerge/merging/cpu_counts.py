@@ -44,14 +44,14 @@ def pick(base: Tensor, others: Sequence[Tensor], low: int, high: int, *, held: i
     if held > base.numel() // RARE:
         above, equal = _survey(base, others, low, high)
         if wanted > above:
-            return _as_float(low), _position(base, others, low, wanted - above, equal)
+            return as_float(low), _position(base, others, low, wanted - above, equal)
         low, held = low + 1, above
     if held <= min(base.numel() // RARE, MOST_COLLECTED):
         return _pick_of_few(base, others, low, high, held, wanted)
     counts = count_magnitudes(base, others, shift=0, first=low, bins=high - low + 1)
     place, ties = from_the_top(counts, wanted)
     _, equal = _survey(base, others, low + place, low + place)
-    return _as_float(low + place), _position(base, others, low + place, ties, equal)
+    return as_float(low + place), _position(base, others, low + place, ties, equal)
 
 
 def _survey(base: Tensor, others: Sequence[Tensor], low: int, high: int) -> tuple[int, np.ndarray]:
@@ -63,14 +63,15 @@ def _survey(base: Tensor, others: Sequence[Tensor], low: int, high: int) -> tupl
 
 def _position(base: Tensor, others: Sequence[Tensor], bits: int, number: int, equal: np.ndarray) -> int:
     """Return the position of the ``number``-th magnitude (from 1) with these bits; ``equal``: how many a block has."""
-    block = int(np.searchsorted(np.cumsum(equal), number))
-    before, start = int(equal[:block].sum()), block * elements.BLOCK
+    block, within = _place_of(equal, number)
+    start = block * elements.BLOCK
     span = np.array([start, min(start + elements.BLOCK, base.numel())])
     array, addresses = read_by([base])[0], read_by(others)
-    return int(selections.position_of_tie(array, addresses, np.float32(_as_float(bits)), number - before, span))
+    return int(selections.position_of_tie(array, addresses, np.float32(as_float(bits)), within, span))
 
 
-def _as_float(bits: int) -> float:
+def as_float(bits: int) -> float:
+    """Return the float32 that has these bits."""
     return float(np.uint32(bits).view(np.float32))
 
 
@@ -92,10 +93,15 @@ def _pick_of_few(
 
 def from_the_top(counts: np.ndarray, wanted: int) -> tuple[int, int]:
     """Return the bin that holds the ``wanted``-th largest element, and its number within the bin."""
-    above = np.cumsum(counts[::-1])
-    place = int(np.searchsorted(above, wanted))
-    before = int(above[place - 1]) if place else 0
-    return counts.size - 1 - place, wanted - before
+    place, within = _place_of(counts[::-1], wanted)
+    return counts.size - 1 - place, within
+
+
+def _place_of(counts: np.ndarray, number: int) -> tuple[int, int]:
+    """Return the entry of ``counts`` that counts the ``number``-th of all (from 1), and its number within the entry."""
+    totals = np.cumsum(counts)
+    place = int(np.searchsorted(totals, number))
+    return place, number - (int(totals[place - 1]) if place else 0)
 
 
 def kept_norms(base: Tensor, other: Tensor, keep: Keep) -> tuple[float, float] | None:

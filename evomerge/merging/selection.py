@@ -301,7 +301,7 @@ class Selector:
         bins = 1 << _LOW_BITS
         counts = sum(self._count(expert, name, shift=0, first=first, bins=bins) for name in names)
         lower, ties = cpu_counts.from_the_top(np.asarray(counts), wanted)
-        return float(np.int32(first + lower).view(np.float32)), ties
+        return cpu_counts.as_float(first + lower), ties
 
     def _bin(self, expert: Subject, names: tuple[str, ...], count: int) -> tuple[int, int, int]:
         """Return the first bits of the bin that holds the ``count``-th largest magnitude, how many the bin holds, and
