@@ -19,6 +19,7 @@ from evomerge.schema import prepare
 from evomerge.storage_url import EXAMPLES, SQLITE, masked, parse, without_passwords
 
 T = TypeVar("T")
+Passes = Callable[[sa.exc.DBAPIError | LockLost], bool]
 
 BUSY_SECONDS = 30  # another process may be writing another search into the same database
 RECONNECT_SECONDS = 120.0  # how long a server may be away: a restart, a failover
@@ -52,8 +53,7 @@ class Database:
         self._engine = self._make_engine(create=create)
         self.locks: DriverLocks
         self.locks = FileLocks(self._engine) if self._is_sqlite else ServerLocks(self._engine)
-        with self._explained():
-            prepare(self._engine, self._place, create=create)
+        self._persist(lambda _again: prepare(self._engine, self._place, create=create), passes=_is_race)
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Return what ``work`` reads in one transaction. It may be called again after a lost connection."""
@@ -89,8 +89,7 @@ class Database:
         Raises:
             SearchBusy: another driver holds it.
         """
-        with self._explained():
-            self.locks.acquire(name)
+        self._persist(lambda _again: self.locks.acquire(name), passes=_is_race)
         try:
             yield
         finally:
@@ -98,8 +97,7 @@ class Database:
 
     def driver(self, name: str) -> str | None:
         """Return who drives the search ``name`` now, or None."""
-        with self._explained():
-            return self.locks.holder(name)
+        return self._persist(lambda _again: self.locks.holder(name), passes=_is_race)
 
     def close(self) -> None:
         """Close the connections; locks that are held are released."""
@@ -125,15 +123,19 @@ class Database:
         sa.event.listen(engine, "connect", _configure_sqlite if self._is_sqlite else _configure_postgresql)
         return engine
 
-    def _persist(self, attempt: Callable[[bool], T]) -> T:
-        """Call ``attempt`` (with whether it is a repetition) until the server is there, for a bounded time."""
+    def _persist(self, attempt: Callable[[bool], T], passes: Passes | None = None) -> T:
+        """Call ``attempt`` (with whether it is a repetition) for a bounded time, while it fails with what ``passes``.
+
+        By default that is whatever `_is_lost`: a search that runs waits for its server.
+        """
+        passes = passes or _is_lost
         pause, again, give_up = FIRST_PAUSE_SECONDS, False, None
         with self._explained():
             while True:
                 try:
                     return attempt(again)
                 except (sa.exc.DBAPIError, LockLost) as error:
-                    if not _is_lost(error):
+                    if not passes(error):
                         raise
                     give_up = give_up or time.monotonic() + RECONNECT_SECONDS
                     if time.monotonic() + pause > give_up:
@@ -179,12 +181,16 @@ def explain(text: str) -> str:
     return next((f"{text}: {remedy}" for key, remedy in remedies.items() if key in text), text)
 
 
+def _is_race(error: sa.exc.DBAPIError | LockLost) -> bool:
+    """Return whether SQLite could not begin because others began at the same moment."""
+    known = error.orig if isinstance(error, sa.exc.DBAPIError) else None
+    return getattr(known, "sqlite_errorcode", None) == sqlite3.SQLITE_PROTOCOL
+
+
 def _is_lost(error: sa.exc.DBAPIError | LockLost) -> bool:
     """Return whether the server, or the connection to it, is away, or the file cannot be locked; that may pass."""
-    if isinstance(error, LockLost) or error.connection_invalidated:
+    if isinstance(error, LockLost) or error.connection_invalidated or _is_race(error):
         return True
-    if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_PROTOCOL:
-        return True  # many processes opened the file at the same moment
     # No statement: it could not be connected to. SQLite is then missing for good.
     return isinstance(error, sa.exc.OperationalError) and error.statement is None and not _is_sqlite_error(error)
 

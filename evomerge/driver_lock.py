@@ -84,9 +84,13 @@ class FileLocks:
             file.close()
             with self._engine.connect() as connection:
                 raise _busy(connection, name)
+        try:
+            with self._engine.begin() as connection:
+                _sign(connection, name, secrets.token_hex(8))
+        except BaseException:
+            file.close()
+            raise
         self._files[name] = file
-        with self._engine.begin() as connection:
-            _sign(connection, name, secrets.token_hex(8))
 
     def release(self, name: str) -> None:
         """See `DriverLocks`."""

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -156,19 +157,39 @@ def test_a_locked_database_is_waited_for_and_then_refused(sqlite, monkeypatch):
     record.add_candidate(0, next(seeds(this.space)).recipe, origin="seed")
 
 
+@contextmanager
+def one_race():
+    """The next statement on any SQLite database fails as one does when others begin at the same moment."""
+    raised = []
+
+    def race(_connection, _cursor, statement, *_):
+        if not raised:
+            raised.append(statement)
+            error = sqlite3.OperationalError("locking protocol")
+            error.sqlite_errorcode = sqlite3.SQLITE_PROTOCOL
+            raise sa.exc.OperationalError(statement, None, error)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", race)
+    try:
+        yield raised
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", race)
+
+
 def test_a_file_that_cannot_be_locked_at_once_is_tried_again(sqlite):
-    opened, calls = database.Database(sqlite, create=True), []
-
-    def work(connection):
-        calls.append(connection)
-        if len(calls) == 1:
-            race = sqlite3.OperationalError("locking protocol")
-            race.sqlite_errorcode = sqlite3.SQLITE_PROTOCOL
-            raise sa.exc.OperationalError("SELECT 1", None, race)
-        return connection.execute(sa.text("SELECT 1")).scalar_one()
-
-    assert opened.read(work) == 1
-    assert len(calls) == 2
+    with one_race() as raised:
+        opened = database.Database(sqlite, create=True)
+    assert len(raised) == 1
+    with one_race() as raised:
+        assert opened.read(lambda connection: connection.execute(sa.text("SELECT 1")).scalar_one()) == 1
+    assert len(raised) == 1
+    with one_race() as raised, opened.driving("fake"):
+        assert len(raised) == 1
+        other = database.Database(sqlite, create=False)
+        with one_race() as raised:
+            assert "process" in other.driver("fake")
+        assert len(raised) == 1
+    assert opened.driver("fake") is None
 
 
 def test_a_read_only_database_is_refused(sqlite):
