@@ -10,8 +10,9 @@ On a random model of about 162 M parameters with 3 experts, per operator:
 * preparing: processor time of the histograms of every expert, per million elements, once a search.
 * copying: every source read once through a small buffer, and a file of the result's size written and synced.
 * mergekit: its run_merge beside `evomerge merge`'s export of the same recipe, both in processes of their own, both
-  warm (the better of the last two of four merges counts). Ours is synced to the disk, mergekit's is not. Peaks
-  are those of memory in the second merge, imports included: what was private, and all that was resident.
+  warm (the best of the third and later merges counts; four merges, or as many as 10 s hold, up to twelve). Ours is
+  synced to the disk, mergekit's is not. Peaks are those of memory in the second merge, imports included: what was
+  private, and all that was resident.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ def watch():
 folder, times = sys.argv[2], []
 peaks, done = [0.0, 0.0], threading.Event()
 watcher = threading.Thread(target=watch)
-for turn in range(4):
+began = time.perf_counter()
+for turn in range(12):
+    if turn >= 4 and time.perf_counter() - began > 10:
+        break
     if turn == 1:
         watcher.start()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -167,11 +171,12 @@ def bandwidths(folders: list[Path], dtype: str) -> tuple[list[dict[str, Any]], d
     np.copyto(target, source)
     rows = []
     for kind in operators(0):
-        recipes = [recipe_of(operators(turn)[kind], folders, dtype) for turn in range(TURNS + 1)]
+        recipes = [recipe_of(operators(turn)[kind], folders, dtype) for turn in range(TURNS + 2)]
         turns = 1 if kind == "della" else TURNS
-        model.apply(recipes[0])
+        for recipe in recipes[-2:]:  # what is prepared once: some at the second merge
+            model.apply(recipe)
         copies, new, again = [], [], []
-        for recipe in recipes[1 : turns + 1]:
+        for recipe in recipes[:turns]:
             copies.append(seconds(lambda: np.copyto(target, source)))
             new.append(seconds(lambda recipe=recipe: model.apply(recipe)))
             again.append(seconds(lambda recipe=recipe: model.apply(recipe)))
@@ -190,21 +195,22 @@ def bandwidths(folders: list[Path], dtype: str) -> tuple[list[dict[str, Any]], d
 
 
 def preparing(checkpoints: list[Checkpoint], model: ResidentModel) -> float:
-    """Return the CPU-ms per million elements of an expert that the first TIES merge costs more than the second.
+    """Return the CPU-ms per million elements of an expert that the first two TIES merges cost more than later ones.
 
-    The first merge makes every histogram; the densities of the second are new, but near.
+    The first guesses thresholds where it can, the second makes what histograms are missing; densities are always new.
     """
     fresh = ResidentModel(checkpoints, dtype=model.dtype)
     folders = [checkpoint.path for checkpoint in checkpoints]
     spent = []
-    for turn in (5, 6):
+    for turn in range(5, 5 + 2 + TURNS):
         recipe = recipe_of(operators(turn)["ties"], folders, model.dtype)
         started = time.process_time()
         fresh.apply(recipe)
         spent.append(time.process_time() - started)
-    elements = EXPERTS * fresh.model.num_parameters() / 1e6
-    print(f"preparing: {(spent[0] - spent[1]) * 1e3 / elements:.2f} CPU-ms per million elements of an expert")
-    return (spent[0] - spent[1]) * 1e3 / elements
+    more = sum(spent[:2]) - 2 * statistics.median(spent[2:])
+    each = more * 1e3 / (EXPERTS * fresh.model.num_parameters() / 1e6)
+    print(f"preparing: {each:.2f} CPU-ms per million elements of an expert")
+    return each
 
 
 def beside_mergekit(root: Path, folders: list[Path], dtype: str) -> list[dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from evomerge.merging.keeps import Keep
 
 RARE = 256  # one of so many elements at most is collected: of more, most are equal, and counting them costs less
 MOST_COLLECTED = 1 << 21  # elements, 12 bytes each for every thread
+SAMPLED = 4096  # elements that tell near which values a threshold lies,
+DEVIATIONS = 3  # within so many standard errors of a share, at most a half / sqrt(SAMPLED) each
+FREQUENT = 3  # values that one pass looks for at once, besides these two limits
 
 
 def count_magnitudes(base: Tensor, others: Sequence[Tensor], *, shift: int, first: int, bins: int) -> np.ndarray:
@@ -42,23 +47,58 @@ def pick(base: Tensor, others: Sequence[Tensor], low: int, high: int, *, held: i
         wanted: from 1 to ``held``.
     """
     if held > base.numel() // RARE:
-        above, equal = _survey(base, others, low, high)
+        (over, beyond), (equal, _) = _survey(base, others, (low, high))
+        above = int(over - beyond)
         if wanted > above:
             return as_float(low), _position(base, others, low, wanted - above, equal)
         low, held = low + 1, above
-    if held <= min(base.numel() // RARE, MOST_COLLECTED):
+    if held <= _most_collected(base):
         return _pick_of_few(base, others, low, high, held, wanted)
     counts = count_magnitudes(base, others, shift=0, first=low, bins=high - low + 1)
     place, ties = from_the_top(counts, wanted)
-    _, equal = _survey(base, others, low + place, low + place)
+    _, (equal,) = _survey(base, others, (low + place,))
     return as_float(low + place), _position(base, others, low + place, ties, equal)
 
 
-def _survey(base: Tensor, others: Sequence[Tensor], low: int, high: int) -> tuple[int, np.ndarray]:
-    """Return how many magnitudes have bits above ``low`` up to ``high``, and for every block how many have ``low``."""
-    array, addresses = read_by([base])[0], read_by(others)
-    equal = np.zeros(-(-base.numel() // elements.BLOCK), np.int32)
-    return sum(spread(base.numel(), lambda span: selections.survey(array, addresses, low, high, equal, span))), equal
+def guess(base: Tensor, other: Tensor, wanted: int) -> tuple[float, int] | None:
+    """Return the ``wanted``-th largest magnitude of a task vector and its position, without its histogram; see `pick`.
+
+    A sample tells between which values it lies and which ones of these are frequent, one pass how many elements have
+    just these. It is one of them, or one of the few between two of them; None where those are many.
+    """
+    values = _near(base, other, wanted)
+    above, equal = _survey(base, [other], values)
+    from_on = above + equal.sum(axis=1)
+    for value, more, upto, blocks in zip(values.tolist(), above, from_on, equal, strict=True):
+        if more < wanted <= upto:
+            return as_float(value), _position(base, [other], value, int(wanted - more), blocks)
+    gap = int(np.count_nonzero(above >= wanted))  # values ascend: the one it lies below, the one before it lies above
+    if not 0 < gap < values.size or above[gap - 1] - from_on[gap] > _most_collected(base):
+        return None
+    held, within = int(above[gap - 1] - from_on[gap]), int(wanted - from_on[gap])
+    return _pick_of_few(base, [other], int(values[gap - 1]) + 1, int(values[gap]) - 1, held, within)
+
+
+def _near(base: Tensor, other: Tensor, wanted: int) -> np.ndarray:
+    """Return bits of magnitudes, ascending: two between which the ``wanted``-th largest lies almost surely, and those
+    between them that a sample finds most often."""
+    step = base.numel() // SAMPLED | 1  # odd: rows are mostly multiples of a power of two
+    sample = np.sort((other[::step].float() - base[::step].float()).abs_().numpy().view(np.int32))
+    place, margin = sample.size - wanted / step, DEVIATIONS / 2 * math.sqrt(sample.size)
+    values, counts = np.unique(sample[max(0, int(place - margin)) : int(place + margin) + 1], return_counts=True)
+    return np.unique(values[[0, -1, *np.argsort(counts)[-FREQUENT:]]])
+
+
+def _most_collected(base: Tensor) -> int:
+    return min(base.numel() // RARE, MOST_COLLECTED)
+
+
+def _survey(base: Tensor, others: Sequence[Tensor], values: Sequence[int] | np.ndarray) -> tuple[Any, np.ndarray]:
+    """Return how many magnitudes have bits above each of ``values``, and for every block how many have just these."""
+    array, addresses, bits = read_by([base])[0], read_by(others), np.array(values, np.int64)
+    equal = np.zeros((bits.size, -(-base.numel() // elements.BLOCK)), np.int32)
+    above = spread(base.numel(), lambda span: selections.survey(array, addresses, bits, equal, span))
+    return np.sum(above, axis=0), equal
 
 
 def _position(base: Tensor, others: Sequence[Tensor], bits: int, number: int, equal: np.ndarray) -> int:

@@ -153,9 +153,7 @@ class Selector:
         )
 
     def _kept_ranks(self, expert: int, name: str, width: int, content: str | None) -> Tensor:
-        asked = ("ranks asked for", expert, name, content)
-        if content is None or asked not in self._cache:
-            self._remember(asked, lambda: True)
+        if content is None or self._is_new("ranks", expert, name, content):
             return self._ranked(expert, name, width)
         try:
             kept = prepared("ranks", content, name, lambda: self._ranked(expert, name, width).view(torch.int16))
@@ -274,8 +272,14 @@ class Selector:
         return dot / (norms[0] * norms[1])
 
     def _threshold(self, expert: Subject, name: str, count: int) -> KeepLarge:
-        """Find the ``count``-th largest magnitude exactly: by a histogram of its upper bits, then by its lower ones."""
-        if self.compiled(expert, name):
+        """Find the ``count``-th largest magnitude exactly: by a histogram of its upper bits, then by its lower ones.
+
+        The first one of a tensor without a histogram, if it can be guessed: a merge that is made once needs no more.
+        """
+        guessed = self._guessed(expert, name, count)
+        if guessed is not None:
+            limit, place = guessed
+        elif self.compiled(expert, name):
             first, held, wanted = self._bin(expert, (name,), count)
             last = first + (1 << _LOW_BITS) - 1
             limit, place = cpu_counts.pick(*self.tensors(expert, name), first, last, held=held, wanted=wanted)
@@ -285,6 +289,12 @@ class Selector:
         if limit == 0.0:
             return KeepLarge(0.0, -1)  # the elements left are zero: kept or dropped, the sum is the same
         return KeepLarge(limit, place)
+
+    def _guessed(self, expert: Subject, name: str, count: int) -> tuple[float, int] | None:
+        if isinstance(expert, tuple) or not self.compiled(expert, name) or not self._is_new("threshold", expert, name):
+            return None
+        base, (other,) = self.tensors(expert, name)
+        return cpu_counts.guess(base, other, count) if base.itemsize == other.itemsize == 2 else None
 
     def magnitudes(self, expert: int, names: tuple[str, ...], ranks: Sequence[int]) -> tuple[float, ...]:
         """Return the magnitudes of these ``ranks`` (0: the smallest) among the task vector's elements in ``names``."""
@@ -348,6 +358,12 @@ class Selector:
                 return start + int(equal.nonzero()[number - 1])
             number -= here
         raise AssertionError("the histogram counted more ties than there are")
+
+    def _is_new(self, *asked: object) -> bool:
+        """Return whether ``asked`` is asked for the first time, as far as is remembered."""
+        new = ("asked", *asked) not in self._cache
+        self._remember(("asked", *asked), lambda: True)
+        return new
 
     def _remember(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         if key in self._cache:

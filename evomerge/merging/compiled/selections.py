@@ -36,24 +36,26 @@ def count_magnitudes(base: Any, others: Any, shift: Any, first: Any, counts: Any
 
 
 @kernel
-def survey(base: Any, others: Any, low: Any, high: Any, equal: Any, span: Any) -> Any:
-    """Write for every block how many magnitudes have exactly the bits ``low``, int32 (blocks,).
+def survey(base: Any, others: Any, values: Any, equal: Any, span: Any) -> Any:
+    """Return how many magnitudes have bits above each of ``values``, both int64 (V,); ``span`` begins with a block.
 
-    Return how many have bits above ``low`` and up to ``high``. ``span`` begins with a block.
+    Write for every block how many have exactly these bits: ``equal`` is int32 (V, blocks).
     """
-    rows = np.empty((others.shape[0] + 3, BLOCK), np.float32)
-    lowest, width, above = np.uint32(low), np.uint32(high - low), 0
+    rows, keys = np.empty((others.shape[0] + 3, BLOCK), np.float32), np.empty(BLOCK, np.int32)
+    above = np.zeros(values.size, np.int64)
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
-        values = rows[2, :size]
-        _subject(base, others, start, rows, values)
-        same, more = np.uint32(0), np.uint32(0)
+        subject = rows[2, :size]
+        _subject(base, others, start, rows, subject)
         for i in range(size):
-            place = np.uint32((as_bits(values[i]) & MAGNITUDE) - lowest)
-            same += np.uint32(place == 0)
-            more += np.uint32(place <= width)
-        equal[start // BLOCK] = same
-        above += int(more - same)
+            keys[i] = np.int32(as_bits(subject[i]) & MAGNITUDE)
+        for v in range(values.size):
+            value, same, more = np.int32(values[v]), np.int32(0), np.int32(0)
+            for i in range(size):
+                same += np.int32(keys[i] == value)
+                more += np.int32(keys[i] > value)
+            equal[v, start // BLOCK] = same
+            above[v] += more
     return above
 
 

@@ -276,3 +276,44 @@ def test_the_nth_largest_magnitude_and_the_first_of_its_equals_are_found(monkeyp
             assert found == (float(moved[order[nth - 1]]), int(order[nth - 1]))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_guess_is_right_or_none(threads):
+    """Of differences of 16-bit numbers frequent values are found, and rare ones between them; of others none."""
+    size, before = 3 * (1 << 17) + 11, torch.get_num_threads()
+    base, expert = sources(size, torch.float32)[:2]
+    rounded = [(0.02 * base).bfloat16(), (0.02 * base + 0.0005 * (expert - base)).bfloat16()]
+    zeros = [torch.zeros(size).bfloat16()] * 2
+    try:
+        torch.set_num_threads(threads)
+        for first, second, ranks in ((*rounded, range(1, size, 3571)), (*zeros, range(1, size, 39119))):
+            moved = (second.float() - first.float()).abs()
+            order = torch.argsort(moved, descending=True, stable=True)
+            guesses = {nth: cpu_counts.guess(first, second, nth) for nth in ranks}
+            found = {nth: guess for nth, guess in guesses.items() if guess is not None}
+            assert len(found) > 0.9 * len(guesses)
+            assert found == {nth: (float(moved[order[nth - 1]]), int(order[nth - 1])) for nth in found}
+            held = [int((moved == limit).sum()) for limit, _ in found.values()]
+            assert first is zeros[0] or (min(held) < size // 256 < max(held))
+        assert cpu_counts.guess(base, expert, size // 2) is None
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_does_not_depend_on_how_a_threshold_was_found(monkeypatch, dtype):
+    """Guessed once, where there are 16 bits, and by the histogram from then on."""
+    base, expert = sources(2 * SMALL, torch.float32)[:2]
+    tensors = [(0.02 * base).to(dtype), (0.02 * base + 0.0005 * (expert - base)).to(dtype)]
+    counted, count = [], cpu_counts.count_magnitudes
+    monkeypatch.setattr(cpu_counts, "count_magnitudes", lambda *a, **k: counted.append(k["shift"]) or count(*a, **k))
+
+    for density in (0.3, 0.5, 0.7):
+        first, second = (Selector([lambda _, t=t: t for t in tensors], 0) for _ in range(2))
+        counted.clear()
+        guessed = first.largest(1, "a", density)
+        assert bool(counted) == (dtype is torch.float32)
+        second.largest(1, "a", 0.9)
+        assert second.largest(1, "a", density) == guessed
+        assert 15 in counted
