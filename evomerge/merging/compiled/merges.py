@@ -124,17 +124,16 @@ def fuse(
         for k in range(count):
             write_deltas(others[k], start, pivot, rows[7 + k, :size])
         if kinds[0, 0] != ALL:
-            mask = rows[4, :size]
             write_variance(rows, 7, rows[5, :size], rows[6, :size])
-            write_mask(kinds[0, 0], limits[0, 0], integers[0, 0], start, rows[6, :size], mask)
-            for k in range(count):
-                times(rows[7 + k, :size], mask)
+            write_mask(kinds[0, 0], limits[0, 0], integers[0, 0], start, rows[6, :size], rows[4, :size])
         for k in range(count):
             _add(ONE, rows[7 + k, :size], sign)
         _signs(sign)
         for k in range(count):
             _agree(rows[7 + k, :size], sign, shares[k], shares[k], total, divisor)
         _settle(total, divisor, sign, scale, True)
+        if kinds[0, 0] != ALL:
+            times(total, rows[4, :size])
         wrong |= finish(total, pivot, ONE, out, start)
     return wrong
 
