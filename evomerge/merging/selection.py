@@ -178,7 +178,7 @@ class Selector:
         return self._remember(("cosine", first, second, name), lambda: self._cosine(first, second, name))
 
     def products(self, positions: tuple[int, ...], name: str) -> np.ndarray:
-        """Return the inner products of these sources' task vectors: float64 (K, K)."""
+        """Return the inner products of these sources' task vectors, the base's being itself: float64 (K, K)."""
         return self._remember(("products", positions, name), lambda: self._products(positions, name))
 
     def deltas(self, expert: int, name: str) -> Iterator[tuple[int, int, Tensor]]:
@@ -192,7 +192,10 @@ class Selector:
     def _products(self, positions: tuple[int, ...], name: str) -> np.ndarray:
         total = np.zeros((len(positions), len(positions)))
         for parts in zip(*(self._deltas(position, name) for position in positions), strict=True):
-            rows = torch.stack([delta for _, _, delta in parts]).double()
+            start, stop, _ = parts[0]
+            own = self.sources[self.base](name)[start:stop]
+            deltas = zip(positions, parts, strict=True)
+            rows = torch.stack([(own if position == self.base else part[2]).double() for position, part in deltas])
             total += (rows @ rows.T).numpy()
         return total
 

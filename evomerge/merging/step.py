@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from evomerge.errors import CandidateFailed
+from evomerge.merging import cpu, cpu_counts
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
 from evomerge.merging.kernels import Combination, Scratch
 from evomerge.merging.selection import Selector
@@ -18,7 +19,7 @@ from evomerge.merging.terms import Term
 from search_spaces.recipe import Block, Recipe
 from search_spaces.tensors import in_stack, layer_of
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 20  # elements: every thread has a piece of it, and all of it stays in a cache
 
 
 def stepped(kernel: Kernel, block: Block, recipe: Recipe, name: str, *, layers: int, selector: Selector) -> Kernel:
@@ -62,7 +63,11 @@ def _relative_length(kernel: Kernel, recipe: Recipe, name: str, selector: Select
     return mean / added
 
 
-def _norms(selector: Selector, experts: Sequence[int], name: str) -> tuple[float, ...]:
+def _norms(selector: Selector, experts: tuple[int, ...], name: str) -> tuple[float, ...]:
+    if selector.compiled(experts, name):
+        squares = cpu_counts.energies(*selector.tensors(experts, name), None)
+        if squares is not None:
+            return tuple(np.sqrt(squares).tolist())
     return tuple(
         math.sqrt(math.fsum(float(delta.double().square().sum()) for _, _, delta in selector.deltas(expert, name)))
         for expert in experts
@@ -71,16 +76,32 @@ def _norms(selector: Selector, experts: Sequence[int], name: str) -> tuple[float
 
 def _length_of(kernel: Kernel, base: int, name: str, selector: Selector) -> float:
     """Return the norm of what ``kernel`` adds: by inner products where it is linear, else by running it in float32."""
-    if isinstance(kernel, Combination) and kernel.pivot == base and kernel.scale == 1.0:
-        terms = kernel.terms
-        if terms and all(term.keep is None for term in terms):
-            weights = np.array([term.weight * term.rescale for term in terms])
-            products = selector.products(tuple(term.source for term in terms), name)
-            return math.sqrt(max(0.0, float(weights @ products @ weights)))
+    if isinstance(kernel, Combination) and all(term.keep is None for term in kernel.terms):
+        shares = _shares(kernel, base)
+        if not shares:
+            return 0.0
+        weights, products = np.array(list(shares.values())), selector.products(tuple(shares), name)
+        return math.sqrt(max(0.0, float(weights @ products @ weights)))
     sources, scratch = [source(name) for source in selector.sources], Scratch(torch.device("cpu"))
     squares = []
     for number, start in enumerate(torch.split(sources[base], _CHUNK)):
         merged = torch.empty(start.numel())
         kernel.run(sources, merged, scratch, number * _CHUNK)
-        squares.append(float((merged.double() - start.double()).square().sum()))
+        squares.append(_squared_distance(start, merged))
     return math.sqrt(math.fsum(squares))
+
+
+def _shares(kernel: Combination, base: int) -> dict[int, float]:
+    """Return the shares of task vectors, and of the base itself, in what a combination of whole sources adds to it."""
+    shares = dict.fromkeys(sorted({kernel.pivot, *(term.source for term in kernel.terms)}), 0.0)
+    for term in kernel.terms:
+        shares[term.source] += term.coefficient
+        shares[kernel.pivot] -= term.coefficient
+    shares[kernel.pivot] += kernel.scale
+    shares[base] = kernel.scale - 1.0  # all shares of models sum up to the scale
+    return {source: share for source, share in shares.items() if share}
+
+
+def _squared_distance(one: Tensor, other: Tensor) -> float:
+    squares = cpu_counts.energies(one, [other], None) if cpu.fits([one, other]) else None
+    return float((other.double() - one.double()).square().sum()) if squares is None else float(squares[0])

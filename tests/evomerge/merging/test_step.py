@@ -24,6 +24,7 @@ from search_spaces.operators import (
     NearSwap,
     NuSlerp,
     Operator,
+    Passthrough,
     Ram,
     Sce,
     Slerp,
@@ -38,6 +39,9 @@ NAMES = ("model.embed_tokens.weight", "model.layers.2.mlp.up_proj.weight", "mode
 ANY = [
     Linear(weights=(1, 2, 0.5, 0.1)),
     Slerp(between=(1, 2), t=0.3),
+    Slerp(between=(0, 2), t=0.3),
+    Slerp(between=(3, 0), t=0.7),
+    Passthrough(source=2, scale=1.1),
     Karcher(weights=(1, 1, 1, 0)),
     TaskArithmetic(weights=(0.4, -0.2, 0.7)),
     Ties(weights=(0.4, 0.3, 0.7), densities=(0.3, 0.5, 0.9)),
