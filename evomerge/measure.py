@@ -52,13 +52,13 @@ def measure(
     import torch
 
     from evaluators.tasks import TaskSuite
-    from evomerge.merging.sources import resolve
+    from evomerge.merging.sources import verify
 
     recipe = _recipe(model, dtype, base)
     documents = _documents(TaskSuite.load(objectives, settings), limit)
     own_base = Path(model).is_file() or base is not None
     spec = WorkerSpec(
-        folders=tuple(str(resolve(source.path, source.revision)) for source in recipe.sources),
+        folders=tuple(str(verify(source)) for source in recipe.sources),
         tokenizer=recipe.tokenizer,
         dtype=recipe.dtype,
         objectives=tuple(objectives),
