@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from evaluators.errors import one_line
-from evomerge.driver_lock import DriverLocks, FileLocks, LockLost, ServerLocks
+from evomerge.driver_lock import Driver, DriverLocks, FileLocks, LockLost, ServerLocks
 from evomerge.errors import BadSearch
 from evomerge.schema import prepare
 from evomerge.storage_url import EXAMPLES, SQLITE, masked, parse, without_passwords
@@ -95,7 +95,7 @@ class Database:
         finally:
             self.locks.release(name)
 
-    def driver(self, name: str) -> str | None:
+    def driver(self, name: str) -> Driver | None:
         """Return who drives the search ``name`` now, or None."""
         return self._persist(lambda _again: self.locks.holder(name), passes=_is_race)
 

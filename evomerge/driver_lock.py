@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -42,6 +43,14 @@ class LockLost(Exception):
     """The lock is still held by this driver's own former connection, which the server has not given up yet."""
 
 
+@dataclass(frozen=True)
+class Driver:
+    """Who drives a search: process and host, since when in seconds since the epoch by its own clock."""
+
+    owner: str
+    since: float
+
+
 class DriverLocks(Protocol):
     """The searches that this process drives."""
 
@@ -55,7 +64,7 @@ class DriverLocks(Protocol):
     def release(self, name: str) -> None:
         """Give the lock back; never raises, the system gives it back anyway."""
 
-    def holder(self, name: str) -> str | None:
+    def holder(self, name: str) -> Driver | None:
         """Return who drives the search ``name`` now, or None."""
 
     def connection(self) -> AbstractContextManager[sa.Connection]:
@@ -97,7 +106,7 @@ class FileLocks:
         if name in self._files:
             self._files.pop(name).close()
 
-    def holder(self, name: str) -> str | None:
+    def holder(self, name: str) -> Driver | None:
         """See `DriverLocks`."""
         if not self._path(name).exists():
             return None
@@ -105,7 +114,7 @@ class FileLocks:
             if _locked(file, fcntl.LOCK_SH):
                 return None
         with self._engine.connect() as connection:
-            return _owner(connection, name)
+            return _driver(connection, name)
 
     def connection(self) -> AbstractContextManager[sa.Connection]:
         """See `DriverLocks`."""
@@ -154,11 +163,11 @@ class ServerLocks:
         if not self._tokens:
             self._drop()
 
-    def holder(self, name: str) -> str | None:
+    def holder(self, name: str) -> Driver | None:
         """See `DriverLocks`."""
         with self._engine.connect() as connection:
             held = connection.execute(_IS_HELD, {"name": name}).scalar()
-            return _owner(connection, name) if held else None
+            return _driver(connection, name) if held else None
 
     @contextmanager
     def connection(self) -> Iterator[sa.Connection]:
@@ -237,10 +246,12 @@ def _sign(connection: sa.Connection, name: str, token: str) -> None:
     connection.execute(drivers.insert(), row)
 
 
-def _owner(connection: sa.Connection, name: str) -> str:
-    query = sa.select(drivers.c.owner).where(drivers.c.name == name)
-    return connection.execute(query).scalar() or "unknown"
+def _driver(connection: sa.Connection, name: str) -> Driver:
+    query = sa.select(drivers.c.owner, drivers.c.since).where(drivers.c.name == name)
+    row = connection.execute(query).first()
+    return Driver(row.owner, row.since) if row else Driver("unknown", time.time())
 
 
 def _busy(connection: sa.Connection, name: str) -> SearchBusy:
-    return SearchBusy(f"search {name!r} is being run by another process ({_owner(connection, name)}); it goes on")
+    owner = _driver(connection, name).owner
+    return SearchBusy(f"search {name!r} is being run by another process ({owner}); it goes on")

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from evaluators.evaluation import Cost, Evaluation, Failure, FailureKind, Floats, Outcome, Stop
 from evomerge.database import Database
+from evomerge.driver_lock import Driver
 from evomerge.errors import BadSearch
 from evomerge.foreign import a_row
 from evomerge.records import (
@@ -100,7 +101,7 @@ class Store:
         """
         return self.database.driving(name)
 
-    def driver(self, name: str) -> str | None:
+    def driver(self, name: str) -> Driver | None:
         """Return who drives the search now, or None: then running it again continues it."""
         return self.database.driver(name)
 

@@ -21,6 +21,7 @@ from evomerge.foreign import BROKEN
 from evomerge.preferences import UNNAMED_WEIGHT, WeightedSettings
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
+from evomerge.standing import standing
 
 DARK = "dark"
 
@@ -331,11 +332,7 @@ def _register_sections(app: Dash, live: Live) -> None:
     )
     def show_costs(_settled: Any, theme: str, path: str) -> Any:
         results = _results(live, path)
-        return (
-            sections.costs(results, live.store.driver(results.record.name), dark=theme == DARK)
-            if results
-            else no_update
-        )
+        return sections.costs(results, standing(results).driver, dark=theme == DARK) if results else no_update
 
     _on_demand(app, live, "niches", sections.niches)
     _on_demand(app, live, "surrogates", sections.surrogates)

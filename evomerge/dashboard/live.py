@@ -47,5 +47,5 @@ def version(results: Results) -> str:
     """Return a text that changes whenever something is recorded, or a driver comes or goes."""
     known = results.candidates.evaluations
     last = int(known.ids[-1]) if len(known.ids) else NONE
-    now = f"{results.record.row.seconds:.0f}.{standing(results).state}"
+    now = f"{results.record.row.seconds:.0f}.{standing(results).words}"
     return f"{results.record.row.id}.{len(results.candidates)}.{last}.{now}"

@@ -55,7 +55,7 @@ def test_an_older_record_keeps_what_it_holds(storage, version):
     store = Store(storage)
     assert store.search("fake").candidates() == before
     with store.driving("fake"):
-        assert store.driver("fake").startswith("process ")
+        assert store.driver("fake").owner.startswith("process ")
         for _ in range(ATTEMPTS):
             Losses(store.search("fake")).add(0, "search", "killed")
     assert "killed" in Losses(store.search("fake")).quarantined(0, "search")

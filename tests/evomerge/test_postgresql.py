@@ -56,7 +56,7 @@ def test_a_restart_of_the_server_is_waited_for(postgres, search, caplog):
     assert [candidate.number for candidate in search.candidates()] == [0, 1]
     assert "trying for 120 s" in caplog.text
     assert "correct-horse" not in caplog.text
-    assert search.store.driver("fake").startswith("process ")  # the lock was taken again
+    assert search.store.driver("fake").owner.startswith("process ")  # the lock was taken again
 
 
 def test_readers_wait_for_a_restart_too(postgres, search):

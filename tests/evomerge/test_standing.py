@@ -17,7 +17,7 @@ from evomerge import crews, tables
 from evomerge.dashboard import pages, parts
 from evomerge.dashboard.live import Live, version
 from evomerge.results import Results
-from evomerge.standing import standing
+from evomerge.standing import SILENT_SECONDS, standing
 from evomerge.store import Store
 
 DRIVE = """
@@ -73,6 +73,27 @@ def test_a_driver_that_ends_is_told_from_one_that_works(tmp_path, how, state):
     else:
         assert told["last_sign"] is None
         assert first_line(results) == "search      fake: interrupted"
+
+
+def test_a_driver_that_holds_the_lock_and_gives_no_sign_is_told(tmp_path, monkeypatch):
+    """A stopped process; one that has just taken over from a killed one has given no sign yet, and is none."""
+    file = search_file(tmp_path)
+    with suppress(Stop), started(file, watcher=DieAfter(12)) as search:
+        crews.save(search.record, search._dispatcher)
+        search.run()
+    with Store(file.storage).driving("fake"):
+        results = Results.of(Store(file.storage).search("fake"))
+        later = time.time() + 2 * SILENT_SECONDS
+        monkeypatch.setattr("evomerge.standing.time.time", lambda: later)
+        assert standing(results).words == "searching"  # it prepares
+        crews.save(search.record, search._dispatcher)
+        before = version(results)
+        assert standing(results).words == "searching"
+        monkeypatch.setattr("evomerge.standing.time.time", lambda: later + 2 * SILENT_SECONDS)
+        assert re.fullmatch(r"searching, but no sign of life since [-\d]{10} [:\d]{8}", standing(results).words)
+        assert version(results) != before
+        assert f"(process {os.getpid()} on " in tables.status_lines(results)[1]
+        assert tables.status_json(results)["last_sign"] == crews.latest(results.record).seen
 
 
 def test_the_last_result_is_a_sign_of_life(tmp_path):

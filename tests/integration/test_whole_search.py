@@ -102,11 +102,11 @@ def test_evaluate_measures_a_model_like_the_search_did(searched):
     assert test.low - 0.05 <= found["rev_e_mc/acc"]["value"] <= test.high + 0.05
 
 
-@pytest.mark.parametrize(("digest", "says"), [("digest", "the weights or the config"), ("tokenizer", "the tokenizer's")])
-def test_evaluate_refuses_a_recipe_of_sources_that_have_changed(searched, digest, says):
-    searched.run("export", "small", "--best", "--format", "recipe", "--to", f"of-{digest}.json")
-    recipe = json.loads((searched.folder / f"of-{digest}.json").read_text(encoding="utf-8"))
-    recipe["sources"][0][digest] = "0" * 64
+@pytest.mark.parametrize(("what", "says"), [("digest", "the weights or the config"), ("tokenizer", "the tokenizer's")])
+def test_evaluate_refuses_a_recipe_of_sources_that_have_changed(searched, what, says):
+    searched.run("export", "small", "--best", "--format", "recipe", "--to", f"of-{what}.json")
+    recipe = json.loads((searched.folder / f"of-{what}.json").read_text(encoding="utf-8"))
+    recipe["sources"][0][what] = "0" * 64
     (searched.folder / "stale.json").write_text(json.dumps(recipe), encoding="utf-8")
     tasks = documents_file(searched.results()).parent
     done = searched.run("evaluate", "stale.json", "--tasks", "rev_e_mc", "--include-path", tasks, status=2)
