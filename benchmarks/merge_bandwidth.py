@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ import transformers
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.mergekit_config import to_mergekit
 from evomerge.merging.resident import ResidentModel
+from evomerge.merging.sources import pin
 from search_spaces.operators import (
     Breadcrumbs,
     DareLinear,
@@ -153,6 +155,11 @@ def recipe_of(operator: Operator, folders: list[Path], dtype: str) -> Recipe:
     return Recipe(sources=sources, dtype=dtype, body=Blocks(blocks=(block,)))
 
 
+def pinned(recipe: Recipe) -> Recipe:
+    """Return ``recipe`` as a search has it: what is prepared of sources is kept under their digests."""
+    return recipe.model_copy(update={"sources": tuple(map(pin, recipe.sources))})
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Return the wall time of ``work``."""
     started = time.perf_counter()
@@ -171,7 +178,7 @@ def bandwidths(folders: list[Path], dtype: str) -> tuple[list[dict[str, Any]], d
     np.copyto(target, source)
     rows = []
     for kind in operators(0):
-        recipes = [recipe_of(operators(turn)[kind], folders, dtype) for turn in range(TURNS + 2)]
+        recipes = [pinned(recipe_of(operators(turn)[kind], folders, dtype)) for turn in range(TURNS + 2)]
         turns = 1 if kind == "della" else TURNS
         for recipe in recipes[-2:]:  # what is prepared once: some at the second merge
             model.apply(recipe)
@@ -261,21 +268,25 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="where to put up to 10 GB of models for the time of the run")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
     parser.add_argument("--only", choices=["bandwidth", "mergekit"], help="leave the other one out")
-    parser.add_argument("--name", default="merge_bandwidth", help="of the file with the result")
+    parser.add_argument("--name", default="merge", help="begins the names of the two files with results")
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
-    result: dict[str, Any] = {"threads": torch.get_num_threads(), "experts": EXPERTS, "shape": SHAPE}
+    about = {"threads": torch.get_num_threads(), "experts": EXPERTS, "shape": SHAPE}
+    memory: dict[str, Any] = {}
+    disk: dict[str, Any] = {}
     for dtype in arguments.dtypes:
         print(f"\n{dtype}, base + {EXPERTS}, {torch.get_num_threads()} thread(s)")
         with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+            os.environ["EVOMERGE_CACHE"] = str(Path(folder) / "cache")
             folders = make_family(Path(folder), getattr(torch, dtype))
-            result[dtype] = {}
             if arguments.only != "mergekit":
                 rows, prepared = bandwidths(folders, dtype)
-                result[dtype] |= {"bandwidth": rows, "preparing": prepared}
+                memory[dtype] = {"bandwidth": rows, "preparing": prepared}
             if arguments.only != "bandwidth":
-                result[dtype]["disk_to_disk"] = beside_mergekit(Path(folder), folders, dtype)
-    common.save(arguments.name, result)
+                disk[dtype] = {"disk_to_disk": beside_mergekit(Path(folder), folders, dtype)}
+    for part, result in (("bandwidth", memory), ("beside_mergekit", disk)):
+        if result:
+            common.save(f"{arguments.name}_{part}", about | result)
 
 
 if __name__ == "__main__":
