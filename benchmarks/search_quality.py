@@ -19,9 +19,10 @@ Slower than one sitting: every finished run is a row of the results file, and ru
 ordered by seed, so that what is there is always comparable. Evaluations are remembered in the benchmarks' cache too.
 Experts trained by another processor are other experts: a row names its own, and only rows of the same are compared.
 
-Run: `.venv/bin/python benchmarks/search_quality.py [--seeds N] [--only SEARCH ...] [--tune] [--draw]`: about 10 CPU
-minutes a seed. Writes results/search_quality.json, prints the table that docs/search-quality.md shows and draws
-docs/figures/search_quality_*.svg. With --tune it compares variants of the default on seeds 0 to 9 and other experts.
+Run: `.venv/bin/python benchmarks/search_quality.py [--seeds N] [--only SEARCH ...] [--tune | --confirm] [--draw]`:
+about 10 CPU minutes a seed. Writes results/search_quality.json, prints the table that docs/search-quality.md shows and
+draws docs/figures/search_quality_*.svg. With --tune it compares variants of the default on seeds 0 to 9 and other
+experts; with --confirm what `auto` picks, which was chosen after seeing the runs of all, on seeds 20 to 29 and others.
 """
 
 from __future__ import annotations
@@ -87,7 +88,12 @@ VARIANTS: dict[str, Entry] = {  # for choosing defaults, on other seeds and expe
     "cma_es, preselect 20": Entry(algorithm("cma_es", preselect=20)),
     PRESELECTED: SEARCHES[PRESELECTED],
 }
-REPORTED, TUNING = range(10, 20), range(10)
+CONFIRMED = {search: SEARCHES[search] for search in (MERGEKIT, "cma_es", PRESELECTED, "gp")}
+CAMPAIGNS: dict[str, tuple[dict[str, Entry], range, int]] = {  # searches, seeds and the seed of the experts, by name
+    NAME: (SEARCHES, range(10, 20), 0),
+    f"{NAME}_tuning": (VARIANTS, range(10), 1),
+    f"{NAME}_confirmed": (CONFIRMED, range(20, 30), 2),
+}
 CHECKPOINTS = (25, 50, 75, 100, 150, 200, 250, 300)
 ANY_WEIGHT = (0.0, 1000.0)  # mergekit-evolve has no upper bound
 
@@ -244,11 +250,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10, help="how many of the ten seeds")
     parser.add_argument("--only", nargs="+", metavar="SEARCH", help=f"some of {', '.join([*SEARCHES, *VARIANTS])}")
-    parser.add_argument("--tune", action="store_true", help="variants of the default instead, on seeds 0 to 9")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--tune", action="store_true", help="variants of the default instead, on seeds 0 to 9")
+    other.add_argument("--confirm", action="store_true", help="what `auto` picks, on seeds 20 to 29 and other experts")
     parser.add_argument("--draw", action="store_true", help="no runs: only the table and the figures of what is there")
     chosen = parser.parse_args()
-    name = f"{NAME}_tuning" if chosen.tune else NAME
-    searches, numbers, trained = (VARIANTS, TUNING, 1) if chosen.tune else (SEARCHES, REPORTED, 0)
+    name = f"{NAME}_tuning" if chosen.tune else f"{NAME}_confirmed" if chosen.confirm else NAME
+    searches, numbers, trained = CAMPAIGNS[name]
     if chosen.only:
         searches = {search: searches[search] for search in chosen.only}
     rows = recorded(name) if chosen.draw else campaign(name, searches, numbers[: chosen.seeds], experts(trained))
