@@ -3,7 +3,7 @@
 Question: what does one more candidate cost a live view of 10,000 and of 100,000, and how much memory does it take?
 Records are written in bulk (`recorded.py`). CPU seconds and the growth of the peak of memory, in a process of its own.
 
-    python benchmarks/optuna_view.py          # about five minutes, half a gigabyte in the temporary folder
+    python benchmarks/optuna_view.py          # four minutes or more, a gigabyte in the temporary folder
 """
 
 from __future__ import annotations
