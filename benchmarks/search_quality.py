@@ -90,6 +90,7 @@ VARIANTS: dict[str, Entry] = {  # for choosing defaults, on other seeds and expe
     PRESELECTED: SEARCHES[PRESELECTED],
 }
 CONFIRMED = {search: SEARCHES[search] for search in (MERGEKIT, "cma_es", PRESELECTED, "gp")}
+CONFIRMED["gp, 300"] = Entry(algorithm("gp"), evaluations=300)  # would a larger budget be better spent on it?
 CAMPAIGNS: dict[str, tuple[dict[str, Entry], dict[int, range]]] = {  # searches, seeds by the seed of their experts
     NAME: (SEARCHES, {0: range(10, 20)}),
     f"{NAME}_tuning": (VARIANTS, {1: range(10)}),
