@@ -23,6 +23,7 @@ from evomerge.examples import example_merges, example_recipes
 from evomerge.foreign import a_row
 from evomerge.inspection import INSPECTION, Inspection
 from evomerge.merging import sources as source_files
+from evomerge.merging.placement import Devices
 from evomerge.merging.preparations import preparation_of
 from evomerge.merging.sources import TOKENIZERS
 from evomerge.minibatches import points_between_middles, refuse_few_documents
@@ -142,7 +143,7 @@ class Problem:
             },
         }
 
-    def worker_spec(self, *, device: str | tuple[str, ...], threads: int) -> WorkerSpec:
+    def worker_spec(self, *, device: Devices, threads: int) -> WorkerSpec:
         """What a worker needs to make itself."""
         return WorkerSpec(
             folders=tuple(map(str, self.folders)),

@@ -18,7 +18,7 @@ from evomerge.hybrid import first_step, second_step
 from evomerge.inspection import INSPECTION
 from evomerge.loggers.watcher import logged
 from evomerge.losses import Losses
-from evomerge.merging.placement import gpu_names
+from evomerge.merging.placement import Devices, gpu_names
 from evomerge.optimizers.choice import Choice, resolve
 from evomerge.optimizers.registry import make_optimizer
 from evomerge.optimizers.settings import Algorithm, RandomSettings
@@ -49,7 +49,7 @@ class Machine:
         gpus: what each worker reserves.
     """
 
-    device: str | tuple[str, ...]
+    device: Devices
     workers: int
     threads: int
     gpus: float = 0.0
@@ -212,7 +212,7 @@ def _on_cluster(cluster: ClusterSettings) -> bool:
     return cluster.backend == "ray" and "RAY_ADDRESS" in os.environ
 
 
-def _device(gpus: float) -> str | tuple[str, ...]:
+def _device(gpus: float) -> Devices:
     """Return where the model of a worker lies that reserves so many GPUs, by the numbers that the worker sees."""
     if gpus > 1.0:
         return gpu_names(gpus)

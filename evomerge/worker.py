@@ -14,7 +14,7 @@ from evaluators.objective_kinds import AnyObjective
 from evaluators.racing import Race
 from evomerge import plugins  # noqa: F401  recipes may name operators of other packages
 from evomerge.errors import CandidateFailed
-from evomerge.merging.placement import Placement
+from evomerge.merging.placement import Devices, Placement
 from search_spaces.calibration import Calibration
 from search_spaces.recipe import Dtype, Recipe, Source
 from search_spaces.vocabulary import Vocabulary
@@ -42,7 +42,7 @@ class WorkerSpec:
     dtype: Dtype
     objectives: tuple[AnyObjective, ...]
     evaluation: EvaluationSettings
-    device: str | tuple[str, ...] = "cpu"
+    device: Devices = "cpu"
     threads: int = 1
     base: int | None = 0
     sources: tuple[Source, ...] = ()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evomerge.errors import BadRecipe, NotEnoughRoom
 from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.placement import Devices
 from evomerge.merging.resident import ResidentModel, free_bytes
 from search_spaces.calibration import Calibration, Sample
 from search_spaces.operators import Operator, TaskArithmetic
@@ -25,7 +26,7 @@ class Exhibit:
         checkpoints: its sources, in order.
     """
 
-    def __init__(self, recipe: Recipe, checkpoints: Sequence[Checkpoint], *, device: str | tuple[str, ...]) -> None:
+    def __init__(self, recipe: Recipe, checkpoints: Sequence[Checkpoint], *, device: Devices) -> None:
         """Build it on ``device``, or spread over several.
 
         Raises:

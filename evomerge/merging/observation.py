@@ -12,7 +12,7 @@ from evomerge.merging import gradients, layer_inputs
 from evomerge.merging.calibrations import recall
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.exhibit import Exhibit
-from evomerge.merging.placement import gpu_names
+from evomerge.merging.placement import Devices, gpu_names
 from evomerge.merging.prepared import in_the_cache
 from evomerge.merging.sources import cache_folder
 from evomerge.merging.statistics import Need, Recorder, Statistic, Statistical, needs
@@ -45,7 +45,7 @@ def ensure(
     recipe: Recipe,
     checkpoints: Sequence[Checkpoint],
     *,
-    device: str | tuple[str, ...] = "cpu",
+    device: Devices = "cpu",
     progress: Progress | None = None,
 ) -> None:
     """Compute the statistics that ``recipe`` needs and that are not in the cache; one process of a machine at a time.
@@ -76,7 +76,7 @@ class _Observation:
     recipe: Recipe
     calibration: Calibration
     checkpoints: Sequence[Checkpoint]
-    device: str | tuple[str, ...]
+    device: Devices
 
     def run(self, progress: Progress | None) -> None:
         wanted = needs(self.operator, self.recipe, self.calibration)
@@ -139,7 +139,7 @@ class _Counter:
             self._progress(self._total, self._total)
 
 
-def default_device(gpus: float | None = None) -> str | tuple[str, ...]:
+def default_device(gpus: float | None = None) -> Devices:
     """Return where models are run if nobody says; ``gpus`` of them share a model where there are that many."""
     if gpus is not None and 1.0 < gpus <= torch.cuda.device_count():
         return gpu_names(gpus)

@@ -9,6 +9,8 @@ from itertools import accumulate, pairwise
 from evomerge.errors import NotEnoughRoom
 from search_spaces.tensors import by_layer, in_stack, layer_of
 
+Devices = str | tuple[str, ...]  # one device, or several over which the layers of a model are spread
+
 
 @dataclass(frozen=True)
 class Placement:

@@ -18,7 +18,7 @@ from evomerge.merging.compatibility import check, mergeable_names
 from evomerge.merging.engine import DTYPES, Destination, MergeEngine
 from evomerge.merging.fused import Fused, as_one, fused_parameters, laid_out
 from evomerge.merging.paths import FoldedPath, SlotModels, folded_model, path_model
-from evomerge.merging.placement import Placement, place
+from evomerge.merging.placement import Devices, Placement, place
 from evomerge.merging.spread import follow_the_weights
 from search_spaces.recipe import PathBody, Recipe
 
@@ -41,7 +41,7 @@ class ResidentModel:
         *,
         tokenizer: int = 0,
         dtype: str,
-        device: str | tuple[str, ...] = "cpu",
+        device: Devices = "cpu",
     ) -> None:
         """Build the model of ``checkpoints[tokenizer]``'s config in ``dtype`` on ``device``, or spread over several.
 
