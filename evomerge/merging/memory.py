@@ -17,6 +17,7 @@ from evomerge.merging.adapter import Adapter
 from evomerge.merging.aligned import Aligned
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.kernels import Scratch
+from evomerge.merging.path_export import TOKENS
 from evomerge.merging.safetensors_writer import BUFFER, BUFFERS, tensor_bytes
 from evomerge.merging.selection import CACHE_BYTES
 from evomerge.merging.statistics import Statistical
@@ -74,6 +75,8 @@ def _needed(recipe: Recipe, checkpoints: Sequence[Checkpoint], names: Sequence[s
     if isinstance(recipe.body, PathBody):  # what is written is loaded and compared with the path
         copies = 2 + len(recipe.body.merged_slots)
         needed += copies * sum(tensor_bytes(shape, dtype) for shape in shapes.values())
+        words = max(shape[0] for shape in shapes.values())
+        needed += 2 * TOKENS * words * 4 + 8 * words * 8  # logits of a prompt by either, float64 ones of a token
     if any(isinstance(operator, Statistical | Ota) for operator in recipe.operators):  # whole tensors in float64
         largest = max(math.prod(shape) for shape in shapes.values())
         needed += (4 + 5 * len(recipe.experts)) * largest * 8

@@ -1,21 +1,28 @@
 """Merges models that are larger than a limit, in a process of its own, and prints the most private memory it took.
 
+What cannot be done within the limit is done within what the refusal says that it needs.
+
 python limited_driver.py FOLDER LIMIT_MIB
 """
 
 import json
+import re
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
+from evomerge.errors import NotEnoughRoom
 from evomerge.merging.export import write_checkpoint
 from evomerge.merging.safetensors_writer import Shard, info_of, write_shard
 from search_spaces.operators import Breadcrumbs, DareTies, Linear, LocalizeStitch, Operator, Ties, TsvM
-from search_spaces.recipe import Block, Blocks, Recipe, Source
+from search_spaces.recipe import Block, Blocks, Hop, PathBody, Recipe, Source
 
 W, D = (0.4, 0.3), (0.5, 0.7)
+EXPERTS, ADAPTERS, ADAPTED_WORDS = ("1", "2"), ("1", "adapter"), ("1", "adapted_words")
 OPERATORS: dict[str, Operator] = {
     "linear": Linear(weights=(0.2, *W)),
     "ties": Ties(weights=W, densities=D),
@@ -23,6 +30,22 @@ OPERATORS: dict[str, Operator] = {
     "breadcrumbs": Breadcrumbs(weights=W, densities=D, gammas=(0.01, 0.02)),
     "localize_stitch-of-the-model": LocalizeStitch(weights=W, densities=(0.1, 0.2), scope="model"),
     "tsv_m": TsvM(weights=W),
+}
+
+
+def blocks(operator: Operator, length: float | None = None) -> Blocks:
+    return Blocks(blocks=(Block(layers=(0, 2), operator=operator, length=length),))
+
+
+BODIES: dict[str, tuple[tuple[str, ...], Blocks | PathBody]] = {  # and the experts
+    **{name: (EXPERTS, blocks(operator)) for name, operator in OPERATORS.items()},
+    "ties-of-a-length": (EXPERTS, blocks(OPERATORS["ties"], length=0.5)),
+    "adapter": (ADAPTERS, blocks(OPERATORS["ties"])),
+    "adapter-of-the-embedding": (ADAPTED_WORDS, blocks(OPERATORS["ties"])),
+    "path": (
+        EXPERTS,
+        PathBody(slots=(0, 1), hops=tuple(Hop(slot=s, layer=n) for s in (0, 1) for n in (0, 1))),
+    ),
 }
 
 
@@ -56,6 +79,28 @@ def save_model(folder: Path, *, words: int, hidden: int, noise: float) -> None:
     write_shard(Shard("model.safetensors", tensors), folder, merge=merge)
 
 
+def save_adapter(folder: Path, base: Path, hidden: int, *, words: int = 0) -> None:
+    """Write a LoRA adapter of rank 2 for the queries, or for the embedding of so many ``words``."""
+    folder.mkdir(parents=True)
+    random = torch.Generator().manual_seed(1)
+    of_words = "model.embed_tokens.lora_embedding_"
+    shapes = {f"{of_words}A": (2, words), f"{of_words}B": (hidden, 2)}
+    if not words:
+        queries = [f"model.layers.{layer}.self_attn.q_proj.lora_" for layer in range(2)]
+        shapes = {
+            f"{q}{side}.weight": shape for q in queries for side, shape in (("A", (2, hidden)), ("B", (hidden, 2)))
+        }
+    factors = {
+        f"base_model.model.{name}": torch.randn(shape, generator=random) * 0.02 for name, shape in shapes.items()
+    }
+    save_file(factors, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "r": 2, "lora_alpha": 4,
+        "target_modules": ["embed_tokens" if words else "q_proj"],
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
 class Peak:
     """The most private memory, in bytes above the start, while the context lasts."""
 
@@ -79,19 +124,32 @@ def private_bytes() -> int:
     return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
 
 
+def within(limit: int, write: Callable[[int], Path]) -> tuple[int, int]:
+    """Call ``write`` with the limit, or with what it needs: return that and the most memory that it took, in bytes."""
+    try:
+        with Peak() as peak:
+            write(limit)
+    except NotEnoughRoom as error:
+        limit = int(re.search(r"needs (\d+) MiB", str(error))[1]) << 20
+        with Peak() as peak:
+            write(limit)
+    return limit, peak.most
+
+
 def main(root: Path, limit_mib: int) -> None:
     for size, (words, hidden) in {"tiny": (50, 8), "large": (240_000, 128)}.items():
         for number in range(3):
             save_model(root / size / str(number), words=words, hidden=hidden, noise=0.001 * number)
+        save_adapter(root / size / "adapter", root / size / "0", hidden)
+        save_adapter(root / size / "adapted_words", root / size / "0", hidden, words=words)
     found = {}
-    for name, operator in OPERATORS.items():
+    for name, (experts, body) in BODIES.items():
         for size in ("tiny", "large"):  # the first compiles and loads what the operator needs
-            sources = tuple(Source(path=str(root / size / str(number))) for number in range(3))
-            body = Blocks(blocks=(Block(layers=(0, 2), operator=operator),))
-            recipe = Recipe(sources=sources, dtype="float32", body=body)
-            with Peak() as peak:
-                write_checkpoint(recipe, root / f"{name}-{size}", memory_limit=limit_mib << 20)
-        found[name] = peak.most
+            sources = tuple(Source(path=str(root / size / source)) for source in ("0", *experts))
+            recipe, to = Recipe(sources=sources, dtype="float32", body=body), root / f"{name}-{size}"
+            found[name] = within(
+                limit_mib << 20, lambda most, recipe=recipe, to=to: write_checkpoint(recipe, to, memory_limit=most)
+            )
     sys.stdout.write(json.dumps(found) + "\n")
 
 
