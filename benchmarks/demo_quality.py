@@ -4,7 +4,7 @@ Question: is the found recipe better than base, experts, uniform average, the be
 chosen on validation) and random search with the same number of evaluations? Each seed trains its own experts and
 searches with its own seed; the table shows every seed, and nothing is chosen by test documents.
 
-Run: `.venv/bin/python benchmarks/demo_quality.py` (about ten minutes a seed on two cores). Writes
+Run: `.venv/bin/python benchmarks/demo_quality.py` (two to ten minutes a seed on two cores). Writes
 results/demo_quality.json and prints the table that the README shows.
 """
 
