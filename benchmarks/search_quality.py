@@ -260,8 +260,9 @@ def main() -> None:
     searches, numbers = CAMPAIGNS[name]
     if chosen.only:
         searches = {search: searches[search] for search in chosen.only}
-    for trained, ten in {} if chosen.draw else numbers.items():
-        campaign(name, searches, ten[: chosen.seeds], experts(trained))
+    if not chosen.draw:
+        for trained, ten in numbers.items():
+            campaign(name, searches, ten[: chosen.seeds], experts(trained))
     rows = recorded(name)
     sets = search_quality_table.by_experts(rows)
     for models, found in sets.items():

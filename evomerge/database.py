@@ -53,7 +53,7 @@ class Database:
         self._engine = self._make_engine(create=create)
         self.locks: DriverLocks
         self.locks = FileLocks(self._engine) if self._is_sqlite else ServerLocks(self._engine)
-        self._persist(lambda _again: prepare(self._engine, self._place, create=create), passes=_is_race)
+        self._past_races(lambda: prepare(self._engine, self._place, create=create))
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Return what ``work`` reads in one transaction. It may be called again after a lost connection."""
@@ -62,7 +62,7 @@ class Database:
             with self._engine.connect() as connection:
                 return work(connection)
 
-        return self._persist(attempt)
+        return self._persist(attempt, _is_lost)
 
     def write(self, work: Callable[[sa.Connection], T], *, done: Callable[[sa.Connection], T | None]) -> T:
         """Return what ``work`` does in one transaction, over the connection that holds the drivers' locks, if any.
@@ -80,7 +80,7 @@ class Database:
                 found = done(connection) if again else None
                 return work(connection) if found is None else found
 
-        return self._persist(attempt)
+        return self._persist(attempt, _is_lost)
 
     @contextmanager
     def driving(self, name: str) -> Iterator[None]:
@@ -89,7 +89,7 @@ class Database:
         Raises:
             SearchBusy: another driver holds it.
         """
-        self._persist(lambda _again: self.locks.acquire(name), passes=_is_race)
+        self._past_races(lambda: self.locks.acquire(name))
         try:
             yield
         finally:
@@ -97,7 +97,7 @@ class Database:
 
     def driver(self, name: str) -> Driver | None:
         """Return who drives the search ``name`` now, or None."""
-        return self._persist(lambda _again: self.locks.holder(name), passes=_is_race)
+        return self._past_races(lambda: self.locks.holder(name))
 
     def close(self) -> None:
         """Close the connections; locks that are held are released."""
@@ -123,12 +123,12 @@ class Database:
         sa.event.listen(engine, "connect", _configure_sqlite if self._is_sqlite else _configure_postgresql)
         return engine
 
-    def _persist(self, attempt: Callable[[bool], T], passes: Passes | None = None) -> T:
-        """Call ``attempt`` (with whether it is a repetition) for a bounded time, while it fails with what ``passes``.
+    def _past_races(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` does; of a server that is away it says so at once."""
+        return self._persist(lambda _again: work(), _is_race)
 
-        By default that is whatever `_is_lost`: a search that runs waits for its server.
-        """
-        passes = passes or _is_lost
+    def _persist(self, attempt: Callable[[bool], T], passes: Passes) -> T:
+        """Call ``attempt`` (with whether it is a repetition), for a bounded time again if it fails with what passes."""
         pause, again, give_up = FIRST_PAUSE_SECONDS, False, None
         with self._explained():
             while True:

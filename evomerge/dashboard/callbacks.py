@@ -21,7 +21,6 @@ from evomerge.foreign import BROKEN
 from evomerge.preferences import UNNAMED_WEIGHT, WeightedSettings
 from evomerge.records import CandidateRecord, Split
 from evomerge.results import Results
-from evomerge.standing import standing
 
 DARK = "dark"
 
@@ -332,7 +331,10 @@ def _register_sections(app: Dash, live: Live) -> None:
     )
     def show_costs(_settled: Any, theme: str, path: str) -> Any:
         results = _results(live, path)
-        return sections.costs(results, standing(results).driver, dark=theme == DARK) if results else no_update
+        if not results:
+            return no_update
+        driver = live.store.driver(results.record.name)
+        return sections.costs(results, driver.owner if driver else None, dark=theme == DARK)
 
     _on_demand(app, live, "niches", sections.niches)
     _on_demand(app, live, "surrogates", sections.surrogates)

@@ -68,15 +68,18 @@ def guess(base: Tensor, other: Tensor, wanted: int) -> tuple[float, int] | None:
     """
     values = _near(base, other, wanted)
     above, equal = _survey(base, [other], values)
-    from_on = above + equal.sum(axis=1)
-    for value, more, upto, blocks in zip(values.tolist(), above, from_on, equal, strict=True):
-        if more < wanted <= upto:
-            return as_float(value), _position(base, [other], value, int(wanted - more), blocks)
-    gap = int(np.count_nonzero(above >= wanted))  # values ascend: the one it lies below, the one before it lies above
-    if not 0 < gap < values.size or above[gap - 1] - from_on[gap] > _most_collected(base):
+    totals = np.stack([above, above + equal.sum(axis=1)], axis=1)[::-1].ravel()  # from the top: to a value, and with it
+    place = int(np.searchsorted(totals, wanted))
+    if place in (0, totals.size):
         return None
-    held, within = int(above[gap - 1] - from_on[gap]), int(wanted - from_on[gap])
-    return _pick_of_few(base, [other], int(values[gap - 1]) + 1, int(values[gap]) - 1, held, within)
+    number, within = values.size - 1 - place // 2, wanted - int(totals[place - 1])
+    value = int(values[number])
+    if place % 2:
+        return as_float(value), _position(base, [other], value, within, equal[number])
+    held = int(totals[place] - totals[place - 1])
+    if held > _most_collected(base):
+        return None
+    return _pick_of_few(base, [other], value + 1, int(values[number + 1]) - 1, held, within)
 
 
 def _near(base: Tensor, other: Tensor, wanted: int) -> np.ndarray:

@@ -18,15 +18,16 @@ def squared_distance(tensors: Mapping[str, Tensor], base: Checkpoint) -> float:
 
     Added up in double precision where the tensors lie. One pass over both.
     """
-    return math.fsum(_squared(tensor, base.tensor(name)) for name, tensor in tensors.items())
+    return math.fsum(squared(tensor, base.tensor(name)) for name, tensor in tensors.items())
 
 
 def squared_norm(base: Checkpoint, names: Mapping[str, Tensor]) -> float:
     """Return the sum of squares of the tensors of ``base`` called like those in ``names``."""
-    return math.fsum(_squared(base.tensor(name), None) for name in names)
+    return math.fsum(squared(base.tensor(name), None) for name in names)
 
 
-def _squared(tensor: Tensor, base: Tensor | None) -> float:
+def squared(tensor: Tensor, base: Tensor | None) -> float:
+    """Return the sum of squares of ``tensor``, or of its difference from ``base``, in double precision."""
     pieces = torch.split(tensor.reshape(-1), _CHUNK)
     others = [None] * len(pieces) if base is None else torch.split(base.reshape(-1), _CHUNK)
     sums = []

@@ -18,7 +18,7 @@ from search_spaces.recipe import Hop, Recipe
 # Relative norm of what the logits of a written path differ by. A scale in the wrong place gives about 1; float32 leaves
 # the epsilon of the norms, up to 1e-4, and the others the rounding of as many additions as there are hops.
 TOLERANCE = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.15}
-PROMPTS, TOKENS = 2, 24
+_PROMPTS, TOKENS = 2, 24
 
 
 def path_config(config: dict[str, Any], *, hops: Sequence[Hop], types: Sequence[str] | None) -> dict[str, Any]:
@@ -81,14 +81,13 @@ def apart(path: Any, other: Any) -> float:
     """
     text = path.config.get_text_config(decoder=True)
     length = min(TOKENS, int(getattr(text, "max_position_embeddings", TOKENS)))
-    ids = torch.randint(text.vocab_size, (PROMPTS, length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(text.vocab_size, (_PROMPTS, length), generator=torch.Generator().manual_seed(0))
     squares = torch.zeros(2, dtype=torch.float64)
-    for prompt in torch.split(
-        ids, 1
-    ):  # logits of one prompt at a time, float64 ones of one token: vocabularies are large
+    # Logits of one prompt at a time, float64 ones of one token: vocabularies are large.
+    for prompt in torch.split(ids, 1):
         with torch.inference_mode():
             logits = [model(input_ids=prompt, use_cache=False).logits[0] for model in (path, other)]
         for rows in zip(*logits, strict=True):
-            first, second = (row.double() - row.double().mean() for row in rows)
+            first, second = (row - row.mean() for row in map(torch.Tensor.double, rows))
             squares += torch.stack([(first - second).square().sum(), first.square().sum()])
     return math.sqrt(float(squares[0] / squares[1]))

@@ -13,6 +13,7 @@ from torch import Tensor
 from evomerge.errors import CandidateFailed
 from evomerge.merging import cpu, cpu_counts
 from evomerge.merging.coefficients import Kernel, base_of, check_size, effective
+from evomerge.merging.distance import squared
 from evomerge.merging.kernels import Combination, Scratch
 from evomerge.merging.selection import Selector
 from evomerge.merging.terms import Term
@@ -53,25 +54,14 @@ def scaled(kernel: Kernel, factor: float, base: int) -> Kernel:
 def _relative_length(kernel: Kernel, recipe: Recipe, name: str, selector: Selector) -> float:
     """Return the mean norm of the task vectors over the norm of what ``kernel`` adds to the base."""
     experts = recipe.experts
-    norms = selector.remember(("norms", experts, name), lambda: _norms(selector, experts, name))
+    norms = np.sqrt(selector.energies(experts, name, selector.size(name), None))
     added = _length_of(kernel, base_of(recipe), name, selector)
-    mean = math.fsum(norms) / len(norms)
+    mean = float(norms.mean())
     if added == 0.0:
         return 1.0  # whatever the factor, there is nothing to multiply
     if added <= 1e-5 * mean:
         raise CandidateFailed(f"length: the operator moves tensor {name!r} by {added:g} only, mostly rounding errors")
     return mean / added
-
-
-def _norms(selector: Selector, experts: tuple[int, ...], name: str) -> tuple[float, ...]:
-    if selector.compiled(experts, name):
-        squares = cpu_counts.energies(*selector.tensors(experts, name), None)
-        if squares is not None:
-            return tuple(np.sqrt(squares).tolist())
-    return tuple(
-        math.sqrt(math.fsum(float(delta.double().square().sum()) for _, _, delta in selector.deltas(expert, name)))
-        for expert in experts
-    )
 
 
 def _length_of(kernel: Kernel, base: int, name: str, selector: Selector) -> float:
@@ -104,4 +94,4 @@ def _shares(kernel: Combination, base: int) -> dict[int, float]:
 
 def _squared_distance(one: Tensor, other: Tensor) -> float:
     squares = cpu_counts.energies(one, [other], None) if cpu.fits([one, other]) else None
-    return float((other.double() - one.double()).square().sum()) if squares is None else float(squares[0])
+    return squared(other, one) if squares is None else float(squares[0])
